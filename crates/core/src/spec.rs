@@ -1,0 +1,328 @@
+//! What the operator declared: the validated spec, its defaults and the reasons for them.
+//!
+//! A value of these types is true in itself (names are legal, references resolve, ports do not
+//! overlap); what only a machine can know (binaries, directories, ports in use) is not in it.
+
+mod address;
+mod diff;
+mod names;
+pub mod parameters;
+mod ports;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+pub use address::Address;
+pub use diff::{Change, TakesEffect, diff};
+pub use names::{
+    DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
+    SERVICE_NAMES_RESERVED, check_name, check_name_free,
+};
+pub use ports::PortRange;
+
+/// The version of the document a person writes; raised when a key changes its meaning.
+pub const SCHEMA: u32 = 1;
+/// The version of the record in the store; a newer one is refused, so that an old agent never acts
+/// on half of what was asked.
+pub const RECORD_VERSION: u32 = 1;
+
+/// The cluster's name when none is declared: it says what it is to someone who finds the directory.
+pub const CLUSTER: &str = "local";
+/// The nodes when none are declared: three is the least that survives the loss of one and still
+/// has a synchronous standby.
+pub const NODES: [&str; 3] = ["a", "b", "c"];
+/// Where undeclared nodes and listeners live: loopback, so that nothing is reachable from outside
+/// unless somebody asks for it.
+pub const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+/// A node's ports when it declares none. Above 1024 (no privilege needed), below 32768 (where Linux
+/// takes outgoing ports from) and away from PostgreSQL's own 5432.
+pub const PORTS: PortRange = PortRange { first: 15400, last: 15499 };
+/// How far apart the ranges of undeclared nodes start: one range each on one address.
+pub const PORTS_STEP: u16 = 100;
+/// Where clients reach the embedded etcd, below the first node's range. A flag changes it.
+pub const STORE_CLIENT_PORT: u16 = 15300;
+/// Where members of the embedded etcd reach each other.
+pub const STORE_PEER_PORT: u16 = 15301;
+
+/// The service when none is declared.
+pub const SERVICE: &str = "main";
+/// The PostgreSQL major version: the one that Debian 12 ships, and the only one tested so far.
+pub const POSTGRES_VERSION: u32 = 15;
+/// Major versions that this Everhold can run.
+pub const POSTGRES_VERSIONS: [u32; 1] = [15];
+/// The database made at bootstrap: short, and not `postgres`, which tools expect to be empty.
+pub const DATABASE: &str = "app";
+/// The role that owns it, never a superuser.
+pub const OWNER: &str = "app";
+
+/// How many standbys confirm a commit: one, so that no acknowledged commit is ever on a single
+/// disk, and the loss of one standby out of two does not stop writes.
+pub const SYNCHRONOUS_NUMBER: u32 = 1;
+/// What happens when too few standbys are left: writes wait, since nothing may be acknowledged
+/// that only one disk holds unless somebody asked for that.
+pub const DURABILITY: Durability = Durability::Required;
+/// An instance's priority in an election between equals: all the same, the name decides.
+pub const PRIORITY: u32 = 1;
+/// The highest priority; three digits leave room between any two without inviting fine tuning.
+pub const PRIORITY_MAX: u32 = 1000;
+/// Whether an instance may become primary: yes, a standby that may not is a choice.
+pub const FAILOVER: bool = true;
+
+/// The write address when none is declared: the number PgBouncer made known for "not the server".
+pub const WRITE_BIND: SocketAddr = SocketAddr::new(ADDRESS, 6432);
+/// The read address when none is declared: next to the write address.
+pub const READ_BIND: SocketAddr = SocketAddr::new(ADDRESS, 6433);
+/// How old a standby's data may be before reads leave it: far above the lag of a healthy standby
+/// (milliseconds), below what a person notices.
+pub const MAX_LAG_MS: u64 = 1_000;
+/// The longest lag bound: with a day of lag a standby is an archive, not a replica.
+pub const MAX_LAG_MS_MAX: u64 = 86_400_000;
+/// The API and console: loopback only, since its bearer token crosses the wire in the clear.
+pub const API_BIND: SocketAddr = SocketAddr::new(ADDRESS, 7070);
+
+/// The most nodes and services of one cluster; every agent talks to every other one.
+pub const NODES_MAX: usize = 64;
+/// See [`NODES_MAX`].
+pub const SERVICES_MAX: usize = 64;
+
+/// Everything that was declared, with the defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// [`SCHEMA`] of the document it was written in.
+    pub schema: u32,
+    pub cluster: String,
+    pub nodes: BTreeMap<String, NodeSpec>,
+    pub services: BTreeMap<String, ServiceSpec>,
+    pub gateway: GatewaySpec,
+    pub listeners: BTreeMap<String, ListenerSpec>,
+    pub api: ApiSpec,
+}
+
+/// A machine (or, on one machine, one third of it).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    pub address: Address,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    pub ports: PortRange,
+}
+
+/// A thing that is kept up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ServiceSpec {
+    Postgres(PostgresSpec),
+}
+
+/// A PostgreSQL cluster: one primary and its standbys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresSpec {
+    /// In the declared order; the first one is bootstrapped, the others are cloned from it.
+    pub nodes: Vec<String>,
+    /// The major version.
+    pub version: u32,
+    pub database: String,
+    pub owner: String,
+    pub synchronous: SynchronousSpec,
+    /// One entry per node of the service.
+    pub instances: BTreeMap<String, InstanceSpec>,
+    /// The user's settings, in PostgreSQL's own spelling; none of them weakens a guarantee.
+    pub parameters: BTreeMap<String, String>,
+}
+
+/// Which standbys must have flushed a commit before it is acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SynchronousSpec {
+    /// The k of `ANY k (…)`. Zero: none, a failover may lose commits.
+    pub number: u32,
+    pub durability: Durability,
+    /// Over which failure domain the synchronous standbys are to be spread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
+}
+
+/// What to do when fewer standbys than declared are left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Writes wait until a standby is back.
+    Required,
+    /// The primary goes on alone, by a committed and loudly shown change.
+    Preferred,
+}
+
+/// A failure domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    Zone,
+    Region,
+}
+
+/// One process of a service on one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceSpec {
+    /// Higher is preferred, among candidates that hold the same history.
+    pub priority: u32,
+    /// Whether it may become primary.
+    pub failover: bool,
+    /// Where it listens. Given when the spec is accepted and kept by [`Spec::keep_ports`].
+    pub port: u16,
+}
+
+/// Where gateways run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewaySpec {
+    pub nodes: Vec<String>,
+}
+
+/// An address that clients connect to, on every gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerSpec {
+    pub bind: SocketAddr,
+    pub protocol: Protocol,
+    pub service: String,
+    pub role: Role,
+    /// For [`Role::Standby`]: standbys further behind leave the route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_lag_ms: Option<u64>,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    Postgres,
+}
+
+/// Whom a PostgreSQL listener leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    Primary,
+    /// A standby within the lag, or the primary when there is none.
+    Standby,
+}
+
+/// The HTTP API and console.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiSpec {
+    pub bind: SocketAddr,
+}
+
+impl Spec {
+    /// What `everhold up` runs when it is told nothing: one PostgreSQL service on three nodes.
+    pub fn default_for_one_machine() -> Spec {
+        let mut spec = Spec {
+            schema: SCHEMA,
+            cluster: CLUSTER.into(),
+            nodes: Spec::default_nodes(),
+            services: BTreeMap::from([(
+                SERVICE.into(),
+                ServiceSpec::Postgres(PostgresSpec::default_on(
+                    NODES.iter().map(|&node| node.into()).collect(),
+                )),
+            )]),
+            gateway: GatewaySpec { nodes: NODES.iter().map(|&node| node.into()).collect() },
+            listeners: Spec::default_listeners(SERVICE),
+            api: ApiSpec { bind: API_BIND },
+        };
+        spec.assign_ports();
+        spec
+    }
+
+    /// [`NODES`] on [`ADDRESS`], each with a range of its own.
+    pub fn default_nodes() -> BTreeMap<String, NodeSpec> {
+        let node = |step: u16| NodeSpec {
+            address: Address::Ip(ADDRESS),
+            region: None,
+            zone: None,
+            ports: PORTS.shifted(step * PORTS_STEP),
+        };
+        (0..).zip(NODES).map(|(step, name)| (name.to_owned(), node(step))).collect()
+    }
+
+    /// One address for writes and one for reads of `service`.
+    pub fn default_listeners(service: &str) -> BTreeMap<String, ListenerSpec> {
+        let listener = |bind, role, max_lag_ms| ListenerSpec {
+            bind,
+            protocol: Protocol::Postgres,
+            service: service.to_owned(),
+            role,
+            max_lag_ms,
+        };
+        BTreeMap::from([
+            ("write".to_owned(), listener(WRITE_BIND, Role::Primary, None)),
+            ("read".to_owned(), listener(READ_BIND, Role::Standby, Some(MAX_LAG_MS))),
+        ])
+    }
+
+    /// The node that runs the embedded store's only member: the first by name.
+    pub fn store_node(&self) -> Option<(&str, &NodeSpec)> {
+        self.nodes.first_key_value().map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// The PostgreSQL service of that name.
+    pub fn postgres(&self, service: &str) -> Option<&PostgresSpec> {
+        match self.services.get(service)? {
+            ServiceSpec::Postgres(postgres) => Some(postgres),
+        }
+    }
+}
+
+impl ServiceSpec {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            ServiceSpec::Postgres(_) => "postgres",
+        }
+    }
+
+    /// The nodes that have an instance of it, in the declared order.
+    pub fn nodes(&self) -> &[String] {
+        match self {
+            ServiceSpec::Postgres(postgres) => &postgres.nodes,
+        }
+    }
+
+    /// The port of its instance on `node`.
+    pub fn port(&self, node: &str) -> Option<u16> {
+        match self {
+            ServiceSpec::Postgres(postgres) => postgres.instances.get(node).map(|it| it.port),
+        }
+    }
+}
+
+impl PostgresSpec {
+    /// A service with every default, on `nodes`; its instances have no port yet.
+    pub fn default_on(nodes: Vec<String>) -> PostgresSpec {
+        let instances = nodes.iter().map(|node| (node.clone(), InstanceSpec::default())).collect();
+        PostgresSpec {
+            nodes,
+            version: POSTGRES_VERSION,
+            database: DATABASE.into(),
+            owner: OWNER.into(),
+            synchronous: SynchronousSpec::default(),
+            instances,
+            parameters: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for SynchronousSpec {
+    fn default() -> Self {
+        SynchronousSpec { number: SYNCHRONOUS_NUMBER, durability: DURABILITY, spread: None }
+    }
+}
+
+impl Default for InstanceSpec {
+    fn default() -> Self {
+        InstanceSpec { priority: PRIORITY, failover: FAILOVER, port: ports::UNASSIGNED }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! What changes from one revision of the spec to the next, and when each change is in force.
+//!
+//! Both sides are validated. A change that a running cluster cannot make without losing data or a
+//! guarantee is refused here, with what to do instead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Serialize;
+
+use super::parameters::{Context, context};
+use super::{GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, ServiceSpec, Spec};
+
+/// One difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// As in the document: `service.main.parameters.work_mem`.
+    pub path: String,
+    /// Absent: not declared before, or PostgreSQL's own default.
+    pub old: Option<String>,
+    pub new: Option<String>,
+    #[serde(flatten)]
+    pub takes_effect: TakesEffect,
+}
+
+/// When a change is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "takes_effect", rename_all = "snake_case")]
+pub enum TakesEffect {
+    /// As soon as the agents and gateways have read the revision; no server notices.
+    AtOnce,
+    /// After a reload of PostgreSQL's configuration, which no client notices.
+    Reload,
+    /// After a restart of what uses it; of PostgreSQL one instance at a time, standbys first.
+    Restart,
+    /// Not on a running cluster.
+    Refused { why: String },
+}
+
+use TakesEffect::{AtOnce, Reload, Restart};
+
+/// Every difference between two revisions, in order of its path. `new` has been through
+/// [`Spec::keep_ports`] with `old`.
+pub fn diff(old: &Spec, new: &Spec) -> Vec<Change> {
+    let mut changes = Changes::default();
+    changes.value("schema", &old.schema, &new.schema, AtOnce);
+    let why = "every data directory carries the cluster's name; start a second cluster instead";
+    changes.value("cluster", &old.cluster, &new.cluster, refused(why));
+    changes.value("api.bind", &old.api.bind, &new.api.bind, Restart);
+    changes.gateway(&old.gateway, &new.gateway);
+    for (name, old, new) in both(&old.nodes, &new.nodes) {
+        changes.node(&format!("node.{name}"), old, new);
+    }
+    for (name, old, new) in both(&old.services, &new.services) {
+        changes.service(&format!("service.{name}"), old, new);
+    }
+    for (name, old, new) in both(&old.listeners, &new.listeners) {
+        changes.listener(&format!("listener.{name}"), old, new);
+    }
+    changes.0.sort_by(|a, b| a.path.cmp(&b.path));
+    changes.0
+}
+
+fn refused(why: &str) -> TakesEffect {
+    TakesEffect::Refused { why: why.to_owned() }
+}
+
+/// The entries of both maps by name, each with what it was and what it is to be.
+fn both<'a, V>(
+    old: &'a BTreeMap<String, V>,
+    new: &'a BTreeMap<String, V>,
+) -> Vec<(&'a String, Option<&'a V>, Option<&'a V>)> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    names.into_iter().map(|name| (name, old.get(name), new.get(name))).collect()
+}
+
+#[derive(Default)]
+struct Changes(Vec<Change>);
+
+impl Changes {
+    fn push(&mut self, path: &str, old: Option<String>, new: Option<String>, when: TakesEffect) {
+        if old != new {
+            self.0.push(Change { path: path.to_owned(), old, new, takes_effect: when });
+        }
+    }
+
+    fn value(&mut self, path: &str, old: &impl ToString, new: &impl ToString, when: TakesEffect) {
+        self.push(path, Some(old.to_string()), Some(new.to_string()), when);
+    }
+
+    fn gateway(&mut self, old: &GatewaySpec, new: &GatewaySpec) {
+        self.value("gateway.nodes", &old.nodes.join(", "), &new.nodes.join(", "), AtOnce);
+    }
+
+    fn node(&mut self, path: &str, old: Option<&NodeSpec>, new: Option<&NodeSpec>) {
+        let address = |node: &NodeSpec| node.address.to_string();
+        let (Some(old), Some(new)) = (old, new) else {
+            let when = match new {
+                Some(_) => AtOnce,
+                None => refused(
+                    "a node is not removed from a running cluster by this version; \
+                     put it into maintenance and stop its agent",
+                ),
+            };
+            return self.push(path, old.map(address), new.map(address), when);
+        };
+        let why = "instances and certificates are bound to it; add a node under another name";
+        self.value(&format!("{path}.address"), &old.address, &new.address, refused(why));
+        let why = "the agent and its instances keep their ports; add a node under another name";
+        self.value(&format!("{path}.ports"), &old.ports, &new.ports, refused(why));
+        self.push(&format!("{path}.region"), old.region.clone(), new.region.clone(), AtOnce);
+        self.push(&format!("{path}.zone"), old.zone.clone(), new.zone.clone(), AtOnce);
+    }
+
+    fn service(&mut self, path: &str, old: Option<&ServiceSpec>, new: Option<&ServiceSpec>) {
+        let kind = |service: &ServiceSpec| service.kind().to_owned();
+        match (old, new) {
+            (Some(ServiceSpec::Postgres(old)), Some(ServiceSpec::Postgres(new))) => {
+                self.postgres(path, old, new);
+            }
+            (None, new) => self.push(path, None, new.map(kind), AtOnce),
+            (old, None) => {
+                let why = "removing a service would orphan its data; \
+                           keep it declared, or stop the cluster and move the data away";
+                self.push(path, old.map(kind), None, refused(why));
+            }
+        }
+    }
+
+    fn postgres(&mut self, path: &str, old: &PostgresSpec, new: &PostgresSpec) {
+        let nodes = if old.nodes.iter().all(|node| new.nodes.contains(node)) {
+            AtOnce
+        } else {
+            refused(
+                "an instance is not removed from a running service by this version; \
+                 set its `failover` to false and put its node into maintenance",
+            )
+        };
+        self.value(&format!("{path}.nodes"), &old.nodes.join(", "), &new.nodes.join(", "), nodes);
+        let why = "a major version is not changed in place; restore a dump into a new service";
+        self.value(&format!("{path}.version"), &old.version, &new.version, refused(why));
+        let why = "it is made once, at bootstrap; rename it in SQL, or create another service";
+        self.value(&format!("{path}.database"), &old.database, &new.database, refused(why));
+        self.value(&format!("{path}.owner"), &old.owner, &new.owner, refused(why));
+        self.synchronous(&format!("{path}.synchronous"), old, new);
+        for (node, old, new) in both(&old.instances, &new.instances) {
+            if let (Some(old), Some(new)) = (old, new) {
+                self.instance(&format!("{path}.instance.{node}"), old, new);
+            }
+        }
+        for (name, old, new) in both(&old.parameters, &new.parameters) {
+            let when = match context(name) {
+                Context::Reload => Reload,
+                Context::Restart | Context::ReadOnly => Restart,
+            };
+            self.push(&format!("{path}.parameters.{name}"), old.cloned(), new.cloned(), when);
+        }
+    }
+
+    fn synchronous(&mut self, path: &str, old: &PostgresSpec, new: &PostgresSpec) {
+        let (old, new) = (&old.synchronous, &new.synchronous);
+        // The set moves one step at a time through an envelope; each step is a reload.
+        self.value(&format!("{path}.number"), &old.number, &new.number, Reload);
+        let text = |it: &dyn fmt::Debug| format!("{it:?}").to_lowercase();
+        let (was, is) = (text(&old.durability), text(&new.durability));
+        self.value(&format!("{path}.durability"), &was, &is, AtOnce);
+        let (was, is) = (old.spread.map(|it| text(&it)), new.spread.map(|it| text(&it)));
+        self.push(&format!("{path}.spread"), was, is, Reload);
+    }
+
+    fn instance(&mut self, path: &str, old: &InstanceSpec, new: &InstanceSpec) {
+        self.value(&format!("{path}.priority"), &old.priority, &new.priority, AtOnce);
+        self.value(&format!("{path}.failover"), &old.failover, &new.failover, AtOnce);
+        self.value(&format!("{path}.port"), &old.port, &new.port, Restart);
+    }
+
+    fn listener(&mut self, path: &str, old: Option<&ListenerSpec>, new: Option<&ListenerSpec>) {
+        let (Some(old), Some(new)) = (old, new) else {
+            let bind = |listener: &ListenerSpec| listener.bind.to_string();
+            return self.push(path, old.map(bind), new.map(bind), AtOnce);
+        };
+        let text = |it: &dyn fmt::Debug| format!("{it:?}").to_lowercase();
+        let lag = |listener: &ListenerSpec| listener.max_lag_ms.map(|ms| format!("{ms}ms"));
+        self.value(&format!("{path}.bind"), &old.bind, &new.bind, AtOnce);
+        let (was, is) = (text(&old.protocol), text(&new.protocol));
+        self.value(&format!("{path}.protocol"), &was, &is, AtOnce);
+        self.value(&format!("{path}.service"), &old.service, &new.service, AtOnce);
+        self.value(&format!("{path}.role"), &text(&old.role), &text(&new.role), AtOnce);
+        self.push(&format!("{path}.max_lag"), lag(old), lag(new), AtOnce);
+    }
+}
