@@ -1,0 +1,405 @@
+//! Campaigns: when to begin one, and how it goes from the open epoch to the published term.
+
+use super::{Action, Verdict, Write};
+use crate::ids::{Epoch, Time};
+use crate::policy;
+use crate::status::{FastForward, State, Summons};
+use crate::term::{
+    Choice, Report, Reports, Term, Uncovered, choose, covered_but, first_uncovered, most_advanced,
+    published,
+};
+use crate::view::{Campaign, CampaignRecord, Cause, Guard, View};
+use std::collections::BTreeMap;
+
+/// Decides what this node does as a campaigner.
+pub fn decide(view: &View, now: Time) -> Verdict {
+    if view.store.unreadable.is_some() {
+        return Verdict::Steady;
+    }
+    if let Some(campaign) = &view.campaign {
+        return run(view, now, campaign);
+    }
+    let Some(term) = view.term() else { return first_term(view, now) };
+    let Some((cause, since)) = &view.reason else { return Verdict::Steady };
+    begin(view, now, term, cause, *since)
+}
+
+/// Why the term's leader should be replaced, if it should.
+pub fn reason(view: &View, now: Time) -> Option<Cause> {
+    let term = view.term()?;
+    if let Some(wish) = &view.wish {
+        return Some(wish.cause.clone());
+    }
+    if view.store.maintenance {
+        return None;
+    }
+    let mine = term.leader.node == view.me;
+    let told = view.fresh(&term.leader.node, now);
+    let (member, fell) = if mine {
+        (Some(view.member()), fell(view) == Some(term.epoch))
+    } else {
+        (told.map(|s| s.member.clone()), told.is_some_and(|s| s.fell == Some(term.epoch)))
+    };
+    if member.is_some_and(|member| member != term.leader) {
+        return Some(Cause::LeaderReplaced);
+    }
+    if fell {
+        return Some(Cause::LeaderFell);
+    }
+    if misses(view, now) {
+        return Some(Cause::LeaderMissed);
+    }
+    let seen = view.store.term.as_ref().map_or(now, |record| record.seen);
+    let leads =
+        if mine { view.led_term().is_some() } else { told.is_some_and(|s| s.primary.is_some()) };
+    let waited = now.since(seen.max(view.awake)) > policy::UNOPENED_MS;
+    (!term.open && !leads && waited).then_some(Cause::NeverOpened)
+}
+
+/// The epoch this node was granted, if its PostgreSQL doesn't lead it (any more).
+pub fn fell(view: &View) -> Option<Epoch> {
+    let term = view.my_term()?;
+    let granted = view.durable.grant?.epoch >= term.epoch;
+    let begun = view.promoting == Some(term.epoch) && view.is_standby();
+    let runs = view.pg.process == crate::postgres::Process::Running && !view.is_standby();
+    let unknown = view.pg.process == crate::postgres::Process::Unknown;
+    (granted && !begun && !runs && !unknown).then_some(term.epoch)
+}
+
+/// First-hand: no heartbeat of the leader's agent, no answer of its PostgreSQL, no WAL from it.
+pub fn misses(view: &View, now: Time) -> bool {
+    let Some(term) = view.term() else { return false };
+    let node = &term.leader.node;
+    if *node == view.me {
+        return false;
+    }
+    // Silence counts from when this agent was itself awake.
+    let peer = view.peers.get(node);
+    let heard = peer.and_then(|p| p.detector.last()).unwrap_or(view.awake);
+    let silent = now.since(heard.max(view.awake));
+    let improbable =
+        peer.is_none_or(|p| p.detector.last().is_none() || p.detector.phi(now) >= policy::PHI);
+    if silent < policy::SILENCE_MS || !improbable {
+        return false;
+    }
+    let recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) < policy::SILENCE_MS);
+    let asked = view.probe.epoch == term.epoch && recent(view.probe.failed);
+    let wal = view.pg.receiver.as_ref().filter(|r| r.streaming).and_then(|r| r.message_ms_ago);
+    asked && !recent(view.probe.answered) && wal.is_none_or(|ms| ms >= policy::SILENCE_MS)
+}
+
+/// The campaign that makes the cluster: the first node, with nothing in force to be covered.
+fn first_term(view: &View, _now: Time) -> Verdict {
+    if !view.store.read || view.policy.nodes.first() != Some(&view.me) {
+        return Verdict::Steady;
+    }
+    let (Some(report), None) = (view.report(), &view.store.epoch) else { return Verdict::Steady };
+    if report.epoch != 1 {
+        return Verdict::Steady;
+    }
+    let reports = Reports::from([(view.me.clone(), report.clone())]);
+    let term = published(None, 1, &report, &reports, view.policy.redundancy);
+    let write = Write::Publish { term, term_rev: 0, guarded: true };
+    Verdict::store("bootstrap", "the first term", write)
+}
+
+fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Verdict {
+    let asked = matches!(cause, Cause::Switchover { .. } | Cause::Force { .. });
+    let say = explain(cause, term);
+    if !view.store.reachable {
+        return Verdict::hold("store-gone", format!("{say}, and the store is gone"), "the store");
+    }
+    if let Some(rival) = view.rival(now) {
+        let why = format!("{} campaigns for epoch {}", rival.owner, rival.epoch);
+        return Verdict::hold("rival", why, "its end");
+    }
+    if let Some(until) = view.campaign_pause.filter(|until| *until > now && !asked) {
+        let wait = until.since(now);
+        return Verdict::hold("no-cover", say, format!("the next try in {wait} ms"));
+    }
+    if let Cause::Switchover { to } = cause
+        && let Some(refused) = unfit(view, now, term, to.as_deref())
+    {
+        let action = Action::EndWish { refused: Some(refused.clone()) };
+        return Verdict::act("switchover-refused", refused, action);
+    }
+    if !asked && view.has(Guard::PreVote) && !agreed(view, now, term, cause) {
+        return Verdict::hold("pre-vote", say, "enough others miss the leader too");
+    }
+    let wait = rank(view, term, cause) * policy::RANK_MS;
+    if now.since(since) < wait && !asked {
+        return Verdict::hold("rank", say, format!("{wait} ms, so that campaigners don't duel"));
+    }
+    let epoch = view.highest_promise().max(view.store_epoch()) + 1;
+    let record = CampaignRecord { epoch, owner: view.me.clone(), beat: 0 };
+    let write = Write::Open {
+        epoch_rev: view.store.epoch.as_ref().map_or(0, |record| record.rev),
+        campaign_rev: view.store.campaign.as_ref().map_or(0, |record| record.rev),
+        record,
+        cause: cause.clone(),
+    };
+    Verdict::store(rule(cause), say, write)
+}
+
+/// The name under which journal, metrics and `status` show why there was a campaign.
+pub fn rule(cause: &Cause) -> &'static str {
+    match cause {
+        Cause::LeaderFell => "leader-down",
+        Cause::LeaderMissed => "leader-missed",
+        Cause::LeaderReplaced => "leader-replaced",
+        Cause::NeverOpened => "never-opened",
+        Cause::Switchover { .. } => "switchover",
+        Cause::Force { .. } => "force",
+    }
+}
+
+fn explain(cause: &Cause, term: &Term) -> String {
+    let leader = &term.leader;
+    match cause {
+        Cause::LeaderFell => format!("{leader} says that its PostgreSQL does not lead any more"),
+        Cause::LeaderMissed => format!("no heartbeat, answer or WAL of {leader}"),
+        Cause::LeaderReplaced => format!("{leader} is gone for good: its node has other data"),
+        Cause::NeverOpened => format!("{leader} did not open epoch {}", term.epoch),
+        Cause::Switchover { .. } => "the operator asks for another leader".to_string(),
+        Cause::Force { .. } => "the operator forces a leader".to_string(),
+    }
+}
+
+/// Pre-vote: those who miss the leader themselves would cover every set in force.
+fn agreed(view: &View, now: Time, term: &Term, cause: &Cause) -> bool {
+    match cause {
+        // The leader's own agent says so, or the leader's data is gone, or nobody leads.
+        Cause::LeaderFell | Cause::LeaderReplaced | Cause::NeverOpened => return true,
+        Cause::Switchover { .. } | Cause::Force { .. } => return true,
+        Cause::LeaderMissed => {}
+    }
+    let mut yes: BTreeMap<String, crate::ids::Member> = view
+        .others()
+        .filter_map(|node| {
+            let status = view.fresh(node, now)?;
+            (status.misses == Some(term.epoch)).then(|| (node.to_string(), status.member.clone()))
+        })
+        .collect();
+    if misses(view, now) {
+        yes.insert(view.me.clone(), view.member());
+    }
+    term.inforce.iter().all(|set| {
+        let said = set.members.iter().filter(|m| yes.get(&m.node) == Some(m)).count() as u32;
+        set.is_closed() || (!set.is_alone() && said >= set.cover_needed())
+    })
+}
+
+/// The leader's own agent first, if it can speak, then the others in the order of the spec.
+fn rank(view: &View, term: &Term, cause: &Cause) -> u64 {
+    let leader = &term.leader.node;
+    if *leader == view.me {
+        return 0;
+    }
+    let before = view.policy.nodes.iter().take_while(|node| **node != view.me);
+    let place = before.filter(|node| *node != leader).count() as u64;
+    place + u64::from(*cause == Cause::LeaderFell)
+}
+
+/// Why a switchover can't be done now.
+fn unfit(view: &View, now: Time, term: &Term, to: Option<&str>) -> Option<String> {
+    if !term.open || term.is_changing() {
+        return Some("the term is not open, or its set is being changed; try again".to_string());
+    }
+    if view.led_term().is_none() {
+        return Some(format!("{} leads, not {}", term.leader, view.me));
+    }
+    let ready = |node: &str| {
+        let status = view.fresh(node, now);
+        let fit = view.policy.preferences.get(node).is_none_or(|p| p.failover);
+        fit && status.is_some_and(|s| s.streaming && term.target.members.contains(&s.member))
+    };
+    match to {
+        Some(node) if node == view.me => Some(format!("{node} leads already")),
+        Some(node) if !view.policy.nodes.iter().any(|n| n == node) => {
+            Some(format!("{node} is not a node of this service"))
+        }
+        Some(node) if !ready(node) => {
+            Some(format!("{node} is not a streaming member of the synchronous set"))
+        }
+        None if !view.others().any(ready) => {
+            Some("no streaming member of the synchronous set may lead".to_string())
+        }
+        Some(_) | None => None,
+    }
+}
+
+fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
+    let term = view.term();
+    let ended = term.is_some_and(|term| term.epoch >= campaign.epoch);
+    if ended || view.store_epoch() > campaign.epoch {
+        let why = format!("epoch {} was decided", campaign.epoch);
+        return Verdict::act("campaign-ended", why, Action::EndCampaign);
+    }
+    let (Some(term), Some(record)) = (term, &view.store.campaign) else {
+        return Verdict::hold("campaign", "the store's records are not read", "the store");
+    };
+    if record.value.epoch != campaign.epoch || record.value.owner != view.me {
+        let why = format!("{} campaigns now", record.value.owner);
+        return Verdict::act("campaign-ended", why, Action::EndCampaign);
+    }
+    if campaign.summons == Summons::Leader && leader_sealed(view, now, term, campaign) {
+        return Verdict::act("switchover", "the leader has stopped", Action::SummonAll);
+    }
+    let reports = &campaign.reports;
+    if let Some(uncovered) = uncovered(view, term, reports) {
+        return wait_for_cover(view, now, term, campaign, &uncovered, record.rev);
+    }
+    if let Some(order) = &campaign.fast_forward
+        && reports.get(&order.node).is_none_or(|report| report.end < order.end)
+        && now.since(campaign.opened) < policy::CAMPAIGN_GIVE_UP_MS
+    {
+        return renew(view, now, campaign, record.rev).unwrap_or_else(|| {
+            Verdict::hold("fast-forward", format!("{} streams what it lacks", order.node), "it")
+        });
+    }
+    if let Some(late) = late(view, now, campaign) {
+        return Verdict::hold("late-report", format!("{late} is alive and not sealed yet"), late);
+    }
+    let wanted = match &campaign.cause {
+        Cause::Switchover { to } | Cause::Force { to } => to.as_deref(),
+        Cause::LeaderFell | Cause::LeaderMissed | Cause::LeaderReplaced | Cause::NeverOpened => {
+            None
+        }
+    };
+    let preferences = preferences(view, campaign, term);
+    let tried = now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS;
+    let choice = choose(reports, &preferences, wanted.filter(|_| !tried));
+    let leader = match (choice, view.has(Guard::HistoryOrder)) {
+        (Choice::Lead(leader), true) => leader,
+        (Choice::FastForward { node, from }, true) => {
+            let order = FastForward {
+                node: node.member.node.clone(),
+                from: from.member.node.clone(),
+                end: from.end,
+            };
+            let why = format!("{} shall lead and lacks what {} holds", order.node, order.from);
+            return Verdict::act("fast-forward", why, Action::FastForward { order });
+        }
+        (Choice::Nobody, true) => {
+            return Verdict::hold_for_operator(
+                "nobody-may-lead",
+                "no sealed node is allowed to lead",
+                "set instance.NODE.failover = true for one of them",
+            );
+        }
+        (_, false) => match reports.values().max_by_key(|r| (r.end, r.member.clone())) {
+            Some(longest) => longest,
+            None => return Verdict::Steady,
+        },
+    };
+    publish(view, campaign, term, leader)
+}
+
+/// A switchover away from a node must not choose it again while another is as good.
+fn preferences(
+    view: &View,
+    campaign: &Campaign,
+    term: &Term,
+) -> BTreeMap<String, crate::term::Preference> {
+    let mut preferences = view.policy.preferences.clone();
+    if matches!(campaign.cause, Cause::Switchover { .. }) {
+        let others = most_advanced(&campaign.reports)
+            .iter()
+            .any(|report| report.member.node != term.leader.node);
+        if others {
+            let away = preferences
+                .entry(term.leader.node.clone())
+                .or_insert(crate::term::Preference { priority: 0, failover: true });
+            away.priority = i32::MIN;
+        }
+    }
+    preferences
+}
+
+fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Verdict {
+    let mut next =
+        published(Some(term), campaign.epoch, leader, &campaign.reports, view.policy.redundancy);
+    if !view.has(Guard::OldSetsStay) {
+        next.inforce = vec![next.target.clone()];
+    }
+    let why = format!("{} leads epoch {}: {}", leader.member, campaign.epoch, next.target);
+    let term_rev = view.store.term.as_ref().map_or(0, |record| record.rev);
+    let guarded = view.has(Guard::PublishGuard);
+    Verdict::store("publish", why, Write::Publish { term: next, term_rev, guarded })
+}
+
+fn uncovered(view: &View, term: &Term, reports: &Reports) -> Option<Uncovered> {
+    if view.has(Guard::Cover) {
+        return first_uncovered(&term.inforce, reports);
+    }
+    let all = !reports.is_empty() && term.inforce.iter().all(|set| covered_but(1, set, reports));
+    if all { None } else { first_uncovered(&term.inforce, reports) }
+}
+
+/// A node that is alive and will report in a moment belongs into the new set.
+fn late<'a>(view: &'a View, now: Time, campaign: &Campaign) -> Option<&'a str> {
+    let since = campaign.covered.unwrap_or(now);
+    if now.since(since) >= policy::LATE_REPORT_MS {
+        return None;
+    }
+    view.others().find(|node| {
+        let sealing = view.fresh(node, now).is_some_and(|s| {
+            matches!(s.state, State::Streaming | State::Connecting | State::Parking)
+        });
+        sealing && !campaign.reports.contains_key(*node)
+    })
+}
+
+fn leader_sealed(view: &View, now: Time, term: &Term, campaign: &Campaign) -> bool {
+    if now.since(campaign.opened) > policy::CAMPAIGN_GIVE_UP_MS {
+        return true;
+    }
+    if term.leader.node == view.me {
+        return view.durable.promise >= campaign.epoch
+            && view.pg.process != crate::postgres::Process::Running
+            || view.is_standby();
+    }
+    campaign.reports.contains_key(&term.leader.node)
+}
+
+fn wait_for_cover(
+    view: &View,
+    now: Time,
+    term: &Term,
+    campaign: &Campaign,
+    missing: &Uncovered,
+    rev: u64,
+) -> Verdict {
+    let why = format!("epoch {}: the set {} is not covered", campaign.epoch, missing.set);
+    if matches!(campaign.cause, Cause::Force { .. })
+        && !campaign.reports.is_empty()
+        && lease_ended(view, now)
+        && now.since(campaign.opened) >= policy::UNOPENED_MS
+        && let Choice::Lead(leader) = choose(&campaign.reports, &view.policy.preferences, None)
+    {
+        return publish(view, campaign, term, leader);
+    }
+    let forced = matches!(campaign.cause, Cause::Force { .. });
+    if now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS && !forced {
+        return Verdict::store("no-cover", why, Write::GiveUp { campaign_rev: rev });
+    }
+    renew(view, now, campaign, rev)
+        .unwrap_or_else(|| Verdict::hold("cover", why, missing.to_string()))
+}
+
+/// The old leader's right to run has ended by this node's own clock.
+fn lease_ended(view: &View, now: Time) -> bool {
+    view.store.lease.as_ref().is_none_or(|lease| {
+        now.since(lease.seen.max(view.awake)) > policy::LEASE_MS + policy::LEASE_MARGIN_MS
+    })
+}
+
+fn renew(view: &View, now: Time, campaign: &Campaign, rev: u64) -> Option<Verdict> {
+    if now.since(campaign.renewed) < policy::CAMPAIGN_RENEW_MS {
+        return None;
+    }
+    let record =
+        CampaignRecord { epoch: campaign.epoch, owner: view.me.clone(), beat: campaign.beat + 1 };
+    let write = Write::Renew { record, campaign_rev: rev };
+    Some(Verdict::store("campaign", "still under way", write))
+}

@@ -1,0 +1,194 @@
+//! What the leader does with its term: names, barrier, open, changes of the synchronous set.
+//!
+//! A change is never remembered: `inforce`, `target` and the names that PostgreSQL shows say how far
+//! it is. While it is under way the envelope of old and new set is in force (section 2.7, general).
+
+use super::{Verdict, Write, backing_off};
+use crate::ids::{Lsn, Member, Time};
+use crate::policy;
+use crate::postgres::{PgAction, sync_names};
+use crate::term::{Set, Term, change_begun, regranted, settled};
+use crate::view::{Guard, View};
+use std::collections::BTreeSet;
+
+/// Decides the next step of the leader; steady on any node that doesn't lead.
+pub fn decide(view: &View, now: Time) -> Verdict {
+    let Some(term) = view.led_term() else { return Verdict::Steady };
+    let Some(rev) = view.store.term.as_ref().map(|record| record.rev) else {
+        return Verdict::Steady;
+    };
+    let names = wanted_names(view, term);
+    if view.pg.sync_names.as_ref() != Some(&names) {
+        if let Some(hold) = backing_off(view, now, "set-sync", "set-change") {
+            return hold;
+        }
+        let why = format!("acknowledged by {names:?}");
+        return Verdict::pg("set-change", why, PgAction::SetSync { names });
+    }
+    if !term.open && view.leading.barrier != Some(term.epoch) {
+        if let Some(verdict) = change(view, now, term, rev) {
+            return verdict;
+        }
+        if term.target.is_closed() {
+            return blocked(view, term);
+        }
+        let why = format!("a record of epoch {} before any client", term.epoch);
+        return Verdict::pg("barrier", why, PgAction::Barrier { epoch: term.epoch });
+    }
+    if term.is_changing() || !term.open {
+        if let Some(verdict) = settle(view, term, rev) {
+            return verdict;
+        }
+    } else if let Some(verdict) = change(view, now, term, rev) {
+        return verdict;
+    }
+    if let Some(verdict) = regrant(view, now, term, rev) {
+        return verdict;
+    }
+    if term.target.is_closed() || nobody_acknowledges(view, term) {
+        return blocked(view, term);
+    }
+    let here = term.target.members.len();
+    let others = view.policy.nodes.len().saturating_sub(1);
+    if here < others {
+        return Verdict::hold(
+            "redundancy",
+            format!("{here} of {others} standbys in the synchronous set"),
+            "the others stream again",
+        );
+    }
+    Verdict::Steady
+}
+
+/// The names to show. While k rises, the form that makes each walsender's own copy visible.
+fn wanted_names(view: &View, term: &Term) -> String {
+    let changing = *term.current() != term.target;
+    let raising = changing && term.current().k < term.target.k && view.has(Guard::Observed);
+    sync_names(&term.target, raising)
+}
+
+fn nobody_acknowledges(view: &View, term: &Term) -> bool {
+    let streaming = term.target.members.iter().filter(|m| view.walsender(m).is_some()).count();
+    (streaming as u32) < term.target.k
+}
+
+fn blocked(view: &View, term: &Term) -> Verdict {
+    let names: Vec<&str> = view.others().collect();
+    Verdict::hold(
+        "no-standby",
+        format!("writes wait: {} of {} acknowledgements possible", 0, term.target.k),
+        format!("one of {} streams", names.join(", ")),
+    )
+}
+
+/// Ends a change, or opens the term: all walsenders are seen with the new names, and k of the new
+/// set hold everything up to a place read after that.
+fn settle(view: &View, term: &Term, rev: u64) -> Option<Verdict> {
+    let target = &term.target;
+    let raising = term.current().k < target.k;
+    if view.has(Guard::Observed) && !rows_follow(view, target, raising) {
+        return Some(look("not all walsenders show the new names yet"));
+    }
+    let was_alone = term.current().is_alone() && !target.is_alone();
+    let names = view.pg.sync_names.as_ref();
+    if was_alone && view.has(Guard::Checkpointed) && view.leading.checkpointed.as_ref() != names {
+        return Some(Verdict::pg("set-change", "proves the checkpointer", PgAction::Checkpoint));
+    }
+    let Some((_, from)) = view.leading.observed.as_ref().filter(|(n, _)| Some(n) == names) else {
+        return Some(look("the place to be flushed up to is read"));
+    };
+    let holding = target.members.iter().filter(|m| flushed(view, m) >= Some(*from)).count() as u32;
+    if view.has(Guard::Flushed) && (target.is_closed() || holding < target.k) {
+        return (!target.is_closed()).then(|| look("the new set has not flushed everything yet"));
+    }
+    let next = settled(term);
+    let (rule, why) = if term.open {
+        ("set-change", format!("in force: {target}"))
+    } else {
+        ("open", format!("epoch {} is open: {target}", term.epoch))
+    };
+    Some(Verdict::store(rule, why, Write::Lead { term: next, term_rev: rev }))
+}
+
+fn look(why: &str) -> Verdict {
+    Verdict::pg("observe", why, PgAction::Observe)
+}
+
+fn flushed(view: &View, member: &Member) -> Option<Lsn> {
+    view.walsender(member).map(|row| row.flush)
+}
+
+/// Each walsender's own copy of the names is the new one, as far as its priority can show it.
+pub fn rows_follow(view: &View, target: &Set, raising: bool) -> bool {
+    let slots: BTreeSet<String> = target.members.iter().map(Member::slot).collect();
+    let least = if raising { 2 } else { 1 };
+    view.pg.walsenders.iter().all(|row| {
+        if slots.contains(&row.name) && !target.is_alone() && !target.is_closed() {
+            row.priority >= least
+        } else {
+            row.priority == 0
+        }
+    })
+}
+
+/// The next change of the set, if one is wanted.
+fn change(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
+    if *term.current() != term.target {
+        return None;
+    }
+    if view.store.maintenance {
+        return None;
+    }
+    let target = wanted_set(view, now, term);
+    if target == term.target {
+        return None;
+    }
+    let why = format!("{} becomes {target}", term.target);
+    let next = if view.has(Guard::Envelope) {
+        change_begun(term, &target)
+    } else {
+        Term { target, ..term.clone() }
+    };
+    Some(Verdict::store("set-change", why, Write::Lead { term: next, term_rev: rev }))
+}
+
+/// The members that stream stay or join, those gone for long leave; k follows the policy.
+pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
+    let target = &term.target;
+    let stays = |m: &&Member| {
+        let seen = view.leading.streamed.get(&m.slot()).copied().unwrap_or(view.awake);
+        now.since(seen.max(view.awake)) < policy::GONE_MS || !view.has(Guard::GoneLeaves)
+    };
+    let mut members: BTreeSet<Member> = target.members.iter().filter(stays).cloned().collect();
+    let joins = view.others().filter_map(|node| {
+        let status = view.fresh(node, now)?;
+        let row = view.walsender(&status.member)?;
+        let near = row.flush.0 + policy::JOIN_LAG_BYTES >= view.pg.lsn.0;
+        let old = members.iter().any(|m| m.node == node);
+        (near && !old && status.data == crate::durable::Data::Ok).then(|| status.member.clone())
+    });
+    let joins: Vec<Member> = joins.collect();
+    members.extend(joins);
+    let redundancy = view.policy.redundancy;
+    if members.is_empty() && redundancy.floor > 0 {
+        // Nothing acknowledges either way; those named may come back and then do.
+        return target.clone();
+    }
+    let k = redundancy.k_for(members.len());
+    Set { leader: target.leader.clone(), members, k }
+}
+
+/// Followers were sealed above this running leader and no campaign lives: a higher epoch for the
+/// same leader takes them back.
+fn regrant(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
+    if !view.has(Guard::Regrant) || view.rival(now).is_some() || view.campaign.is_some() {
+        return None;
+    }
+    let highest = view.highest_promise().max(view.store_epoch());
+    if highest <= term.epoch {
+        return None;
+    }
+    let why = format!("epoch {highest} was promised, and no campaign is under way");
+    let write = Write::Regrant { term: regranted(term, highest + 1), term_rev: rev };
+    Some(Verdict::store("re-grant", why, write))
+}

@@ -1,0 +1,159 @@
+//! How a node whose history is not a part of the leader's comes back: rewind, else clone; and how a
+//! new node gets its data.
+
+use super::node::leader_source;
+use super::{Action, Intent, Verdict, backing_off};
+use crate::durable::{Data, Durable};
+use crate::ids::{Lsn, Time};
+use crate::policy;
+use crate::postgres::PgAction;
+use crate::term::{Branch, Term, lies_on};
+use crate::view::{Guard, Rejoin, View};
+
+/// The next step of a rewind, a clone, or the first one.
+pub fn decide(view: &View, now: Time) -> Verdict {
+    match view.durable.data {
+        Data::Empty => empty(view, now),
+        Data::Destroying => copy(view, now),
+        Data::Ok | Data::CatchUp { .. } => begin(view, now),
+    }
+}
+
+/// A copy that never became whole is thrown away for a new one.
+pub fn again(view: &View, why: &str) -> Verdict {
+    let plan = Rejoin::Clone { fork: None };
+    Verdict::persist("re-clone", why, destroying(view), Intent::Rejoin(plan))
+}
+
+fn destroying(view: &View) -> Durable {
+    let raise = u32::from(view.has(Guard::Incarnation));
+    Durable {
+        data: Data::Destroying,
+        incarnation: view.durable.incarnation + raise,
+        promise: view.durable.promise.max(view.term().map_or(0, |term| term.epoch)),
+        ..view.durable.clone()
+    }
+}
+
+/// Nothing there yet: the first node of the spec makes the cluster, the others clone it.
+fn empty(view: &View, now: Time) -> Verdict {
+    if !view.store.read {
+        return Verdict::hold("store-unread", "the store was not read yet", "a reachable store");
+    }
+    if view.term().is_some() {
+        let Some((_, source)) = leader_source(view, now) else {
+            return Verdict::hold("clone", "no running leader to clone", "a running leader");
+        };
+        let why = format!("a new node: a clone of {}", source.member);
+        let intent = Intent::Rejoin(Rejoin::Clone { fork: None });
+        return Verdict::persist("clone", why, destroying(view), intent);
+    }
+    if view.highest_promise() > 0 {
+        return Verdict::hold_for_operator(
+            "store-lost",
+            "the store has no term, but nodes have promised epochs: its content is gone",
+            "restore the store, or move all data directories but the best away and force a term",
+        );
+    }
+    if view.policy.nodes.first() != Some(&view.me) {
+        let first = view.policy.nodes.first().map_or("", String::as_str);
+        return Verdict::hold("bootstrap", format!("{first} makes the cluster"), "its first term");
+    }
+    if let Some(hold) = backing_off(view, now, "bootstrap", "bootstrap") {
+        return hold;
+    }
+    Verdict::pg("bootstrap", "no term and no data: the first node begins", PgAction::Bootstrap)
+}
+
+/// This node's history left the leader's line.
+fn begin(view: &View, now: Time) -> Verdict {
+    let (Some(term), Some((end, _))) = (view.term(), view.parked) else {
+        return Verdict::hold("rejoin", "not parked", "the proof that nothing is received");
+    };
+    let Some(leader) = view.leader_status(now) else {
+        return Verdict::hold("rejoin", "the leader is not heard", "a running leader");
+    };
+    let needed = term.names(&view.me) && !term.open && view.has(Guard::Incarnation);
+    if needed && !gave_up_waiting(view, term, now) {
+        return Verdict::hold(
+            "witness",
+            "this node's history may be needed until the term is open",
+            format!("{} opens epoch {}", term.leader, term.epoch),
+        );
+    }
+    let Some(branch) = term.branch() else { return Verdict::Steady };
+    if leader.primary != Some(branch.tli) || leader.checkpoint != branch.tli {
+        return Verdict::hold(
+            "rejoin",
+            format!("{} has made no checkpoint on timeline {}", term.leader, branch.tli),
+            "its first checkpoint after the promotion",
+        );
+    }
+    let fork = divergence(&view.durable.line, end, &term.line());
+    let last = view.durable.last_record(end);
+    let registered = last.is_some_and(|id| term.branches.iter().any(|b| b.id() == id));
+    let collides = last.is_some_and(|id| id.tli == branch.tli);
+    let plan = match fork {
+        Some(fork) if registered && !collides && !needed => Rejoin::Rewind { fork },
+        fork => Rejoin::Clone { fork },
+    };
+    let why = format!("its history ends at {end}, off the line of {}", term.leader);
+    Verdict::persist("rejoin", why, destroying(view), Intent::Rejoin(plan))
+}
+
+/// A leader that runs and can't open needs a standby more than a witness.
+fn gave_up_waiting(view: &View, term: &Term, now: Time) -> bool {
+    let waited = view.store.term.as_ref().is_some_and(|r| now.since(r.seen) > policy::WITNESS_MS);
+    waited && view.leader_status(now).is_some_and(|s| s.primary.is_some() && s.term == term.epoch)
+}
+
+/// Where a history that ends at `end` on `mine` leaves `theirs`; `None`: they share nothing.
+pub fn divergence(mine: &[Branch], end: Lsn, theirs: &[Branch]) -> Option<Lsn> {
+    let shared = mine.iter().zip(theirs).take_while(|(a, b)| a.id() == b.id()).count();
+    let my_fork = mine.get(shared).map(|branch| branch.fork);
+    let their_fork = theirs.get(shared).map(|branch| branch.fork);
+    (shared > 0).then(|| [my_fork, their_fork].into_iter().flatten().fold(end, Lsn::min))
+}
+
+/// The copy itself, begun again from its start after any interruption.
+fn copy(view: &View, now: Time) -> Verdict {
+    let Some((term, source)) = leader_source(view, now) else {
+        return Verdict::hold("clone", "no running leader to copy from", "a running leader");
+    };
+    let plan = view.rejoin.unwrap_or(Rejoin::Clone { fork: None });
+    if let Some(hold) = backing_off(view, now, "clone", "clone") {
+        return hold;
+    }
+    let epoch = term.epoch;
+    match plan {
+        Rejoin::Rewind { fork } => {
+            let why = format!("back to {fork}, then along {}", source.member);
+            Verdict::pg("rewind", why, PgAction::Rewind { source, fork, epoch })
+        }
+        Rejoin::Clone { fork } => {
+            let why = format!("a new copy of {}", source.member);
+            Verdict::pg("clone", why, PgAction::Clone { source, fork, epoch })
+        }
+    }
+}
+
+/// What the record becomes when a copy of the leader has ended: whole once it has replayed to where
+/// the leader is now.
+pub fn copied(view: &View, now: Time) -> Option<Action> {
+    let (term, _) = leader_source(view, now)?;
+    let until = view.leader_status(now)?.lsn;
+    let durable = Durable {
+        data: Data::CatchUp { until },
+        line: term.line(),
+        sysid: Some(term.sysid),
+        promise: view.durable.promise.max(term.epoch),
+        grant: None,
+        ..view.durable.clone()
+    };
+    Some(Action::Persist { durable: Box::new(durable), intent: Intent::Plain })
+}
+
+/// A history that is a part of the leader's needs no rejoin.
+pub fn follows(view: &View, term: &Term, end: Lsn) -> bool {
+    view.durable.last_record(end).is_some_and(|last| lies_on(last, end, &term.line()))
+}

@@ -1,0 +1,105 @@
+//! What goes on all the time beside the decisions: probes, slots, checkpoints, evidence, the lease.
+
+use super::{Action, Verdict, Write};
+use crate::ids::{Member, Time};
+use crate::policy;
+use crate::postgres::PgAction;
+use crate::term::Term;
+use crate::view::{LeaseRecord, View};
+
+/// Decides what is due. Never anything that another controller waits for.
+pub fn decide(view: &View, now: Time) -> Verdict {
+    let mut actions = Vec::new();
+    if let Some(node) = probe_due(view, now) {
+        actions.push(Action::Probe { node });
+    }
+    let wanted = slots_wanted(view);
+    let missing = wanted.iter().any(|slot| !view.pg.slots.contains(slot));
+    let extra = view.pg.slots.iter().any(|slot| !wanted.contains(slot));
+    if view.is_primary() && (missing || extra) && view.retry_at("slots", now).is_none() {
+        actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
+    }
+    if let Some(term) = view.led_term() {
+        leading(view, now, term, &mut actions);
+    }
+    if actions.is_empty() {
+        return Verdict::Steady;
+    }
+    Verdict::Act { rule: "upkeep".to_string(), why: "due".to_string(), actions }
+}
+
+/// A slot for each other member known, under its newest incarnation.
+pub fn slots_wanted(view: &View) -> Vec<String> {
+    let told = view.others().filter_map(|node| {
+        let status = view.peers.get(node)?.status.as_deref()?;
+        (status.member.incarnation > 0).then(|| status.member.slot())
+    });
+    let mut slots: Vec<String> = told.collect();
+    // A member that was not heard of since this agent began keeps its slot.
+    if let Some(term) = view.term() {
+        let named = term.inforce.iter().flat_map(|set| &set.members);
+        for member in named.filter(|m| m.node != view.me) {
+            let newer = |slot: &String| slot.starts_with(&prefix(member));
+            if !slots.iter().any(newer) {
+                slots.push(member.slot());
+            }
+        }
+    }
+    slots.sort();
+    slots.dedup();
+    slots
+}
+
+fn prefix(member: &Member) -> String {
+    let slot = member.slot();
+    slot[..=slot.rfind('_').unwrap_or(0)].to_string()
+}
+
+/// The leader is silent: its PostgreSQL is asked, before it is suspected.
+fn probe_due(view: &View, now: Time) -> Option<String> {
+    let term = view.term()?;
+    let node = &term.leader.node;
+    if *node == view.me {
+        return None;
+    }
+    let heard = view.peers.get(node).and_then(|p| p.detector.last()).unwrap_or(view.awake);
+    let silent = now.since(heard.max(view.awake)) >= policy::PROBE_AFTER_MS;
+    let waited = view.probe.asked.is_none_or(|at| now.since(at) >= policy::PROBE_EVERY_MS);
+    (silent && waited).then(|| node.clone())
+}
+
+fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
+    let branch = term.branch().map(|branch| branch.tli);
+    if term.open
+        && branch != Some(view.pg.checkpoint_tli)
+        && view.retry_at("checkpoint", now).is_none()
+    {
+        actions.push(Action::Pg { action: PgAction::Checkpoint });
+    }
+    let due =
+        view.leading.evidence.is_none_or(|(at, _)| now.since(at) >= policy::EVIDENCE_EVERY_MS);
+    if due {
+        actions.push(Action::Pg { action: PgAction::Evidence });
+    }
+    let leased = view.leading.leased;
+    if view.store.reachable && leased.is_none_or(|at| now.since(at) >= policy::LEASE_RENEW_MS) {
+        let record = LeaseRecord { epoch: term.epoch, beat: view.leading.lease_beat + 1 };
+        let term_rev = view.store.term.as_ref().map_or(0, |record| record.rev);
+        actions.push(Action::Store { write: Box::new(Write::Lease { record, term_rev }) });
+    }
+    if let Some(until) = running_until(view, term) {
+        let members = term.target.members.iter().map(Member::slot).collect();
+        let mind = Action::Mind { epoch: term.epoch, until, k: term.target.k, members };
+        if due {
+            actions.push(mind);
+        }
+    }
+}
+
+/// The later of two deadlines: the lease, and the evidence that k acknowledge. Alone, only the
+/// lease counts.
+pub fn running_until(view: &View, term: &Term) -> Option<Time> {
+    let lease = view.leading.leased.map(|at| at.plus(policy::LEASE_MS - policy::LEASE_MARGIN_MS));
+    let proof = view.leading.proven.map(|at| at.plus(policy::EVIDENCE_MS));
+    if term.target.is_alone() { lease } else { lease.max(proof) }
+}

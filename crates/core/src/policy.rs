@@ -1,0 +1,63 @@
+//! The instants and counts that failover goes by, each with its reason.
+
+use crate::term::{Preference, Redundancy};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Heartbeats: ten a second tell a lost machine within a second and cost nothing.
+pub const HEARTBEAT_MS: u64 = 100;
+/// A status older than this says nothing about now: three heartbeats and a scheduler's hiccup.
+pub const FRESH_MS: u64 = 500;
+/// Phi-accrual threshold: one false suspicion in 10^8 intervals of the observed distribution.
+pub const PHI: f64 = 8.0;
+/// Silence shorter than this is never suspected, whatever phi says: a busy machine stalls so long.
+pub const SILENCE_MS: u64 = 650;
+/// From this silence on the leader's PostgreSQL is asked directly.
+pub const PROBE_AFTER_MS: u64 = 250;
+/// Between two probes of a silent leader.
+pub const PROBE_EVERY_MS: u64 = 100;
+/// A gap this long in the agent's own tick makes its suspicions worthless: it forgets them.
+pub const OWN_GAP_MS: u64 = 300;
+/// A running PostgreSQL that answers no query for so long is frozen.
+pub const FROZEN_MS: u64 = 1_500;
+/// A flush that takes longer is a stalled disk. Far above a slow one.
+pub const FLUSH_STALLED_MS: u64 = 15_000;
+/// Between campaigners of neighbouring rank, so that they don't duel.
+pub const RANK_MS: u64 = 120;
+/// A campaign record unchanged for so long is dead: its owner renews it three times in between.
+pub const CAMPAIGN_TTL_MS: u64 = 1_000;
+pub const CAMPAIGN_RENEW_MS: u64 = 300;
+/// A campaign that finds no cover in this time gives way.
+pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
+/// With cover reached, so long is waited for nodes that are alive, so that they stand in the set.
+pub const LATE_REPORT_MS: u64 = 60;
+/// A published term that isn't open after this, without a running leader, needs a new campaign.
+pub const UNOPENED_MS: u64 = 2_000;
+/// A standby that hasn't streamed for so long leaves the synchronous set.
+pub const GONE_MS: u64 = 2_000;
+/// The leader's right to go on without quorum evidence, counted from before its renewal was sent.
+pub const LEASE_MS: u64 = 5_000;
+pub const LEASE_RENEW_MS: u64 = 1_000;
+/// Taken off the lease by its holder and added by whoever waits for its end: clock drift and the
+/// time a stop takes.
+pub const LEASE_MARGIN_MS: u64 = 500;
+/// Quorum evidence counts so long from before its record was written.
+pub const EVIDENCE_MS: u64 = 3_000;
+pub const EVIDENCE_EVERY_MS: u64 = 1_000;
+/// How far a standby may be behind to join the set, in bytes: the join itself waits for the rest.
+pub const JOIN_LAG_BYTES: u64 = 1 << 20;
+/// A failed action is tried again after this, doubled each time up to the most.
+pub const RETRY_MS: u64 = 100;
+pub const RETRY_MS_MAX: u64 = 30_000;
+/// A witness of a term that doesn't open gives its directory up for a clone after this; the old
+/// directory is kept.
+pub const WITNESS_MS: u64 = 10_000;
+
+/// What the operator declared, as far as failover needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// In the order of the spec; the first one bootstraps.
+    pub nodes: Vec<String>,
+    pub redundancy: Redundancy,
+    pub preferences: BTreeMap<String, Preference>,
+}
