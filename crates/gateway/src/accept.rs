@@ -17,9 +17,6 @@ use crate::worker::{Held, Shared};
 /// Connections on their way to one thread. A full queue makes the acceptor wait, and the rest wait
 /// in the kernel.
 pub const ARRIVALS_MAX: usize = 1024;
-/// Above the limit of connections that wait, this many more are told so; beyond that they are just
-/// closed, since telling takes a place too.
-const REFUSED_AT_ONCE_MAX: usize = 1_000;
 /// After a failed accept (no descriptor, no memory): the queue in the kernel keeps its order, and a
 /// loop that spun would keep others from giving back what is missing.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
@@ -75,7 +72,7 @@ pub async fn run(
 }
 
 async fn hand_over(socket: TcpStream, listener: &Arc<str>, shared: &Shared, threads: &[Thread]) {
-    let bound = shared.limits.waiting_max.saturating_add(REFUSED_AT_ONCE_MAX);
+    let bound = shared.limits.waiting_max.saturating_add(shared.limits.refusing_max);
     if shared.unplaced.load(Ordering::Relaxed) >= bound {
         return;
     }

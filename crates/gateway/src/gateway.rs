@@ -72,6 +72,7 @@ impl Config {
 impl Gateway {
     /// Opens all listeners, then serves. If one cannot be opened, none is.
     pub fn start(config: Config) -> Result<Gateway, GatewayError> {
+        socket::allow_many();
         let shared = Arc::new(Shared::new(config.limits));
         let (tables, seen) = watch::channel(Arc::clone(&config.table));
         let runtimes: Vec<Runtime> =

@@ -8,6 +8,9 @@ pub struct Limits {
     /// Connections that are not yet with a backend: waiting for one, or still to say what they
     /// want. The next one is refused.
     pub waiting_max: usize,
+    /// Above that, connections that are being told why they are refused; the next one is closed
+    /// without a word.
+    pub refusing_max: usize,
     /// How long a connection waits for a backend before it is refused.
     pub wait_max: Duration,
     /// How long a client may take over its first packet.
@@ -23,6 +26,8 @@ pub struct Limits {
 /// Ten thousand clients that all come back at once after a failover; each costs a socket and about
 /// a kilobyte while it waits.
 const WAITING_MAX: usize = 10_000;
+/// Telling takes a place too, but only for a moment.
+const REFUSING_MAX: usize = 1_000;
 /// Far above any failover, and what clients and pools commonly take as their own limit.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// A client that is silent for this long is not slow, it holds a place on purpose or by mistake.
@@ -40,6 +45,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             waiting_max: WAITING_MAX,
+            refusing_max: REFUSING_MAX,
             wait_max: WAIT_MAX,
             first_packet_max: FIRST_PACKET_MAX,
             connect_max: CONNECT_MAX,

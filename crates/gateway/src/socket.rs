@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
 /// As many as can come back at once after a failover; the kernel caps it at `somaxconn`.
@@ -15,6 +16,16 @@ const BACKLOG: i32 = 4096;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+
+/// Raises this process's bound on open files as far as it may: a connection takes two, and the
+/// usual 1024 would end the service at five hundred.
+pub fn allow_many() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the number of open files");
+    }
+}
 
 /// Opens a listening socket. Without SO_REUSEPORT: with it a second gateway of the same user would
 /// take half of the connections instead of getting "address in use".

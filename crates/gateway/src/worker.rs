@@ -340,3 +340,42 @@ fn names(route: &ListenerRoute, address: SocketAddr) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use everhold_core::spec::Role;
+
+    use super::*;
+
+    fn table(epoch: u64, backends: Vec<Instance>) -> Arc<RouteTable> {
+        let route = ListenerRoute {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            service: "main".to_owned(),
+            role: Role::Primary,
+            max_lag_ms: 0,
+            epoch,
+            primary: backends.first().map(|instance| instance.address),
+            backends,
+            all: Vec::new(),
+        };
+        let listeners = BTreeMap::from([("write".to_owned(), route)]);
+        Arc::new(RouteTable { revision: epoch, listeners })
+    }
+
+    /// The instant between the end of a connect and the start of the relay is too short to hit
+    /// from outside.
+    #[tokio::test]
+    async fn a_connection_made_under_an_older_table_is_not_carried() {
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let a = Instance { name: "a".to_owned(), address };
+        let shared = Arc::new(Shared::new(Limits::default()));
+        let worker = Arc::new(Worker::new(shared, table(5, vec![a])));
+        let choice = worker.choose("write").unwrap();
+        let client = TcpStream::connect(address).await.unwrap();
+        let backend = TcpStream::connect(address).await.unwrap();
+        worker.apply(table(6, Vec::new()), Instant::now());
+        let started = worker.start_relay("write", choice, client, backend, vec![1]);
+        assert_eq!(started.map_err(|(_, first)| first), Err(vec![1]));
+    }
+}

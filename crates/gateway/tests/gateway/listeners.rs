@@ -1,0 +1,108 @@
+//! Opening, keeping and closing listeners.
+
+use std::collections::BTreeMap;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+use everhold_core::route::{RouteTable, build};
+use everhold_core::spec::{ListenerSpec, Role};
+use everhold_gateway::{Gateway, GatewayError, Limits};
+
+use crate::fixture::{Fake, Mode, client, config, echoes, ends, facts, name, spec};
+
+fn table(specs: &[(&str, ListenerSpec)], a: &Fake, previous: Option<&RouteTable>) -> RouteTable {
+    let specs = specs.iter().map(|(name, spec)| ((*name).to_owned(), spec.clone())).collect();
+    let services = BTreeMap::from([("main".to_owned(), facts(5, Some(a), &[]))]);
+    build(&specs, &services, previous)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_and_nothing_is_served() {
+    let a = Fake::start("a", Mode::Echo);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (free, taken_port) = (free_port(), taken.local_addr().unwrap().port());
+    let specs = [("first", spec(free, Role::Primary)), ("second", spec(taken_port, Role::Primary))];
+    let error = Gateway::start(config(&table(&specs, &a, None), Limits::default())).err();
+    let Some(GatewayError::Listen { listener, address, source }) = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!((listener.as_str(), address), ("second", taken.local_addr().unwrap()));
+    assert_eq!(source.kind(), std::io::ErrorKind::AddrInUse);
+    assert!(TcpStream::connect(("127.0.0.1", free)).is_err(), "the first is not served either");
+}
+
+#[test]
+fn two_gateways_never_share_a_port() {
+    let a = Fake::start("a", Mode::Echo);
+    let first = Gateway::start(config(
+        &table(&[("w", spec(0, Role::Primary))], &a, None),
+        Limits::default(),
+    ))
+    .unwrap();
+    let port = first.snapshot().listeners["w"].bind.port();
+    let second = table(&[("w", spec(port, Role::Primary))], &a, None);
+    let error = Gateway::start(config(&second, Limits::default())).err();
+    assert!(matches!(error, Some(GatewayError::Listen { .. })), "{error:?}");
+}
+
+#[test]
+fn listeners_come_and_go_with_the_table_while_others_are_kept() {
+    let a = Fake::start("a", Mode::Echo);
+    let stays = ("stays", spec(0, Role::Primary));
+    let goes = ("goes", spec(0, Role::Primary));
+    let first = table(&[stays.clone(), goes], &a, None);
+    let gateway = Gateway::start(config(&first, Limits::default())).unwrap();
+    let before = gateway.snapshot();
+    let [kept, closed] = ["stays", "goes"].map(|name| before.listeners[name].bind);
+    let (mut on_kept, mut on_closed) = (client(kept), client(closed));
+    for session in [&mut on_kept, &mut on_closed] {
+        use std::io::Write;
+        session.write_all(&crate::fixture::STARTUP).unwrap();
+        assert_eq!(name(session), "a");
+    }
+
+    let second = table(&[stays, ("comes", spec(0, Role::Primary))], &a, Some(&first));
+    gateway.set_table(Arc::new(second.clone())).unwrap();
+    assert!(ends(&mut on_closed), "sessions of a listener that is gone are cut");
+    assert!(echoes(&mut on_kept));
+    let after = gateway.snapshot();
+    assert_eq!(after.listeners["stays"].bind, kept);
+    assert_eq!(after.table_revision, second.revision);
+    client(after.listeners["comes"].bind);
+    crate::fixture::eventually("its port is closed", || TcpStream::connect(closed).is_err());
+}
+
+#[test]
+fn a_table_is_in_force_even_if_a_new_listener_cannot_be_opened() {
+    let (a, b) = (Fake::start("a", Mode::Echo), Fake::start("b", Mode::Echo));
+    let write = ("write", spec(0, Role::Primary));
+    let first = table(&[write.clone()], &a, None);
+    let gateway = Gateway::start(config(&first, Limits::default())).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let second = table(&[write, ("new", spec(port, Role::Primary))], &b, Some(&first));
+    assert!(gateway.set_table(Arc::new(second.clone())).is_err());
+    assert_eq!(gateway.snapshot().listeners["write"].to, ["b"]);
+
+    drop(taken);
+    gateway.set_table(Arc::new(second)).unwrap();
+    client(gateway.snapshot().listeners["new"].bind);
+}
+
+#[test]
+fn a_renamed_listener_keeps_its_socket() {
+    let a = Fake::start("a", Mode::Echo);
+    let port = free_port();
+    let first = table(&[("old", spec(port, Role::Primary))], &a, None);
+    let gateway = Gateway::start(config(&first, Limits::default())).unwrap();
+    let second = table(&[("new", spec(port, Role::Primary))], &a, Some(&first));
+    gateway.set_table(Arc::new(second)).unwrap();
+    use std::io::Write;
+    let mut session = client(gateway.snapshot().listeners["new"].bind);
+    session.write_all(&crate::fixture::STARTUP).unwrap();
+    assert_eq!(name(&mut session), "a");
+}
