@@ -1,5 +1,7 @@
 //! The rules of the in-memory store. What etcd and it must agree on is in the store crate's suite.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::Duration;
 
 use super::{Change, Changes, Expect, Invalid, Memory, Txn, TxnOutcome};

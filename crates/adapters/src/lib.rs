@@ -1,0 +1,5 @@
+//! What touches the outside: programs, processes, files. Each adapter stands alone.
+
+pub mod etcd;
+pub mod pki;
+pub mod postgres;

@@ -1,0 +1,442 @@
+//! The cluster's own certificate authority: agents, gateways, store and API prove to each other
+//! with its certificates that they belong to the same cluster.
+//!
+//! All of it is files in one directory that only its owner can enter. A file that is torn, foreign
+//! or open to others is an error and stays as it is: a new authority in the place of a damaged one
+//! would lock every other machine out.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use x509_parser::extensions::GeneralName;
+use x509_parser::pem::parse_x509_pem;
+use x509_parser::prelude::X509Certificate;
+
+const CA_CERT: &str = "ca.pem";
+const CA_KEY: &str = "ca.key";
+
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    #[error("cannot {what} {}", path.display())]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+    #[error("{} already holds an authority or something else; nothing was changed", dir.display())]
+    Exists { dir: PathBuf },
+    #[error(
+        "{} is missing, but its counterpart is there; restore it from a copy, or remove the \
+         directory to make a new authority", path.display()
+    )]
+    Missing { path: PathBuf },
+    #[error(
+        "{} is torn or not what it should be: {why}; restore it from a copy, or remove it and its \
+         counterpart to have them made anew", path.display()
+    )]
+    Invalid { path: PathBuf, why: String },
+    #[error(
+        "{} can be read by others (mode {mode:o}); if nobody did, run `chmod 600` on it",
+        path.display()
+    )]
+    TooOpen { path: PathBuf, mode: u32 },
+    #[error("`{name}` cannot name a certificate: use letters, digits, `.`, `-` and `_`")]
+    Name { name: String },
+    #[error("cannot make a key or certificate for {name}")]
+    Generate { name: String, source: rcgen::Error },
+}
+
+/// What a certificate is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    Server,
+    Client,
+    /// Serves and calls: agents, and etcd, whose server calls itself with its own certificate.
+    Both,
+}
+
+/// Where the holder of a certificate is found. etcd also refuses a client whose certificate has
+/// hosts and lacks the address it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    Ip(IpAddr),
+    Dns(String),
+}
+
+/// The files of one certificate and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertPair {
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+pub struct Authority {
+    dir: PathBuf,
+    cert_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// Makes a new authority. The directory appears complete or not at all; a directory with
+    /// anything in it is refused.
+    pub fn create(dir: &Path) -> Result<Self, PkiError> {
+        let (key, cert_pem) = new_authority()
+            .map_err(|source| PkiError::Generate { name: "the authority".to_owned(), source })?;
+
+        // What a crash left of an earlier attempt was never in use, since it was never renamed.
+        let unfinished = dir.with_extension("unfinished");
+        match fs::remove_dir_all(&unfinished) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &unfinished)(e));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        DirBuilder::new()
+            .mode(0o700)
+            .recursive(true)
+            .create(&unfinished)
+            .map_err(io_error("create", &unfinished))?;
+        write_new(&unfinished.join(CA_KEY), &key.serialize_pem())?;
+        write_new(&unfinished.join(CA_CERT), &cert_pem)?;
+        fs::rename(&unfinished, dir).map_err(|e| match e.kind() {
+            io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
+                PkiError::Exists { dir: dir.to_owned() }
+            }
+            _ => io_error("put in place", dir)(e),
+        })?;
+        sync_dir(dir.parent().unwrap_or(dir))?;
+        Authority::load(dir)
+    }
+
+    pub fn load(dir: &Path) -> Result<Self, PkiError> {
+        let (cert_path, key_path) = (dir.join(CA_CERT), dir.join(CA_KEY));
+        let cert_pem = read(&cert_path)?;
+        let key = read_key(&key_path)?;
+        with_cert(&cert_path, &cert_pem, |cert| {
+            if !cert.is_ca() {
+                return Err("it is not the certificate of an authority");
+            }
+            belongs(cert, &key, cert)
+        })?;
+        let issuer = Issuer::from_ca_cert_pem(&cert_pem, key)
+            .map_err(|e| PkiError::Invalid { path: cert_path, why: e.to_string() })?;
+        Ok(Authority { dir: dir.to_owned(), cert_pem, issuer })
+    }
+
+    /// Loads the authority, or makes it if neither of its files is there.
+    pub fn open(dir: &Path) -> Result<Self, PkiError> {
+        if dir.join(CA_CERT).exists() || dir.join(CA_KEY).exists() {
+            return Authority::load(dir);
+        }
+        Authority::create(dir)
+    }
+
+    pub fn cert_path(&self) -> PathBuf {
+        self.dir.join(CA_CERT)
+    }
+
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// Gives out `name.pem` and `name.key`. A pair that is there already is checked and kept; it is
+    /// certified anew, with the same key, only if it lacks one of the hosts or uses. After a crash
+    /// between the two files the key that was never certified is.
+    pub fn issue(&self, name: &str, hosts: &[Host], usage: Usage) -> Result<CertPair, PkiError> {
+        let of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || name == "ca" || name.starts_with('.') || !name.chars().all(of_name) {
+            return Err(PkiError::Name { name: name.to_owned() });
+        }
+        let cert_path = self.dir.join(format!("{name}.pem"));
+        let key_path = self.dir.join(format!("{name}.key"));
+        let pair = CertPair { ca: self.cert_path(), cert: cert_path, key: key_path };
+        let failed = |source| PkiError::Generate { name: name.to_owned(), source };
+
+        if pair.cert.exists() {
+            let key = read_key(&pair.key)?;
+            if !self.serves(&pair, &key, hosts, usage)? {
+                let cert = self.certify(name, hosts, usage, &key).map_err(failed)?;
+                write_over(&pair.cert, &cert)?;
+            }
+            return Ok(pair);
+        }
+        let key = if pair.key.exists() {
+            read_key(&pair.key)?
+        } else {
+            let key = KeyPair::generate().map_err(failed)?;
+            write_new(&pair.key, &key.serialize_pem())?;
+            key
+        };
+        let cert = self.certify(name, hosts, usage, &key).map_err(failed)?;
+        write_new(&pair.cert, &cert)?;
+        Ok(pair)
+    }
+
+    fn certify(
+        &self,
+        name: &str,
+        hosts: &[Host],
+        usage: Usage,
+        key: &KeyPair,
+    ) -> Result<String, rcgen::Error> {
+        let mut params = CertificateParams::new(vec![])?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        for host in hosts {
+            params.subject_alt_names.push(match host {
+                Host::Ip(ip) => SanType::IpAddress(*ip),
+                Host::Dns(dns) => SanType::DnsName(dns.as_str().try_into()?),
+            });
+        }
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = match usage {
+            Usage::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Usage::Client => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            Usage::Both => {
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
+        Ok(params.signed_by(key, &self.issuer)?.pem())
+    }
+
+    /// Whether the pair on disk is sound and good for all of `hosts` and `usage`.
+    fn serves(
+        &self,
+        pair: &CertPair,
+        key: &KeyPair,
+        hosts: &[Host],
+        usage: Usage,
+    ) -> Result<bool, PkiError> {
+        let cert_pem = read(&pair.cert)?;
+        with_cert(&self.cert_path(), &self.cert_pem, |authority| {
+            Ok(with_cert(&pair.cert, &cert_pem, |cert| {
+                belongs(cert, key, authority)?;
+                Ok(hosts.iter().all(|host| names(cert, host)) && allows(cert, usage))
+            }))
+        })?
+    }
+}
+
+/// The authority's key and certificate. rcgen's default lifetime ends in the year 4096: nothing
+/// renews certificates yet, and one that expires would stop the cluster some day.
+fn new_authority() -> Result<(KeyPair, String), rcgen::Error> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::new(vec![])?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::CommonName, "Everhold cluster authority");
+    let cert = params.self_signed(&key)?;
+    Ok((key, cert.pem()))
+}
+
+fn belongs(
+    cert: &X509Certificate<'_>,
+    key: &KeyPair,
+    authority: &X509Certificate<'_>,
+) -> Result<(), &'static str> {
+    if *cert.public_key().subject_public_key.data != *key.public_key_raw() {
+        return Err("it belongs to another key");
+    }
+    cert.verify_signature(Some(authority.public_key()))
+        .map_err(|_| "it was not signed by this cluster's authority")
+}
+
+fn names(cert: &X509Certificate<'_>, host: &Host) -> bool {
+    let Ok(Some(san)) = cert.subject_alternative_name() else { return false };
+    san.value.general_names.iter().any(|name| match (name, host) {
+        (GeneralName::DNSName(dns), Host::Dns(host)) => dns == host,
+        (GeneralName::IPAddress(ip), Host::Ip(IpAddr::V4(host))) => **ip == host.octets(),
+        (GeneralName::IPAddress(ip), Host::Ip(IpAddr::V6(host))) => **ip == host.octets(),
+        _ => false,
+    })
+}
+
+fn allows(cert: &X509Certificate<'_>, usage: Usage) -> bool {
+    let Ok(Some(allowed)) = cert.extended_key_usage() else { return false };
+    match usage {
+        Usage::Server => allowed.value.server_auth,
+        Usage::Client => allowed.value.client_auth,
+        Usage::Both => allowed.value.server_auth && allowed.value.client_auth,
+    }
+}
+
+fn with_cert<T>(
+    path: &Path,
+    pem: &str,
+    judge: impl FnOnce(&X509Certificate<'_>) -> Result<T, &'static str>,
+) -> Result<T, PkiError> {
+    let invalid = |why: String| PkiError::Invalid { path: path.to_owned(), why };
+    let (_, block) = parse_x509_pem(pem.as_bytes()).map_err(|e| invalid(e.to_string()))?;
+    let cert = block.parse_x509().map_err(|e| invalid(e.to_string()))?;
+    judge(&cert).map_err(|why| invalid(why.to_owned()))
+}
+
+fn read_key(path: &Path) -> Result<KeyPair, PkiError> {
+    let pem = read(path)?;
+    let mode = fs::metadata(path).map_err(io_error("look at", path))?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(PkiError::TooOpen { path: path.to_owned(), mode });
+    }
+    KeyPair::from_pem(&pem)
+        .map_err(|e| PkiError::Invalid { path: path.to_owned(), why: e.to_string() })
+}
+
+fn read(path: &Path) -> Result<String, PkiError> {
+    match fs::read(path) {
+        Ok(bytes) => String::from_utf8(bytes)
+            .map_err(|_| PkiError::Invalid { path: path.to_owned(), why: "not text".to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            Err(PkiError::Missing { path: path.to_owned() })
+        }
+        Err(e) => Err(io_error("read", path)(e)),
+    }
+}
+
+/// Writes a file that must not exist yet. It appears complete or not at all.
+fn write_new(path: &Path, text: &str) -> Result<(), PkiError> {
+    let unfinished = write_beside(path, text)?;
+    // A link, unlike a rename, never replaces what is there.
+    let linked = fs::hard_link(&unfinished, path).map_err(io_error("put in place", path));
+    fs::remove_file(&unfinished).map_err(io_error("remove", &unfinished))?;
+    linked?;
+    sync_dir(path.parent().unwrap_or(path))
+}
+
+fn write_over(path: &Path, text: &str) -> Result<(), PkiError> {
+    let unfinished = write_beside(path, text)?;
+    fs::rename(&unfinished, path).map_err(io_error("put in place", path))?;
+    sync_dir(path.parent().unwrap_or(path))
+}
+
+fn write_beside(path: &Path, text: &str) -> Result<PathBuf, PkiError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".unfinished-{}", std::process::id()));
+    let unfinished = path.with_file_name(name);
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&unfinished)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(io_error("write", &unfinished))?;
+    Ok(unfinished)
+}
+
+fn sync_dir(dir: &Path) -> Result<(), PkiError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error("sync", dir))
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PkiError {
+    let path = path.to_owned();
+    move |source| PkiError::Io { what, path, source }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+mod tests {
+    use super::*;
+
+    const LOOPBACK: Host = Host::Ip(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn an_authority_is_made_once_and_found_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("deep/pki");
+        fs::create_dir_all(dir.with_extension("unfinished")).unwrap();
+        let made = Authority::open(&dir).unwrap();
+        let again = Authority::open(&dir).unwrap();
+        assert_eq!(made.cert_pem(), again.cert_pem());
+        assert_eq!((mode(&dir), mode(&dir.join(CA_KEY))), (0o700, 0o600));
+        assert!(matches!(Authority::create(&dir), Err(PkiError::Exists { .. })));
+        assert_eq!(Authority::load(&dir).unwrap().cert_pem(), made.cert_pem());
+    }
+
+    #[test]
+    fn a_pair_is_kept_until_it_lacks_something() {
+        let temp = tempfile::tempdir().unwrap();
+        let ca = Authority::create(&temp.path().join("pki")).unwrap();
+        let pair = ca.issue("a", &[LOOPBACK], Usage::Client).unwrap();
+        let files = || (read(&pair.cert).unwrap(), read(&pair.key).unwrap());
+        let first = files();
+        assert_eq!((mode(&pair.cert), mode(&pair.key)), (0o600, 0o600));
+        assert_eq!(ca.issue("a", &[LOOPBACK], Usage::Client).unwrap(), pair);
+        assert_eq!(files(), first);
+
+        ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+        let both = files();
+        assert!(both.0 != first.0 && both.1 == first.1);
+        ca.issue("a", &[LOOPBACK, Host::Dns("a.example".into())], Usage::Both).unwrap();
+        assert_ne!(files().0, both.0);
+
+        fs::remove_file(&pair.cert).unwrap();
+        ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+        assert_eq!(files().1, first.1, "the key without a certificate is used");
+    }
+
+    #[test]
+    fn damage_is_named_and_left_alone() {
+        let torn = |text: String| text[..text.len() / 2].to_owned();
+        let empty = |_| String::new();
+        let open = |path: &Path| fs::set_permissions(path, PermissionsExt::from_mode(0o644));
+        type Damage<'a> = &'a dyn Fn(&Path);
+        let tear: Damage<'_> = &|path| fs::write(path, torn(read(path).unwrap())).unwrap();
+        let clear: Damage<'_> = &|path| fs::write(path, empty(())).unwrap();
+        let remove: Damage<'_> = &|path| fs::remove_file(path).unwrap();
+        let expose: Damage<'_> = &|path| open(path).unwrap();
+        let swap: Damage<'_> = &|path| {
+            let other = tempfile::tempdir().unwrap();
+            let ca = Authority::create(&other.path().join("pki")).unwrap();
+            ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+            fs::copy(ca.dir.join(path.file_name().unwrap()), path).unwrap();
+        };
+        #[rustfmt::skip]
+        let cases: [(&str, Damage<'_>, &str); 14] = [
+            ("ca.pem", tear, "invalid"), ("ca.pem", clear, "invalid"), ("ca.pem", swap, "invalid"),
+            ("ca.pem", remove, "missing"),
+            ("ca.key", tear, "invalid"), ("ca.key", clear, "invalid"), ("ca.key", swap, "invalid"),
+            ("ca.key", remove, "missing"), ("ca.key", expose, "open"),
+            ("a.pem", tear, "invalid"), ("a.pem", swap, "invalid"),
+            ("a.key", tear, "invalid"), ("a.key", remove, "missing"), ("a.key", expose, "open"),
+        ];
+        for (file, damage, expected) in cases {
+            let temp = tempfile::tempdir().unwrap();
+            let dir = temp.path().join("pki");
+            Authority::create(&dir).unwrap().issue("a", &[LOOPBACK], Usage::Both).unwrap();
+            damage(&dir.join(file));
+            let left = fs::read(dir.join(file)).ok();
+            let verdict = Authority::open(&dir)
+                .and_then(|ca| ca.issue("a", &[LOOPBACK, Host::Dns("b".into())], Usage::Both));
+            let said = match verdict {
+                Err(PkiError::Invalid { .. }) => "invalid",
+                Err(PkiError::Missing { .. }) => "missing",
+                Err(PkiError::TooOpen { .. }) => "open",
+                other => panic!("{file}: {other:?}"),
+            };
+            assert_eq!(said, expected, "{file}");
+            assert_eq!(fs::read(dir.join(file)).ok(), left, "{file} was changed");
+        }
+    }
+
+    #[test]
+    fn a_name_stays_in_the_directory() {
+        let temp = tempfile::tempdir().unwrap();
+        let ca = Authority::create(&temp.path().join("pki")).unwrap();
+        for name in ["", "ca", "../a", ".a", "a/b", "a b"] {
+            let verdict = ca.issue(name, &[], Usage::Client);
+            assert!(matches!(verdict, Err(PkiError::Name { .. })), "{name}");
+        }
+    }
+}

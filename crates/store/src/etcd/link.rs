@@ -1,0 +1,211 @@
+//! The connection to one of the endpoints at a time, and what its failures mean.
+//!
+//! A call that gets no answer in time gives its connection up for a new one, to the next endpoint
+//! if there are several: a frozen server or a lost machine leaves a connection that looks alive.
+//! There is no timeout for connecting: an attempt that waits on a frozen server is done the moment
+//! it thaws.
+
+use std::error::Error as _;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Code, ConnectError};
+
+use super::EtcdConfig;
+use crate::StoreError;
+use crate::error::NoAnswer;
+
+/// etcd ends connections that are pinged more often than each 5 s, or while nothing runs on them.
+const PING_EVERY: Duration = Duration::from_secs(10);
+const PING_ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// Between two attempts of one call. A member that restarts is back within some 100 ms.
+const RETRY_AFTER: Duration = Duration::from_millis(20);
+/// An attempt with less time left than this could end in doubt only because it began too late.
+const ATTEMPT_MIN: Duration = Duration::from_millis(200);
+
+/// Whether a call may be made again when it is unknown if the first one was done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Or what does no harm when done twice.
+    Read,
+    Write,
+}
+
+pub(super) struct Link {
+    endpoints: Vec<String>,
+    options: ConnectOptions,
+    deadline: Duration,
+    current: Mutex<Current>,
+}
+
+#[derive(Clone)]
+struct Current {
+    /// Counts connections, so that of all calls that fail on one only the first replaces it.
+    generation: u64,
+    endpoint: usize,
+    client: Client,
+}
+
+/// What a failed call says about whether it was done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    /// It never left.
+    NotSent,
+    /// The server read it and did not do it.
+    Declined,
+    /// It may have been done.
+    Broken,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("endpoints", &self.endpoints).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub async fn new(config: EtcdConfig) -> Result<Self, StoreError> {
+        let read = |path: &std::path::Path| {
+            std::fs::read(path).map_err(|source| StoreError::Config {
+                why: format!("cannot read {}", path.display()),
+                source: Some(source.into()),
+            })
+        };
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(read(&config.tls.ca)?))
+            .identity(Identity::from_pem(read(&config.tls.cert)?, read(&config.tls.key)?));
+        let options = ConnectOptions::new()
+            .with_tls(tls)
+            .with_keep_alive(PING_EVERY, PING_ANSWER_WITHIN)
+            .with_keep_alive_while_idle(false)
+            .with_require_leader(true);
+        let Some(first) = config.endpoints.first() else {
+            return Err(StoreError::Config { why: "no endpoints".to_owned(), source: None });
+        };
+        let unusable = |source: Error| StoreError::Config {
+            why: format!("cannot prepare a connection to {first}"),
+            source: Some(source.into()),
+        };
+        let client = Client::connect([first], Some(options.clone())).await.map_err(unusable)?;
+        Ok(Link {
+            endpoints: config.endpoints,
+            options,
+            deadline: config.deadline,
+            current: Mutex::new(Current { generation: 0, endpoint: 0, client }),
+        })
+    }
+
+    pub fn whom(&self) -> String {
+        format!("etcd at {}", self.endpoints.join(", "))
+    }
+
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// The connection to use now, and its generation for [`Link::replace`].
+    pub fn client(&self) -> (u64, Client) {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        (current.generation, current.client.clone())
+    }
+
+    /// Gives up the connection of this generation, unless that has been done.
+    pub async fn replace(&self, generation: u64) {
+        let endpoint = {
+            let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+            if current.generation != generation {
+                return;
+            }
+            (current.endpoint + 1) % self.endpoints.len()
+        };
+        let next = &self.endpoints[endpoint];
+        let client = match Client::connect([next], Some(self.options.clone())).await {
+            Ok(client) => client,
+            Err(error) => {
+                tracing::warn!(%error, endpoint = %next, "cannot prepare a connection to etcd");
+                return;
+            }
+        };
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.generation == generation {
+            *current = Current { generation: generation + 1, endpoint, client };
+        }
+    }
+
+    /// Makes a call until it succeeds, is declined, must not be made again, or the deadline is
+    /// over. `what` completes "cannot …".
+    pub async fn call<T, F>(
+        &self,
+        what: &'static str,
+        kind: Kind,
+        call: impl Fn(Client) -> F,
+    ) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let deadline = Instant::now() + self.deadline;
+        // A read that may be made again leaves time to ask the other endpoints.
+        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        let attempt = match kind {
+            Kind::Read => self.deadline / endpoints,
+            Kind::Write => self.deadline,
+        };
+        loop {
+            let (generation, client) = self.client();
+            let until = deadline.min(Instant::now() + attempt);
+            let (fault, error) = match timeout_at(until, call(client)).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => (fault(&error), error.into()),
+                Err(_) => (Fault::Broken, NoAnswer(attempt).into()),
+            };
+            if fault == Fault::Declined {
+                return Err(StoreError::Refused { what, whom: self.whom(), source: error });
+            }
+            self.replace(generation).await;
+            if fault == Fault::Broken && kind == Kind::Write {
+                return Err(StoreError::Unknown { what, whom: self.whom(), source: error });
+            }
+            if Instant::now() + RETRY_AFTER + ATTEMPT_MIN >= deadline {
+                return Err(StoreError::Unavailable { what, whom: self.whom(), source: error });
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+}
+
+/// Whether the server said that what was asked for does not exist.
+pub(super) fn is_not_found(error: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let error = error.downcast_ref::<Error>();
+    matches!(error, Some(Error::GRpcStatus(status)) if status.code() == Code::NotFound)
+}
+
+fn fault(error: &Error) -> Fault {
+    let Error::GRpcStatus(status) = error else { return Fault::Broken };
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return Fault::NotSent;
+        }
+        cause = error.source();
+    }
+    // A status with a cause was made on this side, whatever its code.
+    let answered = status.source().is_none();
+    match status.code() {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Unimplemented
+        | Code::Unauthenticated
+            if answered =>
+        {
+            Fault::Declined
+        }
+        // etcd also answers "unavailable" to what it has already passed to its log.
+        _ => Fault::Broken,
+    }
+}
