@@ -1,1 +1,3 @@
+mod spec;
+mod layout;
 fn main() {}

@@ -39,7 +39,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 /// Says why `name` is not free: one of `reserved`, or of PostgreSQL's own `pg_` names.
 pub fn check_name_free(name: &str, reserved: &[&str]) -> Result<(), String> {
     if reserved.contains(&name) {
-        Err("is a name that is taken by PostgreSQL or Everhold itself".into())
+        Err("is taken by PostgreSQL or Everhold itself".into())
     } else if name.starts_with("pg_") {
         Err("starts with `pg_`, which PostgreSQL keeps for itself".into())
     } else {

@@ -1,7 +1,7 @@
 //! PostgreSQL settings that a user may give: which exist, what they hold, and which are Everhold's.
 //!
-//! The table of settings is PostgreSQL's own (`pg_settings` of version 15). A wrong name or value is
-//! found here, with its line, instead of by a server that will not start.
+//! The table of settings is PostgreSQL's own (`pg_settings` of version 15). A wrong name or value
+//! is found here, with its line, instead of by a server that will not start.
 
 use std::fmt;
 
@@ -33,6 +33,7 @@ const TARGET: &str = "a standby that stops early can neither be promoted nor fol
 const ARCHIVE: &str = "a standby's WAL must come from its leader alone, or a seal proves nothing";
 const EVIDENCE: &str = "detection and the evidence of a leader count on its timing";
 const DAMAGE: &str = "damage would be passed over instead of being repaired from another node";
+const SYNCED: &str = "a commit must be on a standby's disk before it is acknowledged";
 const LOG: &str = "Everhold reads the server's messages from where it writes them by default";
 
 /// Settings a guarantee hangs on, with the reason. In order of their name.
@@ -57,7 +58,7 @@ const RULES: &[(&str, Rule, &str)] = &[
     ("log_destination", Rule::Ours, LOG),
     ("logging_collector", Rule::Ours, LOG),
     ("max_connections", Rule::AtLeast(CONNECTIONS_MIN), "agent and standbys need connections too"),
-    ("max_replication_slots", Rule::AtLeast(SENDERS_MIN), "every node keeps a slot for every other"),
+    ("max_replication_slots", Rule::AtLeast(SENDERS_MIN), "a node has a slot for every other"),
     ("max_wal_senders", Rule::AtLeast(SENDERS_MIN), "every standby and every clone needs one"),
     ("password_encryption", Rule::OneOf(&["scram-sha-256"]), "md5 passwords can be replayed"),
     ("port", Rule::Ours, "ports are given under [node]"),
@@ -77,8 +78,8 @@ const RULES: &[(&str, Rule, &str)] = &[
     ("restart_after_crash", Rule::Ours, "after a crash the agent decides who leads"),
     ("restore_command", Rule::Ours, ARCHIVE),
     ("superuser_reserved_connections", Rule::AtLeast(RESERVED_MIN), "the agent must always get in"),
-    ("synchronous_commit", Rule::OneOf(&["on", "remote_apply"]), "a commit must be on a standby's disk before it is acknowledged"),
-    ("synchronous_standby_names", Rule::Ours, "the set is agreed in the store; declare `synchronous`"),
+    ("synchronous_commit", Rule::OneOf(&["on", "remote_apply"]), SYNCED),
+    ("synchronous_standby_names", Rule::Ours, "agreed in the store; see `synchronous`"),
     ("unix_socket_directories", Rule::Ours, PLACE),
     ("unix_socket_group", Rule::Ours, "the socket is the agent's way in"),
     ("unix_socket_permissions", Rule::Ours, "the socket is the agent's way in"),
@@ -149,8 +150,9 @@ pub fn context(name: &str) -> Context {
     find(name).map_or(Context::Restart, |setting| setting.context)
 }
 
-/// Judges a setting: the name in PostgreSQL's spelling, or why it is refused. Settings of extensions
-/// (`auto_explain.log_min_duration`) are taken as they are, only the extension knows them.
+/// Judges a setting: the name in PostgreSQL's spelling, or why it is refused. Settings of
+/// extensions (`auto_explain.log_min_duration`) are taken as they are, only the extension knows
+/// them.
 pub fn check(name: &str, value: &str) -> Result<String, Refusal> {
     if let Some(wants) = text_fault(value) {
         return Err(Refusal::Value { wants });

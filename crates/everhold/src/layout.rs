@@ -1,0 +1,88 @@
+//! Where everything stands in the data directory. Nobody else builds such a path.
+//!
+//! ```text
+//! DATA/cluster.json               whose directory this is; the first file written
+//! DATA/etcd, pki, secrets         the embedded store, certificates, passwords
+//! DATA/NODE/                      what one agent keeps
+//! DATA/NODE/SERVICE/pgdata        the instance's PostgreSQL data directory
+//! DATA/NODE/SERVICE/run           its socket
+//! DATA/NODE/SERVICE/diverged      WAL that no other node has, kept after a failover
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of `cluster.json`; a newer one is refused.
+pub const CLUSTER_RECORD_VERSION: u32 = 1;
+
+/// `cluster.json`: whose data directory it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    pub version: u32,
+    pub cluster: String,
+}
+
+impl ClusterRecord {
+    pub fn of(cluster: &str) -> ClusterRecord {
+        ClusterRecord { version: CLUSTER_RECORD_VERSION, cluster: cluster.to_owned() }
+    }
+}
+
+/// The paths below one data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The directory need not exist. A relative path is taken from the working directory, once.
+    pub fn new(root: impl AsRef<Path>) -> std::io::Result<Layout> {
+        Ok(Layout { root: std::path::absolute(root)? })
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn cluster_record(&self) -> PathBuf {
+        self.root.join("cluster.json")
+    }
+
+    pub fn etcd(&self) -> PathBuf {
+        self.root.join("etcd")
+    }
+
+    pub fn pki(&self) -> PathBuf {
+        self.root.join("pki")
+    }
+
+    pub fn secrets(&self) -> PathBuf {
+        self.root.join("secrets")
+    }
+
+    pub fn node(&self, node: &str) -> PathBuf {
+        self.root.join(node)
+    }
+
+    pub fn service(&self, node: &str, service: &str) -> PathBuf {
+        self.node(node).join(service)
+    }
+
+    pub fn pgdata(&self, node: &str, service: &str) -> PathBuf {
+        self.service(node, service).join("pgdata")
+    }
+
+    pub fn run(&self, node: &str, service: &str) -> PathBuf {
+        self.service(node, service).join("run")
+    }
+
+    /// The socket PostgreSQL makes in [`Layout::run`].
+    pub fn socket(&self, node: &str, service: &str, port: u16) -> PathBuf {
+        self.run(node, service).join(format!(".s.PGSQL.{port}"))
+    }
+
+    pub fn diverged(&self, node: &str, service: &str) -> PathBuf {
+        self.service(node, service).join("diverged")
+    }
+}

@@ -1,0 +1,348 @@
+//! What was written, with places. Types are right, keys are known; nothing else is checked yet.
+
+use std::collections::btree_map::Entry;
+
+use toml_edit::Document;
+
+use super::fault::{Code, Faults};
+use super::reader::{Again, Part, Placed, Reader, a, place};
+
+pub(super) type Text = Part<Placed<String>>;
+pub(super) type Number = Part<Placed<i64>>;
+pub(super) type Names = Part<Placed<Vec<Placed<String>>>>;
+/// Named tables; one that is not a table was reported and keeps its name only.
+pub(super) type Named<T> = Part<Placed<Vec<(Placed<String>, Option<T>)>>>;
+
+pub(super) struct RawSpec {
+    pub schema: Number,
+    pub cluster: Text,
+    pub nodes: Named<RawNode>,
+    pub services: Named<RawPostgres>,
+    pub gateway_nodes: Names,
+    pub listeners: Named<RawListener>,
+    pub api_bind: Text,
+}
+
+pub(super) struct RawNode {
+    pub at: usize,
+    pub address: Text,
+    pub region: Text,
+    pub zone: Text,
+    pub ports: Text,
+}
+
+pub(super) struct RawPostgres {
+    pub nodes: Names,
+    pub version: Number,
+    pub database: Text,
+    pub owner: Text,
+    pub number: Number,
+    pub durability: Text,
+    pub spread: Text,
+    pub instances: Vec<(Placed<String>, Option<RawInstance>)>,
+    /// The value as text, as PostgreSQL would read it.
+    pub parameters: Vec<(Placed<String>, Placed<String>)>,
+}
+
+pub(super) struct RawInstance {
+    pub priority: Number,
+    pub failover: Part<Placed<bool>>,
+}
+
+pub(super) struct RawListener {
+    pub bind: Text,
+    pub protocol: Text,
+    pub service: Text,
+    pub role: Text,
+    pub max_lag: Text,
+}
+
+/// A document, and the keys in it that were given before.
+pub(super) struct Parsed {
+    document: Document<String>,
+    again: Again,
+}
+
+/// So many keys given twice are reported at once.
+const DUPLICATES_MAX: usize = 32;
+/// So many spare names are tried for one of them.
+const SPARE_NAMES_MAX: usize = 64;
+
+/// Parses the text. A key given twice is renamed to a spare name of the same length, so that the
+/// rest of the document, and what stands below that key, can still be read, with every place as it
+/// was. Anything else that is not TOML ends the reading: after it, nothing is sure to be where it
+/// seems.
+pub(super) fn document(text: &str, faults: &mut Faults<'_>) -> Option<Parsed> {
+    let mut text = text.to_owned();
+    let mut again = Again::new();
+    for attempt in 0..DUPLICATES_MAX * SPARE_NAMES_MAX {
+        let error = match Document::parse(text.clone()) {
+            Ok(document) => return Some(Parsed { document, again }),
+            Err(error) => error,
+        };
+        let span = error.span().unwrap_or(0..0);
+        if error.message() != "duplicate key" || span.is_empty() {
+            let message = error.message().replace('\n', ", ");
+            faults.add(Code::Syntax, span.start, format!("not TOML: {message}"));
+            return None;
+        }
+        let key = faults.written(span.clone()).trim_matches(['"', '\'']).to_owned();
+        if let Entry::Vacant(place) = again.entry(span.start) {
+            faults.add(Code::DuplicateKey, span.start, format!("`{key}` is given twice"));
+            place.insert(key);
+        }
+        if again.len() > DUPLICATES_MAX {
+            return None;
+        }
+        text.replace_range(span.clone(), &spare_name(span.len(), attempt));
+    }
+    None
+}
+
+/// A key of exactly `length` bytes that nobody is likely to have written.
+fn spare_name(length: usize, attempt: usize) -> String {
+    const LETTERS: &[u8; 64] = b"QZXJVKWYqzxjvkwyABCDEFGHILMNOPRSTUabcdefghilmnoprstu0123456789_-";
+    let mut rest = attempt;
+    let letter = |_| {
+        let letter = LETTERS[rest % LETTERS.len()];
+        rest /= LETTERS.len();
+        char::from(letter)
+    };
+    (0..length).map(letter).collect()
+}
+
+/// Reads the whole document.
+pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
+    let mut top = Reader::new("", 0, parsed.document.as_table(), &parsed.again);
+    let schema = top.integer("schema", faults);
+    let cluster = top.string("cluster", faults);
+    let nodes = named(&mut top, "node", faults, node);
+    let services = named(&mut top, "service", faults, service);
+    let gateway_nodes =
+        one_key(&mut top, "gateway", faults, |it, faults| it.strings("nodes", faults));
+    let listeners = named(&mut top, "listener", faults, listener);
+    let api_bind = one_key(&mut top, "api", faults, |it, faults| it.string("bind", faults));
+    top.later("store", "an etcd of your own", faults);
+    top.later("route", "HTTP routes", faults);
+    top.later("repository", "backups", faults);
+    top.finish(faults);
+    RawSpec { schema, cluster, nodes, services, gateway_nodes, listeners, api_bind }
+}
+
+fn named<'d, T>(
+    top: &mut Reader<'d>,
+    key: &'static str,
+    faults: &mut Faults<'_>,
+    read: impl Fn(Reader<'d>, &mut Faults<'_>) -> Option<T>,
+) -> Named<T> {
+    match top.table(key, faults) {
+        Part::Absent => Part::Absent,
+        Part::Faulty => Part::Faulty,
+        Part::Is(table) => {
+            let at = table.at;
+            let mut value = Vec::new();
+            for found in table.tables(faults) {
+                let entry = match found.table {
+                    Part::Is(reader) => read(reader, faults),
+                    Part::Absent | Part::Faulty => None,
+                };
+                if !found.again {
+                    value.push((found.name, entry));
+                }
+            }
+            Part::Is(Placed { value, at })
+        }
+    }
+}
+
+fn one_key<'d, T>(
+    top: &mut Reader<'d>,
+    key: &'static str,
+    faults: &mut Faults<'_>,
+    read: impl Fn(&mut Reader<'d>, &mut Faults<'_>) -> Part<T>,
+) -> Part<T> {
+    match top.table(key, faults) {
+        Part::Absent => Part::Absent,
+        Part::Faulty => Part::Faulty,
+        Part::Is(mut table) => {
+            let value = read(&mut table, faults);
+            table.finish(faults);
+            value
+        }
+    }
+}
+
+fn node(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawNode> {
+    let node = RawNode {
+        at: table.at,
+        address: table.string("address", faults),
+        region: table.string("region", faults),
+        zone: table.string("zone", faults),
+        ports: table.string("ports", faults),
+    };
+    if node.address == Part::Absent {
+        table.missing("address", "\"10.0.1.1\"", faults);
+    }
+    table.finish(faults);
+    Some(node)
+}
+
+/// Kinds of service that the schema has and this version has not.
+const KINDS_LATER: [&str; 3] = ["http", "redis", "chain"];
+
+fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawPostgres> {
+    match table.string("kind", faults) {
+        Part::Absent => table.missing("kind", "\"postgres\"", faults),
+        Part::Faulty => {}
+        Part::Is(kind) if kind.value == "postgres" => {}
+        // The keys of another kind are not this kind's; nothing below can be judged.
+        Part::Is(kind) if KINDS_LATER.contains(&kind.value.as_str()) => {
+            let message = format!(
+                "kind \"{}\" of {} is known but not supported by this version",
+                kind.value, table.path
+            );
+            faults.add(Code::NotYet, kind.at, message);
+            return None;
+        }
+        Part::Is(kind) => {
+            let message =
+                format!("`kind` in {} must be \"postgres\", not \"{}\"", table.path, kind.value);
+            faults.add(Code::OutOfRange, kind.at, message);
+            return None;
+        }
+    }
+    Some(postgres(table, faults))
+}
+
+fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
+    let nodes = table.strings("nodes", faults);
+    let version = table.integer("version", faults);
+    let database = table.string("database", faults);
+    let owner = table.string("owner", faults);
+    let (number, durability, spread) = synchronous(&mut table, faults);
+    let instances = match named(&mut table, "instance", faults, instance) {
+        Part::Is(instances) => instances.value,
+        Part::Absent | Part::Faulty => Vec::new(),
+    };
+    let parameters = match table.table("parameters", faults) {
+        Part::Is(table) => parameters(table, faults),
+        Part::Absent | Part::Faulty => Vec::new(),
+    };
+    table.later("backup", "backups", faults);
+    table.finish(faults);
+    RawPostgres {
+        nodes,
+        version,
+        database,
+        owner,
+        number,
+        durability,
+        spread,
+        instances,
+        parameters,
+    }
+}
+
+fn synchronous(table: &mut Reader<'_>, faults: &mut Faults<'_>) -> (Number, Text, Text) {
+    match table.table("synchronous", faults) {
+        Part::Absent => (Part::Absent, Part::Absent, Part::Absent),
+        Part::Faulty => (Part::Faulty, Part::Faulty, Part::Faulty),
+        Part::Is(mut table) => {
+            let number = table.integer("number", faults);
+            let durability = table.string("durability", faults);
+            let spread = table.string("spread", faults);
+            table.finish(faults);
+            (number, durability, spread)
+        }
+    }
+}
+
+fn instance(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawInstance> {
+    let instance = RawInstance {
+        priority: table.integer("priority", faults),
+        failover: table.boolean("failover", faults),
+    };
+    table.finish(faults);
+    Some(instance)
+}
+
+/// PostgreSQL's settings, as it would read them from its own file.
+fn parameters(table: Reader<'_>, faults: &mut Faults<'_>) -> Vec<(Placed<String>, Placed<String>)> {
+    let mut found = Vec::new();
+    settings("", &table, faults, &mut found);
+    found
+}
+
+fn settings(
+    prefix: &str,
+    table: &Reader<'_>,
+    faults: &mut Faults<'_>,
+    found: &mut Vec<(Placed<String>, Placed<String>)>,
+) {
+    for (key, item) in table.entries() {
+        let name = Placed { value: format!("{prefix}{}", key.value), at: key.at };
+        let at = place(item, key.at);
+        let value = match item.as_value() {
+            Some(toml_edit::Value::String(text)) => text.value().clone(),
+            Some(toml_edit::Value::Integer(number)) => number.value().to_string(),
+            Some(toml_edit::Value::Float(number)) => number.value().to_string(),
+            Some(toml_edit::Value::Boolean(flag)) => {
+                if *flag.value() { "on" } else { "off" }.into()
+            }
+            _ => {
+                // `auto_explain.log_min_duration` is a table to TOML and one name to PostgreSQL.
+                if let (Some(below), "") = (item.as_table_like(), prefix) {
+                    let below = table.below(&key, below);
+                    settings(&format!("{}.", key.value), &below, faults, found);
+                } else {
+                    let kind = a(item.type_name());
+                    let message = format!(
+                        "setting `{}` must be a string, a number or true or false, not {kind}",
+                        name.value
+                    );
+                    faults.add(Code::WrongType, at, message);
+                }
+                continue;
+            }
+        };
+        found.push((name, Placed { value, at }));
+    }
+}
+
+/// Protocols that the schema has and this version has not.
+const PROTOCOLS_LATER: [&str; 4] = ["http", "tcp", "redis", "jsonrpc"];
+
+fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListener> {
+    let protocol = table.string("protocol", faults);
+    if let Part::Is(protocol) = &protocol
+        && PROTOCOLS_LATER.contains(&protocol.value.as_str())
+    {
+        let message = format!(
+            "protocol \"{}\" of {} is known but not supported by this version",
+            protocol.value, table.path
+        );
+        faults.add(Code::NotYet, protocol.at, message);
+        return None;
+    }
+    let listener = RawListener {
+        bind: table.string("bind", faults),
+        protocol,
+        service: table.string("service", faults),
+        role: table.string("role", faults),
+        max_lag: table.string("max_lag", faults),
+    };
+    let required = [
+        ("bind", &listener.bind, "\"127.0.0.1:6432\""),
+        ("protocol", &listener.protocol, "\"postgres\""),
+        ("service", &listener.service, "\"main\""),
+        ("role", &listener.role, "\"primary\" or \"standby\""),
+    ];
+    for (key, part, example) in required {
+        if *part == Part::Absent {
+            table.missing(key, example, faults);
+        }
+    }
+    table.later("tls", "TLS for clients", faults);
+    table.finish(faults);
+    Some(listener)
+}
