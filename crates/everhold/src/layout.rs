@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/cluster.json               whose directory this is; the first file written
 //! DATA/etcd, pki, secrets         the embedded store, certificates, passwords
+//! DATA/run/                       what a supervisor keeps
 //! DATA/NODE/                      what one agent keeps
 //! DATA/NODE/SERVICE/pgdata        the instance's PostgreSQL data directory
 //! DATA/NODE/SERVICE/run           its socket
@@ -55,6 +56,11 @@ impl Layout {
 
     pub fn pki(&self) -> PathBuf {
         self.root.join("pki")
+    }
+
+    /// What a supervisor keeps: its lock, where its API is, its copy of the spec.
+    pub fn supervisor(&self) -> PathBuf {
+        self.root.join("run")
     }
 
     pub fn secrets(&self) -> PathBuf {

@@ -1,3 +1,28 @@
-mod spec;
+//! Everhold keeps a stack up. This file only wires.
+
+mod agent;
+mod api;
+mod apply;
+mod children;
+mod cli;
+mod clock;
+mod cluster;
+mod context;
+mod disk;
+mod facts;
+mod gateway;
+mod journal;
+mod keeper;
 mod layout;
-fn main() {}
+mod link;
+mod minder;
+mod node_file;
+mod secrets;
+mod spec;
+mod spec_store;
+mod status;
+mod up;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -4,7 +4,7 @@ use crate::decide::{Verdict, campaign};
 use crate::durable::Data;
 use crate::ids::Time;
 use crate::postgres::{PgAction, Process};
-use crate::status::{Call, State, Status};
+use crate::status::{Call, Hold, State, Status};
 use crate::view::View;
 use std::collections::BTreeMap;
 
@@ -21,7 +21,13 @@ pub(super) fn status(
             || !view.has(crate::view::Guard::Barrier)
     });
     let hold = verdicts.values().find_map(|verdict| match verdict {
-        Verdict::Hold { rule, why, .. } => Some((rule.clone(), why.clone())),
+        Verdict::Hold { rule, why, unblocks, operator } => Some(Hold {
+            rule: rule.clone(),
+            why: why.clone(),
+            unblocks: unblocks.clone(),
+            operator: *operator,
+            since_ms_ago: None,
+        }),
         Verdict::Steady | Verdict::Act { .. } => None,
     });
     let streaming = view.is_standby() && view.pg.receiver.as_ref().is_some_and(|r| r.streaming);

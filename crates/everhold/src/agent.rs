@@ -1,0 +1,355 @@
+//! The role `agent`: one node's part in every service that has an instance on it.
+
+use crate::journal::{self, Journal};
+use crate::keeper::{Keeper, Parts};
+use crate::layout::Layout;
+use crate::link::{self, Link, Question, Report, Tls};
+use crate::minder::Feed;
+use crate::node_file::NodeFile;
+use crate::spec::local::{RunAs, Search};
+use crate::{clock, disk, spec_store};
+use anyhow::Context;
+use everhold_adapters::postgres::{PgConfig, Postgres};
+use everhold_core::agent::{Agent, Identity};
+use everhold_core::journal::Event;
+use everhold_core::policy::Policy;
+use everhold_core::spec::{Durability, PostgresSpec, Spec};
+use everhold_core::term::{Preference, Redundancy};
+use everhold_core::view::Cause;
+use everhold_store::{Etcd, Store};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Questions waiting for an answer.
+const QUESTIONS_MAX: usize = 64;
+/// Reports of other nodes not yet handed on.
+const REPORTS_MAX: usize = 1_024;
+/// Between two mirrors of the journal's head.
+const HEAD_EVERY: Duration = Duration::from_secs(5);
+
+/// What an agent can be asked over its link.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "ask")]
+pub enum Ask {
+    /// Facts and verdicts of a service.
+    View { service: String },
+    Switchover { service: String, to: Option<String>, who: String },
+    Force { service: String, to: Option<String>, who: String },
+    /// The newest entries of this node's journal.
+    Journal { limit: usize },
+    Entry { id: String },
+    Verify,
+    /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
+    Halt,
+    /// For the journal only.
+    Note { service: String, who: String, what: String },
+}
+
+/// Runs the agent until it is ended.
+pub async fn run(file: &Path) -> anyhow::Result<()> {
+    let node = NodeFile::read(file)?;
+    let layout = Layout::new(&node.data)?;
+    let tls = Tls::load(&node.ca, &node.cert, &node.key)?;
+    let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
+    let copy = layout.node(&node.name).join("spec.json");
+    let spec = spec_store::find(&node.cluster, &store, &copy).await?;
+    let own = spec.nodes.get(&node.name).with_context(|| {
+        format!("E221 {} is not a node of the spec; next step: add it and apply", node.name)
+    })?;
+    let address = resolve(&own.address.to_string(), own.agent_port())?;
+    let journal = Journal::open(&layout.node(&node.name).join("journal"), &node.name, &node.cluster)
+        .context("open the journal")?;
+    journal.append("", Event::Noted { text: format!("agent started, pid {}", std::process::id()) });
+
+    let (report, reports) = watch::channel(Arc::new(Report {
+        node: node.name.clone(),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        ..Report::default()
+    }));
+    let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
+    link::serve(address, tls.clone(), reports, questions).await?;
+
+    let mut keepers = BTreeMap::new();
+    for name in spec.services.keys() {
+        let Some(service) = spec.postgres(name).filter(|s| s.nodes.contains(&node.name)) else {
+            continue;
+        };
+        let site = Site { node: &node, layout: &layout, spec: &spec };
+        match keep(site, name, service, &store, &journal, &report).await {
+            Ok(keeper) => {
+                keepers.insert(name.clone(), keeper);
+            }
+            Err(error) => {
+                tracing::error!(service = name, error = format!("{error:#}"), "cannot keep it");
+                report.send_modify(|report| {
+                    Arc::make_mut(report).faults.insert(name.clone(), format!("{error:#}"));
+                });
+            }
+        }
+    }
+    let (told, hear) = mpsc::channel(REPORTS_MAX);
+    let links = dial_others(&node.name, &spec, &tls, told);
+    tokio::spawn(listen(hear, keepers.clone()));
+    tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
+    let specs = spec_store::follow(&node.cluster, store.clone(), copy);
+    tokio::spawn(follow_spec(specs, keepers.clone()));
+    answer(asked, &keepers, &journal, &layout.node(&node.name).join("journal")).await;
+    drop(links);
+    Ok(())
+}
+
+struct Site<'a> {
+    node: &'a NodeFile,
+    layout: &'a Layout,
+    spec: &'a Spec,
+}
+
+/// Begins to keep one service on this node.
+async fn keep(
+    site: Site<'_>,
+    name: &str,
+    service: &PostgresSpec,
+    store: &Etcd,
+    journal: &Journal,
+    report: &watch::Sender<Arc<Report>>,
+) -> anyhow::Result<Keeper> {
+    let Site { node, layout, spec } = site;
+    let dir = layout.service(&node.name, name);
+    let record = dir.join("record.json");
+    let data_dir = layout.pgdata(&node.name, name);
+    let durable = disk::load(&record, &data_dir)?;
+    let address = spec.nodes.get(&node.name).context("the node's address")?.address.to_string();
+    let port = service.instances.get(&node.name).context("the instance's port")?.port;
+    let postgres = Postgres::open(pg_config(&site, name, service, &address, port)?).await?;
+    let identity = Identity {
+        cluster: node.cluster.clone(),
+        service: name.to_string(),
+        node: node.name.clone(),
+        host: address,
+        port,
+    };
+    let (sender, service_name) = (report.clone(), name.to_string());
+    let journal_of = journal.clone();
+    let parts = Parts {
+        agent: Agent::new(identity, policy(service), durable, clock::now()),
+        service: name.to_string(),
+        postgres: Arc::new(postgres),
+        store: store.clone(),
+        journal: journal.clone(),
+        record,
+        replication_password: replication_password(layout, name),
+        minder: Feed::new(&dir, &node.name, name),
+        tell: Box::new(move |status, at_once| {
+            sender.send_if_modified(|report| {
+                if report.services.get(&service_name) != Some(&status) {
+                    let report = Arc::make_mut(report);
+                    report.services.insert(service_name.clone(), status);
+                    report.journal_head = journal_of.head();
+                }
+                at_once
+            });
+        }),
+    };
+    Ok(Keeper::start(parts))
+}
+
+fn pg_config(
+    site: &Site<'_>,
+    name: &str,
+    service: &PostgresSpec,
+    address: &str,
+    port: u16,
+) -> anyhow::Result<PgConfig> {
+    let Site { node, layout, .. } = site;
+    let run_as = RunAs::discover().map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    let bin_dir = Search::from_env()
+        .postgres(service.version)
+        .map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    let listen: IpAddr = resolve(address, port)?.ip();
+    Ok(PgConfig {
+        node: node.name.clone(),
+        bin_dir,
+        data_dir: layout.pgdata(&node.name, name),
+        run_dir: layout.run(&node.name, name),
+        kept_dir: layout.diverged(&node.name, name),
+        log_file: layout.service(&node.name, name).join("postgres.log"),
+        listen,
+        port,
+        run_as: run_as.is_other().then(|| (run_as.uid, run_as.gids[0])),
+        database: service.database.clone(),
+        owner: service.owner.clone(),
+        owner_password_file: owner_password(layout, name),
+        replication_password_file: replication_password(layout, name),
+        parameters: service.parameters.clone(),
+    })
+}
+
+pub fn owner_password(layout: &Layout, service: &str) -> PathBuf {
+    layout.secrets().join(format!("{service}.owner"))
+}
+
+pub fn replication_password(layout: &Layout, service: &str) -> PathBuf {
+    layout.secrets().join(format!("{service}.replication"))
+}
+
+/// What failover needs to know of the spec.
+pub fn policy(service: &PostgresSpec) -> Policy {
+    let wanted = service.synchronous.number;
+    let floor = match service.synchronous.durability {
+        Durability::Required => wanted.min(1),
+        Durability::Preferred => 0,
+    };
+    let preferences = service.instances.iter().map(|(node, instance)| {
+        let priority = i32::try_from(instance.priority).unwrap_or(i32::MAX);
+        (node.clone(), Preference { priority, failover: instance.failover })
+    });
+    Policy {
+        nodes: service.nodes.clone(),
+        redundancy: Redundancy { wanted, floor },
+        preferences: preferences.collect(),
+    }
+}
+
+pub fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let found = (host, port).to_socket_addrs().ok().and_then(|mut addrs| addrs.next());
+    found.with_context(|| format!("E222 cannot resolve {host}; next step: use an IP address"))
+}
+
+/// Links to the agents of all nodes but this one.
+pub fn dial_others(
+    me: &str,
+    spec: &Spec,
+    tls: &Tls,
+    told: mpsc::Sender<(String, Arc<Report>)>,
+) -> Vec<Link> {
+    let others = spec.nodes.iter().filter(|(name, _)| *name != me);
+    others
+        .map(|(name, node)| {
+            let addr = match &node.address {
+                everhold_core::spec::Address::Ip(ip) => {
+                    SocketAddr::new(*ip, node.agent_port()).to_string()
+                }
+                everhold_core::spec::Address::Host(host) => {
+                    format!("{host}:{}", node.agent_port())
+                }
+            };
+            link::dial(name.clone(), addr, tls.clone(), told.clone())
+        })
+        .collect()
+}
+
+async fn listen(mut hear: mpsc::Receiver<(String, Arc<Report>)>, keepers: BTreeMap<String, Keeper>) {
+    while let Some((node, report)) = hear.recv().await {
+        for (service, status) in &report.services {
+            if let Some(keeper) = keepers.get(service) {
+                keeper.heard(node.clone(), status.clone());
+            }
+        }
+    }
+}
+
+/// A changed spec changes how failover judges at once.
+async fn follow_spec(mut specs: mpsc::Receiver<Spec>, keepers: BTreeMap<String, Keeper>) {
+    while let Some(spec) = specs.recv().await {
+        for (name, keeper) in &keepers {
+            if let Some(service) = spec.postgres(name) {
+                keeper.policy(policy(service)).await;
+            }
+        }
+    }
+}
+
+/// The newest hash of the journal stands in the store too, where this node's disk can't change it.
+async fn mirror_head(journal: Journal, store: Etcd, node: NodeFile) {
+    let key = format!("/everhold/{}/journal/{}", node.cluster, node.name);
+    let mut mirrored = String::new();
+    loop {
+        tokio::time::sleep(HEAD_EVERY).await;
+        let head = journal.head();
+        if head != mirrored {
+            let txn = everhold_core::kv::Txn::new().put(&key, head.clone());
+            if store.txn(&txn).await.is_ok() {
+                mirrored = head;
+            }
+        }
+    }
+}
+
+async fn answer(
+    mut asked: mpsc::Receiver<Question>,
+    keepers: &BTreeMap<String, Keeper>,
+    journal: &Journal,
+    dir: &Path,
+) {
+    while let Some(question) = asked.recv().await {
+        let (keepers, journal, dir) = (keepers.clone(), journal.clone(), dir.to_path_buf());
+        tokio::spawn(async move {
+            let answer = match serde_json::from_value(question.body) {
+                Ok(ask) => reply(ask, &keepers, &journal, &dir).await,
+                Err(error) => Err(format!("the question is not understood: {error}")),
+            };
+            let _ = question.answer.send(answer);
+        });
+    }
+}
+
+async fn reply(
+    ask: Ask,
+    keepers: &BTreeMap<String, Keeper>,
+    journal: &Journal,
+    dir: &Path,
+) -> Result<serde_json::Value, String> {
+    let keeper = |service: &str| {
+        keepers.get(service).ok_or_else(|| format!("{service} is not kept on this node"))
+    };
+    let dir = dir.to_path_buf();
+    let text = |error: serde_json::Error| error.to_string();
+    match ask {
+        Ask::View { service } => {
+            let view = keeper(&service)?.view().await.ok_or("the agent is stopping")?;
+            serde_json::to_value(view).map_err(text)
+        }
+        Ask::Switchover { service, to, who } => {
+            let what = format!("switchover to {}", to.as_deref().unwrap_or("the best standby"));
+            let id = journal.append(&service, Event::Asked { who, what });
+            keeper(&service)?.wish(Cause::Switchover { to }).await?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Force { service, to, who } => {
+            let what = format!("forced failover to {}", to.as_deref().unwrap_or("the best left"));
+            let id = journal.append(&service, Event::Asked { who, what });
+            keeper(&service)?.wish(Cause::Force { to }).await?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Journal { limit } => {
+            let read = tokio::task::spawn_blocking(move || journal::newest(&dir, limit.min(10_000)));
+            serde_json::to_value(read.await.map_err(|e| e.to_string())?).map_err(text)
+        }
+        Ask::Entry { id } => {
+            let read = tokio::task::spawn_blocking(move || journal::find(&dir, &id));
+            serde_json::to_value(read.await.map_err(|e| e.to_string())?).map_err(text)
+        }
+        Ask::Verify => {
+            let read = tokio::task::spawn_blocking(move || journal::verify(&dir));
+            let count = read.await.map_err(|e| e.to_string())??;
+            Ok(serde_json::json!({ "entries": count }))
+        }
+        Ask::Halt => {
+            journal.append("", Event::Noted { text: "asked to stop everything".to_string() });
+            for keeper in keepers.values() {
+                keeper.halt().await?;
+            }
+            Ok(serde_json::json!({}))
+        }
+        Ask::Note { service, who, what } => {
+            let id = journal.append(&service, Event::Asked { who, what });
+            Ok(serde_json::json!({ "journal": id }))
+        }
+    }
+}

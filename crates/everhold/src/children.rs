@@ -1,0 +1,172 @@
+//! Processes of Everhold itself under `up`: started in sessions of their own, seen to end, started
+//! again; found again after a supervisor was killed.
+
+use crate::layout::Layout;
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+
+/// The first restart comes at once: an agent that died is missed within a second.
+const BACKOFF: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A process that ran for so long failed for a new reason.
+const HEALTHY: Duration = Duration::from_secs(10);
+/// A log is moved aside at a start when it is larger.
+const LOG_BYTES_MAX: u64 = 8 << 20;
+
+/// One process to keep running.
+#[derive(Clone, Debug)]
+pub struct Child {
+    pub name: String,
+    pub arguments: Vec<String>,
+    /// For its log and the file with its pid.
+    pub dir: PathBuf,
+}
+
+/// The running children by name.
+pub struct Supervised {
+    pids: Arc<Mutex<BTreeMap<String, Running>>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    pid: Option<i32>,
+    /// Not to be started again.
+    ending: bool,
+}
+
+/// Processes of an earlier supervisor that still run: name and pid.
+pub fn leftovers(layout: &Layout, names: &[String]) -> Vec<(String, i32)> {
+    let found = names.iter().filter_map(|name| {
+        let dir = layout.node(name);
+        let pid = read_pid(&dir)?;
+        is_ours(pid, &dir).then(|| (name.clone(), pid))
+    });
+    found.collect()
+}
+
+fn pid_file(dir: &Path) -> PathBuf {
+    dir.join("process.pid")
+}
+
+fn read_pid(dir: &Path) -> Option<i32> {
+    std::fs::read_to_string(pid_file(dir)).ok()?.trim().parse().ok()
+}
+
+/// The process is an Everhold that was given this directory's node file: a pid alone may have been
+/// reused.
+fn is_ours(pid: i32, dir: &Path) -> bool {
+    let Ok(line) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let node_file = dir.join("node.toml");
+    let wanted = node_file.as_os_str().as_encoded_bytes();
+    line.split(|byte| *byte == 0).any(|argument| argument == wanted)
+}
+
+impl Supervised {
+    /// Starts all of them. What an earlier supervisor left is ended first: agents and gateways keep
+    /// nothing that a new one doesn't find.
+    pub async fn start(children: Vec<Child>) -> Supervised {
+        let pids = Arc::new(Mutex::new(BTreeMap::new()));
+        for child in children {
+            if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
+                end_process(pid, Duration::from_secs(5)).await;
+            }
+            lock(&pids).insert(child.name.clone(), Running { pid: None, ending: false });
+            tokio::spawn(keep(child, pids.clone()));
+        }
+        Supervised { pids }
+    }
+
+    /// The pid of a child, if it runs.
+    pub fn pid(&self, name: &str) -> Option<i32> {
+        lock(&self.pids).get(name).and_then(|running| running.pid)
+    }
+
+    /// Ends a child for good.
+    pub async fn end(&self, name: &str, within: Duration) {
+        let pid = match lock(&self.pids).get_mut(name) {
+            Some(running) => {
+                running.ending = true;
+                running.pid
+            }
+            None => None,
+        };
+        if let Some(pid) = pid {
+            end_process(pid, within).await;
+        }
+    }
+}
+
+fn lock(pids: &Mutex<BTreeMap<String, Running>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
+    pids.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn keep(child: Child, pids: Arc<Mutex<BTreeMap<String, Running>>>) {
+    let mut backoff = BACKOFF;
+    loop {
+        let began = Instant::now();
+        match spawn(&child) {
+            Ok(mut process) => {
+                let pid = process.id().and_then(|pid| i32::try_from(pid).ok());
+                if let (Some(pid), Some(running)) = (pid, lock(&pids).get_mut(&child.name)) {
+                    running.pid = Some(pid);
+                    let _ = std::fs::write(pid_file(&child.dir), pid.to_string());
+                }
+                let ended = process.wait().await;
+                if let Some(running) = lock(&pids).get_mut(&child.name) {
+                    running.pid = None;
+                    if running.ending {
+                        let _ = std::fs::remove_file(pid_file(&child.dir));
+                        return;
+                    }
+                }
+                let log = child.dir.join("log");
+                tracing::warn!(name = child.name, ?ended, log = %log.display(), "ended; it is started again");
+            }
+            Err(error) => tracing::error!(name = child.name, %error, "cannot start it"),
+        }
+        if began.elapsed() > HEALTHY {
+            backoff = BACKOFF;
+        }
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 4).min(BACKOFF_MAX);
+    }
+}
+
+fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
+    let log = child.dir.join("log");
+    if std::fs::metadata(&log).is_ok_and(|meta| meta.len() > LOG_BYTES_MAX) {
+        std::fs::rename(&log, child.dir.join("log.1"))?;
+    }
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
+    // A group of its own, so that Ctrl-C in the terminal reaches the supervisor alone.
+    Command::new(std::env::current_exe()?)
+        .args(&child.arguments)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(file.try_clone()?)
+        .stderr(file)
+        .spawn()
+}
+
+async fn end_process(pid: i32, within: Duration) {
+    let Some(target) = rustix::process::Pid::from_raw(pid) else { return };
+    let until = Instant::now() + within;
+    let _ = rustix::process::kill_process(target, rustix::process::Signal::TERM);
+    while rustix::process::test_kill_process(target).is_ok() && !is_zombie(pid) {
+        if Instant::now() > until {
+            let _ = rustix::process::kill_process(target, rustix::process::Signal::KILL);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn is_zombie(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}

@@ -1,0 +1,21 @@
+//! The one file of the binary that reads clocks.
+
+use everhold_core::ids::Time;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Now on CLOCK_BOOTTIME, which goes on while the machine sleeps.
+pub fn now() -> Time {
+    let at = clock_gettime(ClockId::Boottime);
+    Time(at.tv_sec as u64 * 1_000 + at.tv_nsec as u64 / 1_000_000)
+}
+
+/// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
+pub fn wall() -> String {
+    format!("{:.3}", jiff::Timestamp::now())
+}
+
+/// What the wall clock showed `ms` milliseconds ago.
+pub fn wall_ago(ms: u64) -> String {
+    let span = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(0));
+    format!("{:.3}", jiff::Timestamp::now() - span)
+}

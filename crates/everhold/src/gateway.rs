@@ -1,0 +1,187 @@
+//! The role `gateway`: hears all agents, makes route tables, hands them to the data plane.
+//!
+//! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
+
+use crate::agent::{self, dial_others};
+use crate::facts::{Word, facts};
+use crate::layout::Layout;
+use crate::link::{Link, Report, Tls};
+use crate::node_file::NodeFile;
+use crate::spec::record;
+use crate::{clock, disk, spec_store};
+use anyhow::Context;
+use everhold_core::kv::Txn;
+use everhold_core::records::{decode, encode};
+use everhold_core::route::{self, RouteTable};
+use everhold_core::spec::Spec;
+use everhold_core::status::Status;
+use everhold_gateway::{Config, Gateway, Limits};
+use everhold_store::{Etcd, Store};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Facts grow old without a message, so the table is made anew this often.
+const REMAKE: Duration = Duration::from_millis(500);
+/// A gateway that is gone leaves the list of gateways after this.
+const LEASE: Duration = Duration::from_secs(6);
+/// Between two words of a gateway about itself.
+const TELL: Duration = Duration::from_secs(2);
+
+/// What a gateway says about itself in the store.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Presence {
+    pub pid: u32,
+    pub snapshot: serde_json::Value,
+}
+
+/// The prefix under which gateways say that they are there.
+pub fn presence_prefix(cluster: &str) -> String {
+    format!("/everhold/{cluster}/gateway/")
+}
+
+/// Runs the gateway until it is ended.
+pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
+    let node = NodeFile::read(file)?;
+    let layout = Layout::new(&node.data)?;
+    let tls = Tls::load(&node.ca, &node.cert, &node.key)?;
+    let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
+    let dir = layout.node(&node.name);
+    let copy = dir.join("spec.json");
+    let kept = Kept { table: dir.join("table.json") };
+    let spec = find_spec(&node.cluster, &store, &copy).await?;
+    let last = kept.last_table();
+    let table = Arc::new(route::build(&spec.listeners, &BTreeMap::new(), last.as_ref()));
+    let threads = threads
+        .or_else(|| std::thread::available_parallelism().ok())
+        .unwrap_or(NonZeroUsize::MIN);
+    let config = Config { table: table.clone(), threads, limits: Limits::default() };
+    let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
+    let (told, hear) = mpsc::channel(1_024);
+    let links = dial_others(&node.name, &spec, &tls, told);
+    let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
+    tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
+    route_traffic(Router { gateway, kept, links, spec, table, words: BTreeMap::new() }, hear, new_spec)
+        .await;
+    Ok(())
+}
+
+/// The copy first: traffic must not wait for the store.
+async fn find_spec(cluster: &str, store: &Etcd, copy: &Path) -> anyhow::Result<Spec> {
+    match std::fs::read_to_string(copy).ok().and_then(|text| record::from_json(&text).ok()) {
+        Some(spec) => Ok(spec),
+        None => spec_store::find(cluster, store, copy).await,
+    }
+}
+
+struct Kept {
+    table: PathBuf,
+}
+
+impl Kept {
+    fn last_table(&self) -> Option<RouteTable> {
+        let text = std::fs::read_to_string(&self.table).ok()?;
+        match decode(&text) {
+            Ok(table) => Some(table),
+            Err(why) => {
+                tracing::warn!(%why, "the kept route table can't be used; it is made anew");
+                None
+            }
+        }
+    }
+}
+
+struct Router {
+    gateway: Arc<Gateway>,
+    kept: Kept,
+    links: Vec<Link>,
+    spec: Spec,
+    table: Arc<RouteTable>,
+    /// By service and node.
+    words: BTreeMap<String, BTreeMap<String, (Arc<Status>, u64)>>,
+}
+
+async fn route_traffic(
+    mut router: Router,
+    mut hear: mpsc::Receiver<(String, Arc<Report>)>,
+    mut new_spec: mpsc::Receiver<Spec>,
+) {
+    let mut remake = tokio::time::interval(REMAKE);
+    loop {
+        tokio::select! {
+            Some((node, report)) = hear.recv() => {
+                let mut news = false;
+                for (service, status) in &report.services {
+                    let words = router.words.entry(service.clone()).or_default();
+                    let old = words.insert(node.clone(), (status.clone(), clock::now().0));
+                    news |= old.is_none_or(|(old, _)| old != *status);
+                }
+                if news {
+                    router.remake();
+                }
+            }
+            Some(spec) = new_spec.recv() => {
+                router.spec = spec;
+                router.remake();
+            }
+            _ = remake.tick() => router.remake(),
+        }
+    }
+}
+
+impl Router {
+    fn remake(&mut self) {
+        let now = clock::now().0;
+        let known = self.words.iter().filter_map(|(service, words)| {
+            let words = words.iter().map(|(node, (status, at))| {
+                let ms_ago = now.saturating_sub(*at);
+                (node.clone(), Word { status: status.clone(), ms_ago })
+            });
+            let resolve = |status: &Status| agent::resolve(&status.host, status.port).ok();
+            Some((service.clone(), facts(&words.collect(), resolve)?))
+        });
+        let known: BTreeMap<_, _> = known.collect();
+        let table = route::build(&self.spec.listeners, &known, Some(&self.table));
+        if table == *self.table {
+            return;
+        }
+        self.table = Arc::new(table);
+        if let Err(error) = self.gateway.set_table(self.table.clone()) {
+            tracing::error!(%error, "a listener can't be opened; the others serve");
+        }
+        let (path, text) = (self.kept.table.clone(), encode(&*self.table));
+        // Written aside: a stalled disk must not hold up the next table.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = disk::write_whole(&path, &text) {
+                tracing::warn!(%error, "cannot keep the route table");
+            }
+        });
+        tracing::info!(revision = self.table.revision, agents = self.links.len(), "new route table");
+    }
+}
+
+/// Says in the store what this gateway does, for `status`, for as long as it lives.
+async fn tell_presence(node: NodeFile, store: Etcd, gateway: Arc<Gateway>) {
+    let key = format!("{}{}", presence_prefix(&node.cluster), node.name);
+    loop {
+        let Ok(lease) = store.lease_grant(LEASE).await else {
+            tokio::time::sleep(TELL).await;
+            continue;
+        };
+        loop {
+            let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
+            let presence = Presence { pid: std::process::id(), snapshot };
+            let txn = Txn::new().put_leased(&key, encode(&presence), lease.id);
+            let told = store.txn(&txn).await.is_ok();
+            let kept = store.lease_keep_alive(lease.id).await;
+            if !told || !matches!(kept, Ok(Some(_))) {
+                break;
+            }
+            tokio::time::sleep(TELL).await;
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! The journal file: append-only lines of JSON, each with the hash of the one before it.
+//!
+//! A thread of its own writes, so that a stalled disk never holds up a heartbeat. An entry is handed
+//! over before the action it announces begins. The chain begins with the cluster's name.
+
+use crate::clock;
+use everhold_core::journal::Event;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A file is closed at this size.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+/// So many closed files are kept: months of quiet, days of torture.
+const FILES_MAX: usize = 16;
+/// Entries waiting for a stalled disk. Beyond it entries are lost and the loss is noted.
+const WAITING_MAX: usize = 4_096;
+
+/// One line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// NODE-SEQ
+    pub id: String,
+    pub at: String,
+    pub service: String,
+    pub event: Event,
+    /// Hash of the entry before; of the cluster's name for the first one.
+    pub prev: String,
+    /// Of all the above.
+    pub hash: String,
+}
+
+impl Entry {
+    fn seal(mut self) -> Entry {
+        self.hash.clear();
+        let text = serde_json::to_string(&self).unwrap_or_default();
+        self.hash = hex(&text);
+        self
+    }
+
+    /// The entry is as it was written.
+    pub fn is_intact(&self) -> bool {
+        self.clone().seal().hash == self.hash
+    }
+}
+
+fn hex(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Where entries are handed over.
+#[derive(Clone)]
+pub struct Journal {
+    node: String,
+    lines: SyncSender<Vec<u8>>,
+    head: Arc<Mutex<Head>>,
+}
+
+struct Head {
+    seq: u64,
+    hash: String,
+    lost: u64,
+}
+
+impl Journal {
+    /// Opens the journal of a node and goes on with its chain.
+    pub fn open(dir: &Path, node: &str, cluster: &str) -> std::io::Result<Journal> {
+        std::fs::create_dir_all(dir)?;
+        let newest = files(dir).pop();
+        let last = newest.as_deref().and_then(last_entry);
+        let torn = newest.as_deref().is_some_and(is_torn);
+        let (seq, hash) = match last {
+            Some(entry) => (sequence(&entry.id), entry.hash),
+            None => (0, hex(cluster)),
+        };
+        // A line that a crash cut off stays as it is; the chain goes on in a new file.
+        let number = newest.as_deref().map_or(1, file_number) + u64::from(torn);
+        let (lines, waiting) = sync_channel(WAITING_MAX);
+        let dir = dir.to_path_buf();
+        std::thread::Builder::new()
+            .name("journal".to_string())
+            .spawn(move || write_lines(&dir, number, &waiting))?;
+        let head = Arc::new(Mutex::new(Head { seq, hash, lost: 0 }));
+        Ok(Journal { node: node.to_string(), lines, head })
+    }
+
+    /// Hands an entry over and returns its id.
+    pub fn append(&self, service: &str, event: Event) -> String {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = Entry {
+            id: format!("{}-{}", self.node, head.seq + 1),
+            at: clock::wall(),
+            service: service.to_string(),
+            event,
+            prev: head.hash.clone(),
+            hash: String::new(),
+        };
+        let entry = entry.seal();
+        let mut line = serde_json::to_vec(&entry).unwrap_or_default();
+        line.push(b'\n');
+        if self.lines.try_send(line).is_err() {
+            head.lost += 1;
+            if head.lost == 1 {
+                tracing::error!("the journal's disk is stalled or full: entries are lost");
+            }
+            return entry.id;
+        }
+        head.lost = 0;
+        head.seq += 1;
+        head.hash.clone_from(&entry.hash);
+        entry.id
+    }
+
+    /// Id and hash of the newest entry.
+    pub fn head(&self) -> String {
+        let head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        format!("{}-{} {}", self.node, head.seq, head.hash)
+    }
+}
+
+/// The newest `limit` entries, oldest first.
+pub fn newest(dir: &Path, limit: usize) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for path in files(dir).iter().rev() {
+        let mut older = entries_of(path);
+        older.append(&mut entries);
+        entries = older;
+        if entries.len() >= limit {
+            break;
+        }
+    }
+    let skip = entries.len().saturating_sub(limit);
+    entries.split_off(skip)
+}
+
+/// The entry of that id.
+pub fn find(dir: &Path, id: &str) -> Option<Entry> {
+    files(dir).iter().rev().flat_map(|path| entries_of(path)).find(|entry| entry.id == id)
+}
+
+/// The first entry that is not as it was written, or doesn't follow the one before it.
+pub fn verify(dir: &Path) -> Result<usize, String> {
+    let mut prev: Option<String> = None;
+    let mut count = 0;
+    for entry in files(dir).iter().flat_map(|path| entries_of(path)) {
+        if !entry.is_intact() {
+            return Err(format!("{} was changed after it was written", entry.id));
+        }
+        if prev.is_some_and(|hash| hash != entry.prev) {
+            return Err(format!("an entry before {} is missing", entry.id));
+        }
+        prev = Some(entry.hash);
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn write_lines(dir: &Path, mut number: u64, waiting: &Receiver<Vec<u8>>) {
+    let mut file: Option<(File, u64)> = None;
+    while let Ok(line) = waiting.recv() {
+        if file.as_ref().is_none_or(|(_, size)| *size > FILE_BYTES_MAX) {
+            if file.is_some() {
+                number += 1;
+            }
+            file = open(dir, number);
+            prune(dir);
+        }
+        if let Some((open, size)) = &mut file {
+            match open.write_all(&line) {
+                Ok(()) => *size += line.len() as u64,
+                Err(error) => {
+                    tracing::error!(%error, "cannot write the journal; it goes on in a new file");
+                    number += 1;
+                    file = None;
+                }
+            }
+        }
+    }
+}
+
+fn open(dir: &Path, number: u64) -> Option<(File, u64)> {
+    let path = dir.join(format!("journal-{number:08}.jsonl"));
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+    match file.and_then(|file| Ok((file.metadata()?.len(), file))) {
+        Ok((size, file)) => Some((file, size)),
+        Err(error) => {
+            tracing::error!(%error, path = %path.display(), "cannot open the journal");
+            None
+        }
+    }
+}
+
+fn prune(dir: &Path) {
+    let all = files(dir);
+    for old in all.iter().take(all.len().saturating_sub(FILES_MAX)) {
+        if let Err(error) = std::fs::remove_file(old) {
+            tracing::warn!(%error, "cannot remove an old journal file");
+        }
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+fn file_number(path: &Path) -> u64 {
+    let name = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default();
+    name.rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn sequence(id: &str) -> u64 {
+    id.rsplit('-').next().and_then(|seq| seq.parse().ok()).unwrap_or(0)
+}
+
+fn entries_of(path: &Path) -> Vec<Entry> {
+    let Ok(file) = File::open(path) else { return Vec::new() };
+    let lines = BufReader::new(file).lines().map_while(Result::ok);
+    lines.filter_map(|line| serde_json::from_str(&line).ok()).collect()
+}
+
+fn last_entry(path: &Path) -> Option<Entry> {
+    entries_of(path).pop()
+}
+
+fn is_torn(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| bytes.last().is_some_and(|last| *last != b'\n'))
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(dir: &Path, expected: usize) -> Vec<Entry> {
+        for _ in 0..200 {
+            let entries = newest(dir, 100);
+            if entries.len() == expected {
+                return entries;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        newest(dir, 100)
+    }
+
+    fn noted(text: &str) -> Event {
+        Event::Noted { text: text.to_string() }
+    }
+
+    #[test]
+    fn the_chain_goes_on_after_a_restart_and_a_torn_line_and_shows_tampering() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let journal = Journal::open(dir.path(), "a", "shop").expect("opened");
+        assert_eq!(journal.append("main", noted("one")), "a-1");
+        assert_eq!(journal.append("main", noted("two")), "a-2");
+        written(dir.path(), 2);
+        drop(journal);
+        let first = files(dir.path()).remove(0);
+        let mut file = OpenOptions::new().append(true).open(&first).expect("there");
+        file.write_all(b"{\"id\":\"a-3\",\"at").expect("torn");
+        let journal = Journal::open(dir.path(), "a", "shop").expect("opened again");
+        assert_eq!(journal.append("main", noted("three")), "a-3");
+        written(dir.path(), 3);
+        assert_eq!(verify(dir.path()), Ok(3));
+        let text = std::fs::read_to_string(&first).expect("readable").replace("two", "too");
+        std::fs::write(&first, text).expect("tampered");
+        assert_eq!(verify(dir.path()), Err("a-2 was changed after it was written".to_string()));
+    }
+}

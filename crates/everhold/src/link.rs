@@ -1,0 +1,345 @@
+//! How agents, gateways and the API reach an agent: one TCP connection with mutual TLS, on which
+//! the agent tells its report ten times a second and answers questions.
+//!
+//! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
+//! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
+
+use crate::clock;
+use everhold_core::policy::HEARTBEAT_MS;
+use everhold_core::status::Status;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+/// A report of a hundred services is below 1 MB; a journal page too.
+const FRAME_BYTES_MAX: u32 = 16 << 20;
+/// A peer that says nothing for so long is dialled anew.
+const SILENCE: Duration = Duration::from_secs(2);
+/// For the connection and its handshake.
+const CONNECT: Duration = Duration::from_millis(800);
+const REDIAL: Duration = Duration::from_millis(50);
+/// An answer may need an election of the store, or a checkpoint.
+const ANSWER: Duration = Duration::from_secs(20);
+/// Links an agent takes: 100 nodes, their gateways, and command lines.
+const LINKS_MAX: u64 = 512;
+
+/// What a node tells about itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    pub node: String,
+    pub pid: u32,
+    pub version: String,
+    pub services: BTreeMap<String, Arc<Status>>,
+    /// Services that this agent can't keep, and why.
+    pub faults: BTreeMap<String, String>,
+    /// Store as this agent sees it: reachable, revision.
+    pub store: Option<u64>,
+    pub journal_head: String,
+}
+
+/// A question to an agent, and its answer: both JSON, read where they are needed.
+type Answer = Result<serde_json::Value, String>;
+
+#[derive(Serialize, Deserialize)]
+enum Frame {
+    Report(Arc<Report>),
+    Ask { id: u64, question: serde_json::Value },
+    Answer { id: u64, answer: Answer },
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("E210 cannot use the certificate {path}: {why}; next step: `everhold check` names the file to restore")]
+    Certificate { path: String, why: String },
+    #[error("E211 cannot listen on {addr}: {source}; next step: end the process that has this port")]
+    Listen { addr: SocketAddr, source: std::io::Error },
+    #[error("{node} is not connected")]
+    NotConnected { node: String },
+    #[error("{node} did not answer in time")]
+    NoAnswer { node: String },
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Both sides of TLS, with the cluster's authority only.
+#[derive(Clone)]
+pub struct Tls {
+    acceptor: TlsAcceptor,
+    connector: TlsConnector,
+}
+
+impl Tls {
+    pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Tls, LinkError> {
+        let wrong = |path: &Path| {
+            let path = path.display().to_string();
+            move |why: String| LinkError::Certificate { path, why }
+        };
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(ca).map_err(|e| wrong(ca)(e.to_string()))?;
+        roots.add(authority).map_err(|e| wrong(ca)(e.to_string()))?;
+        let roots = Arc::new(roots);
+        let chain = CertificateDer::from_pem_file(cert).map_err(|e| wrong(cert)(e.to_string()))?;
+        let key_der = || PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key)(e.to_string()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(|e| wrong(ca)(e.to_string()))?;
+        let server = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| wrong(cert)(e.to_string()))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![chain.clone()], key_der()?)
+            .map_err(|e| wrong(cert)(e.to_string()))?;
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|e| wrong(cert)(e.to_string()))?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![chain], key_der()?)
+            .map_err(|e| wrong(cert)(e.to_string()))?;
+        Ok(Tls {
+            acceptor: TlsAcceptor::from(Arc::new(server)),
+            connector: TlsConnector::from(Arc::new(client)),
+        })
+    }
+}
+
+/// A question that came in, to be answered.
+pub struct Question {
+    pub body: serde_json::Value,
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// Serves the node's report and takes questions, until dropped.
+pub async fn serve(
+    addr: SocketAddr,
+    tls: Tls,
+    reports: watch::Receiver<Arc<Report>>,
+    questions: mpsc::Sender<Question>,
+) -> Result<(), LinkError> {
+    let listener =
+        TcpListener::bind(addr).await.map_err(|source| LinkError::Listen { addr, source })?;
+    let open = Arc::new(AtomicU64::new(0));
+    tokio::spawn(async move {
+        loop {
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(REDIAL).await;
+                continue;
+            };
+            if open.load(Ordering::Relaxed) >= LINKS_MAX {
+                continue;
+            }
+            open.fetch_add(1, Ordering::Relaxed);
+            let (tls, reports, questions) = (tls.clone(), reports.clone(), questions.clone());
+            let open = open.clone();
+            tokio::spawn(async move {
+                let _ = stream.set_nodelay(true);
+                if let Ok(Ok(stream)) =
+                    tokio::time::timeout(CONNECT, tls.acceptor.accept(stream)).await
+                {
+                    let (read, write) = tokio::io::split(stream);
+                    speak(read, write, reports, questions).await;
+                }
+                open.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn speak(
+    mut read: impl AsyncRead + Unpin + Send + 'static,
+    mut write: impl AsyncWrite + Unpin + Send + 'static,
+    mut reports: watch::Receiver<Arc<Report>>,
+    questions: mpsc::Sender<Question>,
+) {
+    let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
+    let listen = async move {
+        while let Some(frame) = receive(&mut read).await {
+            let Frame::Ask { id, question } = frame else { return };
+            let (answer, told) = oneshot::channel();
+            let question = Question { body: question, answer };
+            if questions.send(question).await.is_err() {
+                return;
+            }
+            let answers = answers.clone();
+            tokio::spawn(async move {
+                let answer = told.await.unwrap_or_else(|_| Err("the agent is stopping".into()));
+                let _ = answers.send((id, answer)).await;
+            });
+        }
+    };
+    let tell = async move {
+        let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let frame = tokio::select! {
+                _ = beat.tick() => Frame::Report(reports.borrow_and_update().clone()),
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    Frame::Report(reports.borrow_and_update().clone())
+                }
+                Some((id, answer)) = answered.recv() => Frame::Answer { id, answer },
+            };
+            // A peer that doesn't take it in a heartbeat's time is dropped, not buffered for.
+            let sent = tokio::time::timeout(SILENCE, send(&mut write, &frame)).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = listen => {}
+        () = tell => {}
+    }
+}
+
+/// A standing link to one agent.
+#[derive(Clone)]
+pub struct Link {
+    pub node: String,
+    asks: mpsc::Sender<(serde_json::Value, oneshot::Sender<Answer>)>,
+    heard: Arc<AtomicU64>,
+}
+
+/// Dials the node for ever and hands on what it says.
+pub fn dial(
+    node: String,
+    addr: String,
+    tls: Tls,
+    reports: mpsc::Sender<(String, Arc<Report>)>,
+) -> Link {
+    let (asks, mut asked) = mpsc::channel(64);
+    let heard = Arc::new(AtomicU64::new(0));
+    let link = Link { node: node.clone(), asks, heard: heard.clone() };
+    tokio::spawn(async move {
+        loop {
+            if let Some(stream) = connect(&node, &addr, &tls).await {
+                converse(&node, stream, &reports, &mut asked, &heard).await;
+            }
+            heard.store(0, Ordering::Relaxed);
+            while let Ok((_, answer)) = asked.try_recv() {
+                let _: Result<(), Answer> = answer.send(Err(format!("{node} is not connected")));
+            }
+            if reports.is_closed() {
+                return;
+            }
+            tokio::time::sleep(REDIAL).await;
+        }
+    });
+    link
+}
+
+impl Link {
+    /// Since the last report, in milliseconds; `None` while there is no connection.
+    pub fn silent_ms(&self) -> Option<u64> {
+        let heard = self.heard.load(Ordering::Relaxed);
+        (heard > 0).then(|| clock::now().0.saturating_sub(heard))
+    }
+
+    pub async fn ask(&self, question: serde_json::Value) -> Result<serde_json::Value, LinkError> {
+        let node = || self.node.clone();
+        if self.silent_ms().is_none_or(|ms| ms > 1_000) {
+            return Err(LinkError::NotConnected { node: node() });
+        }
+        let (answer, told) = oneshot::channel();
+        let sent = self.asks.send((question, answer)).await;
+        sent.map_err(|_| LinkError::NotConnected { node: node() })?;
+        match tokio::time::timeout(ANSWER, told).await {
+            Ok(Ok(Ok(value))) => Ok(value),
+            Ok(Ok(Err(why))) => Err(LinkError::Refused(why)),
+            Ok(Err(_)) | Err(_) => Err(LinkError::NoAnswer { node: node() }),
+        }
+    }
+}
+
+type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+
+async fn connect(node: &str, addr: &str, tls: &Tls) -> Option<Stream> {
+    let name = ServerName::try_from(node.to_string()).ok()?;
+    let dialled = async {
+        let stream = TcpStream::connect(addr).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        tls.connector.connect(name, stream).await.ok()
+    };
+    tokio::time::timeout(CONNECT, dialled).await.ok().flatten()
+}
+
+async fn converse(
+    node: &str,
+    stream: Stream,
+    reports: &mpsc::Sender<(String, Arc<Report>)>,
+    asked: &mut mpsc::Receiver<(serde_json::Value, oneshot::Sender<Answer>)>,
+    heard: &AtomicU64,
+) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
+    let (frames, mut frame) = mpsc::channel(64);
+    let reader = tokio::spawn(async move {
+        while let Ok(Some(frame)) = tokio::time::timeout(SILENCE, receive(&mut read)).await {
+            if frames.send(frame).await.is_err() {
+                return;
+            }
+        }
+    });
+    let mut waiting: BTreeMap<u64, oneshot::Sender<Answer>> = BTreeMap::new();
+    let mut next = 0;
+    loop {
+        tokio::select! {
+            frame = frame.recv() => match frame {
+                Some(Frame::Report(report)) if report.node == node => {
+                    heard.store(clock::now().0, Ordering::Relaxed);
+                    if reports.send((node.to_string(), report)).await.is_err() {
+                        break;
+                    }
+                }
+                Some(Frame::Answer { id, answer }) => {
+                    if let Some(to) = waiting.remove(&id) {
+                        let _ = to.send(answer);
+                    }
+                }
+                Some(Frame::Report(_) | Frame::Ask { .. }) | None => break,
+            },
+            Some((question, answer)) = asked.recv() => {
+                next += 1;
+                waiting.insert(next, answer);
+                waiting.retain(|_, to| !to.is_closed());
+                let frame = Frame::Ask { id: next, question };
+                let sent = tokio::time::timeout(SILENCE, send(&mut write, &frame)).await;
+                if !matches!(sent, Ok(Ok(()))) {
+                    break;
+                }
+            }
+        }
+    }
+    reader.abort();
+}
+
+async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::io::Result<()> {
+    let mut bytes = vec![0; 4];
+    serde_json::to_writer(&mut bytes, frame)?;
+    let length = u32::try_from(bytes.len() - 4).unwrap_or(u32::MAX);
+    bytes[..4].copy_from_slice(&length.to_be_bytes());
+    to.write_all(&bytes).await?;
+    to.flush().await
+}
+
+async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let length = from.read_u32().await.ok().filter(|length| *length <= FRAME_BYTES_MAX)?;
+    let mut bytes = vec![0; length as usize];
+    from.read_exact(&mut bytes).await.ok()?;
+    serde_json::from_slice(&bytes).ok()
+}

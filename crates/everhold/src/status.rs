@@ -1,0 +1,251 @@
+//! The answer of `everhold status`: one shape for command line, API and console. Pure.
+
+use crate::cluster::{Reports, StoreWord};
+use everhold_core::durable::Data;
+use everhold_core::spec::{Durability, Spec};
+use everhold_core::status::{State, Status};
+use everhold_core::term::Term;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An agent silent for longer is not up.
+const SUSPECT_MS: u64 = 500;
+const DOWN_MS: u64 = 2_000;
+
+/// Everything that status is made from.
+pub struct Sources<'a> {
+    pub cluster: &'a str,
+    pub at: String,
+    pub answered_by: &'a str,
+    pub now_ms: u64,
+    pub spec: &'a Spec,
+    pub reports: &'a Reports,
+    pub word: &'a StoreWord,
+}
+
+/// A state in the words of `status`.
+pub fn word(state: &State) -> String {
+    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+}
+
+/// The whole answer.
+pub fn status(from: &Sources<'_>) -> Value {
+    let services: BTreeMap<&String, Value> =
+        from.spec.services.keys().map(|name| (name, service(from, name))).collect();
+    let nodes: BTreeMap<&String, Value> =
+        from.spec.nodes.keys().map(|name| (name, node(from, name))).collect();
+    let all = services.values().chain(nodes.values());
+    let healths: Vec<&str> = all.filter_map(|value| value["health"].as_str()).collect();
+    let health = if services.values().any(|s| s["health"] == "down") {
+        "down"
+    } else if healths.iter().all(|health| *health == "up") && from.word.revision.is_some() {
+        "up"
+    } else {
+        "degraded"
+    };
+    json!({
+        "schema": 1,
+        "cluster": from.cluster,
+        "at": from.at,
+        "answered_by": from.answered_by,
+        "health": health,
+        "store": {
+            "kind": "etcd",
+            "health": if from.word.revision.is_some() { "up" } else { "down" },
+            "revision": from.word.revision,
+        },
+        "nodes": nodes,
+        "services": services,
+        "gateways": gateways(from),
+        "holds": holds(from),
+    })
+}
+
+fn silent_ms(from: &Sources<'_>, node: &str) -> Option<u64> {
+    from.reports.get(node).map(|(_, at)| from.now_ms.saturating_sub(*at))
+}
+
+fn node(from: &Sources<'_>, name: &str) -> Value {
+    let seen = silent_ms(from, name);
+    let health = match seen {
+        Some(ms) if ms <= SUSPECT_MS => "up",
+        Some(ms) if ms <= DOWN_MS => "suspect",
+        Some(_) => "down",
+        None => "unknown",
+    };
+    let report = from.reports.get(name).map(|(report, _)| report);
+    let spec = from.spec.nodes.get(name);
+    json!({
+        "health": health,
+        "region": spec.and_then(|n| n.region.clone()),
+        "zone": spec.and_then(|n| n.zone.clone()),
+        "address": spec.map(|n| n.address.to_string()),
+        "agent_pid": report.map(|r| r.pid),
+        "version": report.map(|r| r.version.clone()),
+        "seen_ms_ago": seen,
+        "maintenance": false,
+    })
+}
+
+fn statuses(from: &Sources<'_>, service: &str) -> BTreeMap<String, (Arc<Status>, u64)> {
+    let told = from.reports.iter().filter_map(|(node, (report, at))| {
+        let status = report.services.get(service)?;
+        Some((node.clone(), (status.clone(), from.now_ms.saturating_sub(*at))))
+    });
+    told.collect()
+}
+
+fn service(from: &Sources<'_>, name: &str) -> Value {
+    let statuses = statuses(from, name);
+    let leader = statuses
+        .iter()
+        .filter_map(|(node, (status, ms))| Some((status.serving?, node.clone(), *ms)))
+        .max();
+    let term = from.word.terms.get(name);
+    let fresh = leader.as_ref().is_some_and(|(_, _, ms)| *ms <= DOWN_MS);
+    let declared = from.spec.services.get(name);
+    let nodes: Vec<String> = declared.map(|s| s.nodes().to_vec()).unwrap_or_default();
+    let lead_lsn = leader.as_ref().and_then(|(_, node, _)| statuses.get(node)).map(|(s, _)| s.lsn.0);
+    let instances: BTreeMap<&String, Value> = nodes
+        .iter()
+        .map(|node| {
+            let port = declared.and_then(|service| service.port(node));
+            (node, instance(node, port, statuses.get(node), lead_lsn))
+        })
+        .collect();
+    let up = instances.values().filter(|i| i["health"] == "up").count();
+    let serving = leader.is_some() && fresh;
+    let health = match (serving, up == nodes.len()) {
+        (true, true) => "up",
+        (true, false) => "degraded",
+        (false, _) => "down",
+    };
+    let policy = from.spec.postgres(name).map(|postgres| &postgres.synchronous);
+    let durability = match policy.map(|p| p.durability) {
+        Some(Durability::Required) | None => "required",
+        Some(Durability::Preferred) => "preferred",
+    };
+    json!({
+        "kind": declared.map_or("postgres", |service| service.kind()),
+        "health": health,
+        "serving": serving,
+        "epoch": term.map(|term| term.epoch).or(leader.as_ref().map(|(epoch, ..)| *epoch)),
+        "leader": leader.as_ref().map(|(_, node, _)| node),
+        "maintenance": from.word.maintenance.get(name).copied().unwrap_or(false),
+        "synchronous": term.map(|term| json!({
+            "number": term.target.k,
+            "members": term.target.members.iter().map(|m| m.node.clone()).collect::<Vec<_>>(),
+            "durability": durability,
+            "changing_to": term.is_changing().then(|| term.target.to_string()),
+        })),
+        "tolerates": term.map(|term| tolerates(term, durability == "preferred")),
+        "last_failover": from.word.last_failover.get(name),
+        "instances": instances,
+    })
+}
+
+/// Nodes that may still be lost, one after the other, without stopping writes for good.
+fn tolerates(term: &Term, alone: bool) -> usize {
+    if !term.open {
+        return 0;
+    }
+    // Each loss leaves a leader that needs one standby, unless it may go on alone.
+    let members = term.target.members.len();
+    if alone { members } else { members.saturating_sub(1) }
+}
+
+fn instance(
+    node: &str,
+    port: Option<u16>,
+    told: Option<&(Arc<Status>, u64)>,
+    lead_lsn: Option<u64>,
+) -> Value {
+    let Some((status, ms)) = told else {
+        return json!({
+            "node": node, "role": null, "state": "unknown", "health": "unknown", "pid": null,
+            "port": port, "lag_bytes": null, "lag_ms": null, "in_route": false, "detail": {},
+        });
+    };
+    let role = match (status.primary, status.state) {
+        (Some(_), _) => Some("primary"),
+        (None, State::Streaming | State::Sealed | State::Connecting | State::Parking) => {
+            Some("standby")
+        }
+        (None, _) => None,
+    };
+    let known = *ms <= DOWN_MS;
+    let up = matches!(status.state, State::Open | State::Streaming);
+    let health = match (known, up, role) {
+        (false, ..) => "unknown",
+        (true, true, _) => "up",
+        (true, false, Some(_)) => "degraded",
+        (true, false, None) => "down",
+    };
+    let lag = lead_lsn.filter(|_| known && role.is_some()).map(|lsn| lsn.saturating_sub(status.lsn.0));
+    let data = match status.data {
+        Data::Empty => "empty",
+        Data::Ok => "ok",
+        Data::Destroying => "being_replaced",
+        Data::CatchUp { .. } => "catching_up",
+    };
+    json!({
+        "node": node,
+        "role": role,
+        "state": word(&status.state),
+        "health": health,
+        "pid": status.pid,
+        "port": status.port,
+        "lag_bytes": lag,
+        "lag_ms": status.lag_ms.filter(|_| known),
+        "in_route": status.serving.is_some() || (status.streaming && known),
+        "detail": {
+            "timeline": status.primary.unwrap_or(status.checkpoint),
+            "flush_lsn": status.lsn.to_string(),
+            "promise": status.promise,
+            "incarnation": status.member.incarnation,
+            "data": data,
+            "overrides": status.overrides,
+        },
+    })
+}
+
+fn gateways(from: &Sources<'_>) -> Value {
+    let told = from.word.gateways.iter().map(|(name, presence)| {
+        let mut value = json!({ "health": "up", "pid": presence.pid });
+        if let (Some(into), Some(of)) = (value.as_object_mut(), presence.snapshot.as_object()) {
+            into.extend(of.clone());
+        }
+        (name.clone(), value)
+    });
+    Value::Object(told.collect())
+}
+
+fn holds(from: &Sources<'_>) -> Value {
+    let mut holds = Vec::new();
+    for (node, (report, at)) in from.reports {
+        let ms = from.now_ms.saturating_sub(*at);
+        for (service, fault) in &report.faults {
+            holds.push(json!({
+                "service": service, "rule": "cannot-keep", "why": format!("{node}: {fault}"),
+                "since": null, "recheck_at": null, "needs_operator": true,
+                "evidence": [], "unblocks": "see the error's next step, then restart the agent",
+                "journal": report.journal_head.split(' ').next(),
+            }));
+        }
+        for (service, status) in &report.services {
+            let Some(hold) = &status.hold else { continue };
+            holds.push(json!({
+                "service": service, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
+                "since": hold.since_ms_ago.map(crate::clock::wall_ago), "recheck_at": null,
+                "evidence": [{
+                    "fact": format!("{node}.instance={}", word(&status.state)),
+                    "by": node, "first_hand": true, "ms_ago": ms,
+                }],
+                "unblocks": hold.unblocks, "needs_operator": hold.operator,
+                "journal": report.journal_head.split(' ').next(),
+            }));
+        }
+    }
+    Value::Array(holds)
+}

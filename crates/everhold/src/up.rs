@@ -1,0 +1,389 @@
+//! `everhold up`: the whole stack on one machine, in the foreground.
+//!
+//! A supervisor: etcd, each node's agent and the gateway are processes of their own that run the
+//! same code as `everhold agent` and `everhold gateway`. They outlive a killed supervisor, and the
+//! next one takes them over.
+
+use crate::agent::{self, Ask};
+use crate::api;
+use crate::children::{Child, Supervised};
+use crate::cluster::Cluster;
+use crate::context::Context;
+use crate::layout::{ClusterRecord, Layout};
+use crate::node_file::NodeFile;
+use crate::spec::local::{Local, RunAs, Search, check_local};
+use crate::spec::{self, Fault, StorePorts, record};
+use crate::{disk, secrets, spec_store};
+use anyhow::{Context as _, bail};
+use everhold_adapters::etcd::{Etcd, EtcdConfig};
+use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
+use everhold_core::kv::{Expect, Txn, TxnOutcome};
+use everhold_core::spec::Spec;
+use everhold_store::Store;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What the command line says.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub spec: Option<PathBuf>,
+    pub data: PathBuf,
+    pub store: StorePorts,
+}
+
+/// The name of the gateway's process and certificate on one machine.
+pub const GATEWAY: &str = "gateway";
+/// The API's own certificate.
+const API: &str = "api";
+/// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+/// For a clean stop of everything.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+
+/// Faults of spec or machine: printed one per line, exit 2.
+#[derive(Debug)]
+pub struct Faults(pub Vec<Fault>);
+
+impl std::fmt::Display for Faults {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(Fault::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Faults {}
+
+fn say(text: impl std::fmt::Display) {
+    eprintln!("{text}");
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let began = Instant::now();
+    let spec = match &options.spec {
+        Some(path) => spec::load_file(path, options.store).map_err(Faults)?,
+        None => Spec::default_for_one_machine(),
+    };
+    let layout = Layout::new(&options.data)?;
+    let data = options.data.display();
+    // The lock first: another `up` would make every port look taken.
+    let lock = lock(&layout)?;
+    let left = crate::children::leftovers(&layout, &names(&spec));
+    if left.is_empty() {
+        check(&spec, &layout, options.store)?;
+    } else {
+        say(format_args!("· {} processes of an earlier start are taken over", left.len()));
+    }
+    say(format_args!("· data directory {data}, cluster {}", spec.cluster));
+    let lock = match lock {
+        Some(lock) => lock,
+        None => prepare(&layout, &spec)?,
+    };
+    let certs = certify(&layout, &spec)?;
+    let store_at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), options.store.client);
+    say(format_args!("· etcd on {store_at}"));
+    let member = etcd_config(&layout, &spec, &certs, options.store)?;
+    let etcd = Etcd::start(&member).await?;
+    let cluster_name = spec.cluster.clone();
+    let node_file = |name: &str, pair: &CertPair| NodeFile {
+        name: name.to_string(),
+        cluster: cluster_name.clone(),
+        data: layout.root().to_path_buf(),
+        store: vec![store_at.to_string()],
+        ca: pair.ca.clone(),
+        cert: pair.cert.clone(),
+        key: pair.key.clone(),
+    };
+    let own = node_file(API, &certs.api);
+    let store = everhold_store::Etcd::new(own.store_config()).await?;
+    let spec = put_spec(&store, spec, options.spec.is_some()).await?;
+
+    let mut children = Vec::new();
+    for (name, pair) in &certs.nodes {
+        say(format_args!("· agent {name}"));
+        children.push(child(&layout, "agent", name, &node_file(name, pair))?);
+    }
+    say("· gateway");
+    children.push(child(&layout, "gateway", GATEWAY, &node_file(GATEWAY, &certs.gateway))?);
+    let supervised = Arc::new(Supervised::start(children).await);
+    let cluster = Cluster::connect(&own, &layout, spec.clone(), store).await?;
+    let token_file = layout.secrets().join("api.token");
+    let token = secrets::read(&token_file).context("read the API's token")?;
+    let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
+    api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
+    let context = Context {
+        cluster: spec.cluster.clone(),
+        data: layout.root().to_path_buf(),
+        api: format!("http://{}", spec.api.bind),
+        token_file,
+    };
+    context.publish(&layout)?;
+    wait_ready(&cluster, &spec).await;
+    greet(&spec, began);
+
+    let etcd = tokio::spawn(keep_etcd(etcd, member.clone()));
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    say("· stopping");
+    stop(&cluster, &supervised, &spec).await;
+    etcd.abort();
+    if let Ok(running) = Etcd::start(&member).await {
+        running.stop(STOP_WITHIN).await?;
+    }
+    drop(lock);
+    say("· stopped; the data stays");
+    Ok(())
+}
+
+fn names(spec: &Spec) -> Vec<String> {
+    spec.nodes.keys().cloned().chain([GATEWAY.to_string()]).collect()
+}
+
+/// Everything wrong with spec and machine at once, before anything is touched.
+pub fn check(spec: &Spec, layout: &Layout, store: StorePorts) -> anyhow::Result<()> {
+    let mut faults = Vec::new();
+    match RunAs::discover() {
+        Ok(run_as) => {
+            let search = Search::from_env();
+            let local = Local::all(spec, layout, &run_as, &search, store);
+            faults.extend(check_local(spec, &local));
+        }
+        Err(fault) => faults.push(fault),
+    }
+    if faults.is_empty() { Ok(()) } else { Err(Faults(faults).into()) }
+}
+
+/// The lock of the data directory, if that exists: two supervisors would fight over everything.
+fn lock(layout: &Layout) -> anyhow::Result<Option<std::fs::File>> {
+    let path = layout.supervisor().join("up.lock");
+    if !path.exists() {
+        return Ok(None);
+    }
+    take_lock(&path).map(Some)
+}
+
+fn take_lock(path: &Path) -> anyhow::Result<std::fs::File> {
+    let file = std::fs::File::create(path).with_context(|| format!("open {}", path.display()))?;
+    let flag = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    if rustix::fs::flock(&file, flag).is_err() {
+        bail!(
+            "E231 another `everhold up` runs on this data directory ({} is locked); next step: \
+             `everhold status`, or end it with Ctrl-C",
+            path.display()
+        );
+    }
+    Ok(file)
+}
+
+/// The directories, the record of whose they are, and the secrets.
+fn prepare(layout: &Layout, spec: &Spec) -> anyhow::Result<std::fs::File> {
+    use std::os::unix::fs::DirBuilderExt;
+    // PostgreSQL's own user passes through here to its directories, and sees nothing else.
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(layout.root())?;
+    secrets::private_dir(&layout.supervisor())?;
+    let lock = take_lock(&layout.supervisor().join("up.lock"))?;
+    let text = serde_json::to_string(&ClusterRecord::of(&spec.cluster))?;
+    disk::write_whole(&layout.cluster_record(), &text).context("write cluster.json")?;
+    Ok(lock)
+}
+
+fn make_secrets(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
+    secrets::private_dir(&layout.secrets()).context("make the directory of secrets")?;
+    for service in spec.services.keys() {
+        secrets::make_once(&agent::owner_password(layout, service))?;
+        secrets::make_once(&agent::replication_password(layout, service))?;
+    }
+    secrets::make_once(&layout.secrets().join("api.token"))?;
+    Ok(())
+}
+
+struct Certs {
+    etcd: CertPair,
+    nodes: Vec<(String, CertPair)>,
+    gateway: CertPair,
+    api: CertPair,
+}
+
+/// The cluster's own authority and a certificate for each process.
+fn certify(layout: &Layout, spec: &Spec) -> anyhow::Result<Certs> {
+    make_secrets(layout, spec)?;
+    let authority = Authority::open(&layout.pki())?;
+    let local = || Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let issue = |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage);
+    let nodes = spec.nodes.keys().map(|name| {
+        let hosts = [Host::Dns(name.clone()), local()];
+        Ok((name.clone(), issue(name, &hosts, Usage::Both)?))
+    });
+    Ok(Certs {
+        etcd: issue("etcd", &[Host::Dns("localhost".to_string()), local()], Usage::Both)?,
+        nodes: nodes.collect::<anyhow::Result<_>>()?,
+        gateway: issue(GATEWAY, &[], Usage::Client)?,
+        api: issue(API, &[], Usage::Client)?,
+    })
+}
+
+fn etcd_config(
+    layout: &Layout,
+    spec: &Spec,
+    certs: &Certs,
+    ports: StorePorts,
+) -> anyhow::Result<EtcdConfig> {
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let binary = Search::from_env().etcd().map_err(|fault| Faults(vec![fault]))?;
+    let (name, _) = spec.store_node().context("a spec has nodes")?;
+    Ok(EtcdConfig {
+        name: name.to_string(),
+        data_dir: layout.etcd(),
+        client_addr: SocketAddr::new(local, ports.client),
+        peer_addr: SocketAddr::new(local, ports.peer),
+        certs: certs.etcd.clone(),
+        binary: Some(binary),
+    })
+}
+
+use etcd_config as etcd_config_again;
+
+/// The store's spec wins over the built-in one; a file given by hand is a new revision.
+async fn put_spec(
+    store: &everhold_store::Etcd,
+    spec: Spec,
+    given: bool,
+) -> anyhow::Result<Spec> {
+    let key = spec_store::key(&spec.cluster);
+    let until = Instant::now() + READY_WITHIN;
+    let snapshot = loop {
+        match store.get_prefix(&key).await {
+            Ok(snapshot) => break snapshot,
+            Err(error) if Instant::now() > until => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    let (expect, wanted) = match snapshot.get(&key) {
+        None => (Expect::Absent, spec),
+        Some(kv) => {
+            let old = record::from_json(&kv.value)?;
+            if !given {
+                return Ok(old);
+            }
+            let mut new = spec;
+            new.keep_ports(&old);
+            if new == old {
+                return Ok(old);
+            }
+            crate::apply::refuse_impossible(&old, &new)?;
+            (Expect::Rev(kv.rev), new)
+        }
+    };
+    let txn = Txn::new().guard(&key, expect).put(&key, record::to_json(&wanted)?);
+    match store.txn(&txn).await? {
+        TxnOutcome::Done { .. } => Ok(wanted),
+        TxnOutcome::Refused { .. } => bail!("E232 the spec was changed meanwhile; try again"),
+    }
+}
+
+fn child(layout: &Layout, role: &str, name: &str, file: &NodeFile) -> anyhow::Result<Child> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dir = layout.node(name);
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
+    let path = dir.join("node.toml");
+    file.write(&path).with_context(|| format!("write {}", path.display()))?;
+    Ok(Child {
+        name: name.to_string(),
+        arguments: vec![role.to_string(), "--node-file".to_string(), path.display().to_string()],
+        dir,
+    })
+}
+
+async fn wait_ready(cluster: &Cluster, spec: &Spec) {
+    let until = Instant::now() + READY_WITHIN;
+    let mut said = String::new();
+    while Instant::now() < until {
+        let reports = cluster.reports();
+        let mut words = Vec::new();
+        let mut ready = true;
+        for (service, declared) in &spec.services {
+            let of: Vec<_> = declared.nodes().iter().map(|node| {
+                let status = reports.get(node).and_then(|(report, _)| report.services.get(service));
+                (node, status.cloned())
+            }).collect();
+            ready &= of.iter().any(|(_, s)| s.as_ref().is_some_and(|s| s.serving.is_some()));
+            for (node, status) in of {
+                let state = status.map_or("…".to_string(), |s| crate::status::word(&s.state));
+                words.push(format!("{node} {state}"));
+            }
+        }
+        let line = words.join(", ");
+        if line != said {
+            say(format_args!("· {line}"));
+            said = line;
+        }
+        if ready {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    say("· not everything serves yet; `everhold status` says what is waited for");
+}
+
+fn greet(spec: &Spec, began: Instant) {
+    for (name, listener) in &spec.listeners {
+        say(format_args!("  {name:<6} {}  ({} {})", listener.bind, listener.service, match listener.role {
+            everhold_core::spec::Role::Primary => "primary",
+            everhold_core::spec::Role::Standby => "standbys",
+        }));
+    }
+    say(format_args!("  api    http://{}", spec.api.bind));
+    println!("ready in {:.1} s", began.elapsed().as_secs_f64());
+    let service = spec.services.keys().next().map_or("main", String::as_str);
+    say("Try, in another terminal:");
+    say("  everhold status");
+    say(format_args!("  everhold psql {service} -c 'select now()'"));
+    say(format_args!("  everhold fault kill-postgres {service}     (and `everhold journal`)"));
+}
+
+/// Restarts etcd whenever it ends.
+async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
+    loop {
+        let ended = etcd.wait_exit().await;
+        tracing::warn!(?ended, "etcd ended; it is started again");
+        loop {
+            match Etcd::start(&config).await {
+                Ok(again) => {
+                    etcd = again;
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot start etcd");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+            }
+        }
+    }
+}
+
+/// Clients first, then leaders (their standbys get all they have), then standbys, then agents.
+async fn stop(cluster: &Cluster, supervised: &Supervised, spec: &Spec) {
+    supervised.end(GATEWAY, STOP_WITHIN).await;
+    let leaders: Vec<String> = cluster
+        .reports()
+        .iter()
+        .filter(|(_, (report, _))| report.services.values().any(|s| s.primary.is_some()))
+        .map(|(node, _)| node.clone())
+        .collect();
+    let others = spec.nodes.keys().filter(|node| !leaders.contains(node));
+    let order: Vec<String> = leaders.iter().chain(others).cloned().collect();
+    for node in &order {
+        let halted = tokio::time::timeout(STOP_WITHIN, cluster.ask(node, &Ask::Halt)).await;
+        if let Ok(Err(error)) = halted {
+            say(format_args!("· {node}: {error}"));
+        }
+        supervised.end(node, STOP_WITHIN).await;
+    }
+}
