@@ -18,7 +18,7 @@ impl Agent {
         match input {
             Input::Tick => self.ticked(now),
             Input::Pg { generation, facts } => {
-                if generation != self.generation {
+                if generation != self.generation || self.is_moving() {
                     return false;
                 }
                 return self.looked(now, facts);
@@ -81,6 +81,20 @@ impl Agent {
             }
         }
         self.last_tick = now;
+    }
+
+    /// A step is under way that takes the server up or down: what is seen meanwhile means nothing.
+    fn is_moving(&mut self) -> bool {
+        let moving = self.running.get(&Lane::Local).is_some_and(|running| {
+            !matches!(
+                running.action,
+                PgAction::SetSource { .. } | PgAction::Park | PgAction::SetSync { .. }
+            )
+        });
+        if moving {
+            self.view.pg_alive = self.last_tick;
+        }
+        moving
     }
 
     /// The server is gone or going: what was known of it is worth nothing any more.
