@@ -431,6 +431,19 @@ mod tests {
     }
 
     #[test]
+    fn a_pair_of_another_authority_is_not_ours() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let ours = Authority::create(&ours.path().join("pki")).map(|ca| (ca, ours)).unwrap();
+        let theirs = Authority::create(&theirs.path().join("pki")).map(|ca| (ca, theirs)).unwrap();
+        let pair = ours.0.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+        let foreign = theirs.0.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+        fs::copy(foreign.cert, &pair.cert).unwrap();
+        fs::copy(foreign.key, &pair.key).unwrap();
+        let verdict = ours.0.issue("a", &[LOOPBACK], Usage::Both);
+        assert!(matches!(verdict, Err(PkiError::Invalid { path, .. }) if path == pair.cert));
+    }
+
+    #[test]
     fn a_name_stays_in_the_directory() {
         let temp = tempfile::tempdir().unwrap();
         let ca = Authority::create(&temp.path().join("pki")).unwrap();
