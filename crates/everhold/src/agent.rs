@@ -37,17 +37,35 @@ const HEAD_EVERY: Duration = Duration::from_secs(5);
 #[serde(rename_all = "snake_case", tag = "ask")]
 pub enum Ask {
     /// Facts and verdicts of a service.
-    View { service: String },
-    Switchover { service: String, to: Option<String>, who: String },
-    Force { service: String, to: Option<String>, who: String },
+    View {
+        service: String,
+    },
+    Switchover {
+        service: String,
+        to: Option<String>,
+        who: String,
+    },
+    Force {
+        service: String,
+        to: Option<String>,
+        who: String,
+    },
     /// The newest entries of this node's journal.
-    Journal { limit: usize },
-    Entry { id: String },
+    Journal {
+        limit: usize,
+    },
+    Entry {
+        id: String,
+    },
     Verify,
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
     /// For the journal only.
-    Note { service: String, who: String, what: String },
+    Note {
+        service: String,
+        who: String,
+        what: String,
+    },
 }
 
 /// Runs the agent until it is ended.
@@ -62,8 +80,9 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         format!("E221 {} is not a node of the spec; next step: add it and apply", node.name)
     })?;
     let address = resolve(&own.address.to_string(), own.agent_port())?;
-    let journal = Journal::open(&layout.node(&node.name).join("journal"), &node.name, &node.cluster)
-        .context("open the journal")?;
+    let journal =
+        Journal::open(&layout.node(&node.name).join("journal"), &node.name, &node.cluster)
+            .context("open the journal")?;
     journal.append("", Event::Noted { text: format!("agent started, pid {}", std::process::id()) });
 
     let (report, reports) = watch::channel(Arc::new(Report {
@@ -168,9 +187,8 @@ fn pg_config(
 ) -> anyhow::Result<PgConfig> {
     let Site { node, layout, .. } = site;
     let run_as = RunAs::discover().map_err(|fault| anyhow::anyhow!("{fault}"))?;
-    let bin_dir = Search::from_env()
-        .postgres(service.version)
-        .map_err(|fault| anyhow::anyhow!("{fault}"))?;
+    let bin_dir =
+        Search::from_env().postgres(service.version).map_err(|fault| anyhow::anyhow!("{fault}"))?;
     let listen: IpAddr = resolve(address, port)?.ip();
     Ok(PgConfig {
         node: node.name.clone(),
@@ -244,7 +262,10 @@ pub fn dial_others(
         .collect()
 }
 
-async fn listen(mut hear: mpsc::Receiver<(String, Arc<Report>)>, keepers: BTreeMap<String, Keeper>) {
+async fn listen(
+    mut hear: mpsc::Receiver<(String, Arc<Report>)>,
+    keepers: BTreeMap<String, Keeper>,
+) {
     while let Some((node, report)) = hear.recv().await {
         for (service, status) in &report.services {
             if let Some(keeper) = keepers.get(service) {
@@ -328,7 +349,8 @@ async fn reply(
             Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Journal { limit } => {
-            let read = tokio::task::spawn_blocking(move || journal::newest(&dir, limit.min(10_000)));
+            let read =
+                tokio::task::spawn_blocking(move || journal::newest(&dir, limit.min(10_000)));
             serde_json::to_value(read.await.map_err(|e| e.to_string())?).map_err(text)
         }
         Ask::Entry { id } => {

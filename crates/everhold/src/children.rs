@@ -102,7 +102,9 @@ impl Supervised {
     }
 }
 
-fn lock(pids: &Mutex<BTreeMap<String, Running>>) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
+fn lock(
+    pids: &Mutex<BTreeMap<String, Running>>,
+) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
     pids.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

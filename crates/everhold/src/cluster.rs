@@ -125,7 +125,8 @@ impl Cluster {
     }
 
     pub async fn ask(&self, node: &str, ask: &Ask) -> anyhow::Result<serde_json::Value> {
-        let link = self.links.get(node).ok_or_else(|| anyhow::anyhow!("no node is named {node}"))?;
+        let link =
+            self.links.get(node).ok_or_else(|| anyhow::anyhow!("no node is named {node}"))?;
         Ok(link.ask(serde_json::to_value(ask)?).await?)
     }
 

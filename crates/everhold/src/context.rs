@@ -44,7 +44,8 @@ impl Context {
     /// Leaves word for commands: in the data directory, and where they look without being told.
     pub fn publish(&self, layout: &Layout) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(self)?;
-        disk::write_whole(&layout.supervisor().join("context.json"), &text).context("write context.json")?;
+        disk::write_whole(&layout.supervisor().join("context.json"), &text)
+            .context("write context.json")?;
         let pointer = pointer();
         let dir = pointer.parent().unwrap_or(Path::new("/"));
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;

@@ -23,7 +23,8 @@ pub fn load(path: &Path, data_dir: &Path) -> Result<Durable, DiskError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let holds = std::fs::read_dir(data_dir).is_ok_and(|mut entries| entries.next().is_some());
+            let holds =
+                std::fs::read_dir(data_dir).is_ok_and(|mut entries| entries.next().is_some());
             if holds {
                 return Err(DiskError::Missing { path: path.to_path_buf() });
             }
@@ -38,8 +39,11 @@ pub fn load(path: &Path, data_dir: &Path) -> Result<Durable, DiskError> {
 
 /// Writes the record: it is on disk, under its name, when this returns.
 pub fn save(path: &Path, durable: &Durable) -> Result<(), DiskError> {
-    write_whole(path, &encode(durable))
-        .map_err(|source| DiskError::Io { what: "write", path: path.to_path_buf(), source })
+    write_whole(path, &encode(durable)).map_err(|source| DiskError::Io {
+        what: "write",
+        path: path.to_path_buf(),
+        source,
+    })
 }
 
 /// Temporary file, fsync, rename, fsync of the directory; readable by its owner only.

@@ -26,9 +26,11 @@ pub fn facts(
     // An agent that has just begun knows less than the table does.
     let telling: Vec<(&String, &Word)> =
         words.iter().filter(|(_, word)| word.status.term > 0).collect();
-    let epoch: Epoch = telling.iter().filter_map(|(_, word)| word.status.serving).max().or_else(
-        || telling.iter().map(|(_, word)| word.status.term).max(),
-    )?;
+    let epoch: Epoch = telling
+        .iter()
+        .filter_map(|(_, word)| word.status.serving)
+        .max()
+        .or_else(|| telling.iter().map(|(_, word)| word.status.term).max())?;
     let instance = |name: &String, word: &Word| {
         resolve(&word.status).map(|address| Instance { name: name.clone(), address })
     };

@@ -23,7 +23,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Facts grow old without a message, so the table is made anew this often.
 const REMAKE: Duration = Duration::from_millis(500);
@@ -52,21 +52,26 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     let dir = layout.node(&node.name);
     let copy = dir.join("spec.json");
-    let kept = Kept { table: dir.join("table.json") };
+    let kept = dir.join("table.json");
     let spec = find_spec(&node.cluster, &store, &copy).await?;
-    let last = kept.last_table();
+    let last = last_table(&kept);
     let table = Arc::new(route::build(&spec.listeners, &BTreeMap::new(), last.as_ref()));
-    let threads = threads
-        .or_else(|| std::thread::available_parallelism().ok())
-        .unwrap_or(NonZeroUsize::MIN);
+    let threads =
+        threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
     let config = Config { table: table.clone(), threads, limits: Limits::default() };
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
     let links = dial_others(&node.name, &spec, &tls, told);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
-    route_traffic(Router { gateway, kept, links, spec, table, words: BTreeMap::new() }, hear, new_spec)
-        .await;
+    let (tables, to_keep) = watch::channel(table.clone());
+    tokio::spawn(keep_tables(kept, to_keep));
+    route_traffic(
+        Router { gateway, kept: tables, links, spec, table, words: BTreeMap::new() },
+        hear,
+        new_spec,
+    )
+    .await;
     Ok(())
 }
 
@@ -78,26 +83,31 @@ async fn find_spec(cluster: &str, store: &Etcd, copy: &Path) -> anyhow::Result<S
     }
 }
 
-struct Kept {
-    table: PathBuf,
+fn last_table(path: &Path) -> Option<RouteTable> {
+    let text = std::fs::read_to_string(path).ok()?;
+    match decode(&text) {
+        Ok(table) => Some(table),
+        Err(why) => {
+            tracing::warn!(%why, "the kept route table can't be used; it is made anew");
+            None
+        }
+    }
 }
 
-impl Kept {
-    fn last_table(&self) -> Option<RouteTable> {
-        let text = std::fs::read_to_string(&self.table).ok()?;
-        match decode(&text) {
-            Ok(table) => Some(table),
-            Err(why) => {
-                tracing::warn!(%why, "the kept route table can't be used; it is made anew");
-                None
-            }
+/// Writes each table aside: a stalled disk must not hold up the next one.
+async fn keep_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>) {
+    while tables.changed().await.is_ok() {
+        let (path, text) = (path.clone(), encode(&**tables.borrow_and_update()));
+        let written = tokio::task::spawn_blocking(move || disk::write_whole(&path, &text)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(%error, "cannot keep the route table");
         }
     }
 }
 
 struct Router {
     gateway: Arc<Gateway>,
-    kept: Kept,
+    kept: watch::Sender<Arc<RouteTable>>,
     links: Vec<Link>,
     spec: Spec,
     table: Arc<RouteTable>,
@@ -153,14 +163,12 @@ impl Router {
         if let Err(error) = self.gateway.set_table(self.table.clone()) {
             tracing::error!(%error, "a listener can't be opened; the others serve");
         }
-        let (path, text) = (self.kept.table.clone(), encode(&*self.table));
-        // Written aside: a stalled disk must not hold up the next table.
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = disk::write_whole(&path, &text) {
-                tracing::warn!(%error, "cannot keep the route table");
-            }
-        });
-        tracing::info!(revision = self.table.revision, agents = self.links.len(), "new route table");
+        self.kept.send_replace(self.table.clone());
+        tracing::info!(
+            revision = self.table.revision,
+            agents = self.links.len(),
+            "new route table"
+        );
     }
 }
 

@@ -237,7 +237,6 @@ fn is_torn(path: &Path) -> bool {
     std::fs::read(path).is_ok_and(|bytes| bytes.last().is_some_and(|last| *last != b'\n'))
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,7 +54,10 @@ pub type Seen = (Box<View>, BTreeMap<&'static str, Verdict>, Time);
 /// A question that only the owner of the agent can answer.
 pub enum Ask {
     View(oneshot::Sender<Seen>),
-    Wish { cause: Cause, done: oneshot::Sender<Result<(), String>> },
+    Wish {
+        cause: Cause,
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Decide nothing any more and stop the server.
     Halt(oneshot::Sender<Result<(), String>>),
 }
@@ -82,7 +85,9 @@ impl Keeper {
         tokio::spawn(watch_deaths(shared.clone()));
         let prefix = parts.agent.keys().prefix.clone();
         tokio::spawn(watch_store(parts.store.clone(), prefix, shared.inputs.clone()));
-        tokio::spawn(Driver { parts, shared, running: BTreeMap::new(), wish: None }.run(taken, asked));
+        tokio::spawn(
+            Driver { parts, shared, running: BTreeMap::new(), wish: None }.run(taken, asked),
+        );
         keeper
     }
 
@@ -399,4 +404,3 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
-

@@ -61,9 +61,13 @@ enum Frame {
 
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    #[error("E210 cannot use the certificate {path}: {why}; next step: `everhold check` names the file to restore")]
+    #[error(
+        "E210 cannot use the certificate {path}: {why}; next step: `everhold check` names the file to restore"
+    )]
     Certificate { path: String, why: String },
-    #[error("E211 cannot listen on {addr}: {source}; next step: end the process that has this port")]
+    #[error(
+        "E211 cannot listen on {addr}: {source}; next step: end the process that has this port"
+    )]
     Listen { addr: SocketAddr, source: std::io::Error },
     #[error("{node} is not connected")]
     NotConnected { node: String },

@@ -15,7 +15,14 @@ impl Feed {
         Feed { socket: dir.join("minder.sock") }
     }
 
-    pub fn feed(&self, _pid: Option<i32>, _epoch: Epoch, _until: Time, _k: u32, _members: Vec<String>) {
+    pub fn feed(
+        &self,
+        _pid: Option<i32>,
+        _epoch: Epoch,
+        _until: Time,
+        _k: u32,
+        _members: Vec<String>,
+    ) {
         let _ = &self.socket;
     }
 }

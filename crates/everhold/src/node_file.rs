@@ -25,8 +25,9 @@ const DEADLINE: Duration = Duration::from_secs(3);
 impl NodeFile {
     pub fn read(path: &Path) -> anyhow::Result<NodeFile> {
         let shown = path.display();
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("E220 cannot read {shown}; next step: `everhold up` writes it"))?;
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("E220 cannot read {shown}; next step: `everhold up` writes it")
+        })?;
         let document: toml_edit::DocumentMut =
             text.parse().with_context(|| format!("E220 {shown} is not TOML"))?;
         let get = |key: &str| -> anyhow::Result<String> {
@@ -67,11 +68,7 @@ impl NodeFile {
     pub fn store_config(&self) -> EtcdConfig {
         EtcdConfig {
             endpoints: self.store.clone(),
-            tls: TlsFiles {
-                ca: self.ca.clone(),
-                cert: self.cert.clone(),
-                key: self.key.clone(),
-            },
+            tls: TlsFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() },
             deadline: DEADLINE,
         }
     }

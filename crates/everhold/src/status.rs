@@ -26,7 +26,10 @@ pub struct Sources<'a> {
 
 /// A state in the words of `status`.
 pub fn word(state: &State) -> String {
-    serde_json::to_value(state).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default()
+    serde_json::to_value(state)
+        .ok()
+        .and_then(|v| v.as_str().map(str::to_string))
+        .unwrap_or_default()
 }
 
 /// The whole answer.
@@ -106,7 +109,8 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
     let fresh = leader.as_ref().is_some_and(|(_, _, ms)| *ms <= DOWN_MS);
     let declared = from.spec.services.get(name);
     let nodes: Vec<String> = declared.map(|s| s.nodes().to_vec()).unwrap_or_default();
-    let lead_lsn = leader.as_ref().and_then(|(_, node, _)| statuses.get(node)).map(|(s, _)| s.lsn.0);
+    let lead_lsn =
+        leader.as_ref().and_then(|(_, node, _)| statuses.get(node)).map(|(s, _)| s.lsn.0);
     let instances: BTreeMap<&String, Value> = nodes
         .iter()
         .map(|node| {
@@ -182,7 +186,8 @@ fn instance(
         (true, false, Some(_)) => "degraded",
         (true, false, None) => "down",
     };
-    let lag = lead_lsn.filter(|_| known && role.is_some()).map(|lsn| lsn.saturating_sub(status.lsn.0));
+    let lag =
+        lead_lsn.filter(|_| known && role.is_some()).map(|lsn| lsn.saturating_sub(status.lsn.0));
     let data = match status.data {
         Data::Empty => "empty",
         Data::Ok => "ok",

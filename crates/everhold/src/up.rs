@@ -251,11 +251,7 @@ fn etcd_config(
 use etcd_config as etcd_config_again;
 
 /// The store's spec wins over the built-in one; a file given by hand is a new revision.
-async fn put_spec(
-    store: &everhold_store::Etcd,
-    spec: Spec,
-    given: bool,
-) -> anyhow::Result<Spec> {
+async fn put_spec(store: &everhold_store::Etcd, spec: Spec, given: bool) -> anyhow::Result<Spec> {
     let key = spec_store::key(&spec.cluster);
     let until = Instant::now() + READY_WITHIN;
     let snapshot = loop {
@@ -309,10 +305,15 @@ async fn wait_ready(cluster: &Cluster, spec: &Spec) {
         let mut words = Vec::new();
         let mut ready = true;
         for (service, declared) in &spec.services {
-            let of: Vec<_> = declared.nodes().iter().map(|node| {
-                let status = reports.get(node).and_then(|(report, _)| report.services.get(service));
-                (node, status.cloned())
-            }).collect();
+            let of: Vec<_> = declared
+                .nodes()
+                .iter()
+                .map(|node| {
+                    let status =
+                        reports.get(node).and_then(|(report, _)| report.services.get(service));
+                    (node, status.cloned())
+                })
+                .collect();
             ready &= of.iter().any(|(_, s)| s.as_ref().is_some_and(|s| s.serving.is_some()));
             for (node, status) in of {
                 let state = status.map_or("…".to_string(), |s| crate::status::word(&s.state));
@@ -334,10 +335,15 @@ async fn wait_ready(cluster: &Cluster, spec: &Spec) {
 
 fn greet(spec: &Spec, began: Instant) {
     for (name, listener) in &spec.listeners {
-        say(format_args!("  {name:<6} {}  ({} {})", listener.bind, listener.service, match listener.role {
-            everhold_core::spec::Role::Primary => "primary",
-            everhold_core::spec::Role::Standby => "standbys",
-        }));
+        say(format_args!(
+            "  {name:<6} {}  ({} {})",
+            listener.bind,
+            listener.service,
+            match listener.role {
+                everhold_core::spec::Role::Primary => "primary",
+                everhold_core::spec::Role::Standby => "standbys",
+            }
+        ));
     }
     say(format_args!("  api    http://{}", spec.api.bind));
     println!("ready in {:.1} s", began.elapsed().as_secs_f64());

@@ -30,12 +30,21 @@ impl Agent {
                         began |= self.begin(now, name, &verdict, action, out);
                     }
                 }
-                self.verdicts.insert(name, verdict);
+                self.heed(name, verdict);
             }
             if !began {
                 break;
             }
         }
+    }
+
+    /// Keeps the verdict, and counts its rule if it is a new one.
+    fn heed(&mut self, controller: &'static str, verdict: Verdict) {
+        let known = self.verdicts.get(controller).map(Verdict::rule);
+        if known != Some(verdict.rule()) && verdict != Verdict::Steady {
+            *self.fired.entry(verdict.rule().to_string()).or_default() += 1;
+        }
+        self.verdicts.insert(controller, verdict);
     }
 
     /// When cover was reached, so that late reports are waited for only so long.

@@ -100,6 +100,7 @@ impl Agent {
     /// The server is gone or going: what was known of it is worth nothing any more.
     pub(super) fn server_left(&mut self, process: Process) {
         self.view.pg = PgFacts { process, sysid: self.view.pg.sysid, ..PgFacts::default() };
+        self.source = None;
         self.view.parked = None;
         self.view.trimmed = None;
         self.view.leading = Leading::default();
@@ -115,6 +116,9 @@ impl Agent {
             let frozen = now.since(self.view.pg_alive.max(self.view.awake)) >= policy::FROZEN_MS;
             let old = self.view.pg.clone();
             facts = PgFacts { in_recovery: old.in_recovery.filter(|_| !frozen), ..old };
+        }
+        if let (Process::Running, Some(told)) = (facts.process, &self.source) {
+            facts.source.clone_from(told);
         }
         if facts.process == Process::Down && self.view.pg.process != Process::Down {
             self.server_left(Process::Down);
@@ -236,6 +240,9 @@ impl Agent {
                     self.view.failures.insert("promote".to_string(), failure(now, text));
                 }
             }
+            (PgAction::SetSource { source } | PgAction::Start { source, .. }, _) => {
+                self.source = Some(source.clone());
+            }
             (PgAction::SetSync { .. }, _) => self.view.leading.observed = None,
             (PgAction::Barrier { epoch }, _) => {
                 self.view.leading.barrier = Some(*epoch);
@@ -284,6 +291,7 @@ impl Agent {
             // Half promoted, perhaps: it is not tried twice.
             PgAction::Promote { .. } => self.view.promoting = None,
             PgAction::Evidence => self.view.leading.evidence = None,
+            PgAction::SetSource { .. } => self.source = None,
             _ => {}
         }
     }

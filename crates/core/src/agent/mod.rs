@@ -12,7 +12,7 @@ use crate::ids::{Epoch, Time};
 use crate::journal::Event;
 use crate::kv::{Kv, Txn, TxnOutcome};
 use crate::policy::{self, Policy};
-use crate::postgres::{PgAction, PgFacts, PgOutcome};
+use crate::postgres::{PgAction, PgFacts, PgOutcome, Source};
 use crate::records::Keys;
 use crate::status::Status;
 use crate::view::{Cause, Guard, Leading, Peer, Probe, StoreView, View};
@@ -179,6 +179,9 @@ pub struct Agent {
     writing: Option<(Id, Box<Write>, Txn, Time)>,
     /// The outcome of a write is unknown: nothing is written before everything was read.
     unread: bool,
+    /// Where the server was told to stream from, if this process told it: a session may show the
+    /// old value for a moment after a reload.
+    source: Option<Option<Source>>,
     last_tick: Time,
     last_look: Time,
     status: Arc<Status>,
@@ -187,6 +190,8 @@ pub struct Agent {
     pub journals: bool,
     /// Actions that the checker refused, newest last: never any, unless a rule is broken.
     pub refused: Vec<String>,
+    /// How often each rule became the verdict of its controller.
+    pub fired: BTreeMap<String, u64>,
 }
 
 /// Where and as what an agent runs.
@@ -244,12 +249,14 @@ impl Agent {
             persisting: None,
             writing: None,
             unread: true,
+            source: None,
             last_tick: now,
             last_look: now,
             status,
             verdicts: BTreeMap::new(),
             journals: true,
             refused: Vec::new(),
+            fired: BTreeMap::new(),
         }
     }
 
