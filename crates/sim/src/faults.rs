@@ -1,0 +1,536 @@
+//! What goes wrong, when, for how long: drawn from the seed alone.
+
+use crate::random::Random;
+use crate::say;
+use crate::server::{Proc, Receiver};
+use crate::world::{Event, MS, S, World};
+use everhold_core::agent::{Command, Input};
+use everhold_core::decide::pg_name;
+use everhold_core::kv::Txn;
+use everhold_core::policy::Policy;
+use everhold_core::postgres::PgAction;
+use everhold_core::term::{Preference, Redundancy};
+use everhold_core::view::Cause;
+use std::collections::BTreeMap;
+
+/// The cluster is made by then.
+const READY: u64 = 15 * S;
+/// No fault begins later, and none lasts longer than this after it.
+const LAST: u64 = 232 * S;
+const LONGEST: u64 = 12 * S;
+/// Less faults than this in a seed is none worth running.
+pub const FAULTS_MIN: usize = 20;
+
+/// A moment at which an agent is killed: right after this command.
+pub struct CrashOn;
+
+impl CrashOn {
+    /// The name of a command that something can be lost in.
+    pub fn of(command: &Command) -> Option<&'static str> {
+        match command {
+            Command::Persist { .. } => Some("persist"),
+            Command::Write { .. } => Some("write"),
+            Command::Run { action, .. } => match action {
+                PgAction::Observe | PgAction::Evidence | PgAction::Slots { .. } => None,
+                action => Some(pg_name(action)),
+            },
+            Command::Cancel { .. }
+            | Command::Read
+            | Command::Probe { .. }
+            | Command::Mind { .. }
+            | Command::Tell
+            | Command::WishEnded { .. }
+            | Command::Journal { .. }
+            | Command::Wake { .. } => None,
+        }
+    }
+}
+
+/// Where an agent can be killed.
+const MOMENTS: [&str; 13] = [
+    "persist",
+    "write",
+    "stop",
+    "start",
+    "set-source",
+    "park",
+    "trim",
+    "promote",
+    "set-sync",
+    "barrier",
+    "checkpoint",
+    "rewind",
+    "clone",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    KillPg,
+    KillAgent,
+    KillNode,
+    FreezeNode,
+    FreezePg,
+    CutNode,
+    CutAgents,
+    CutOut,
+    CutIn,
+    CutServers,
+    ResetConnection,
+    SlowNet,
+    Lossy,
+    StoreStall,
+    StoreCut,
+    StoreFlaky,
+    SlowWatch,
+    ClockJump,
+    SlowDisk,
+    StalledDisk,
+    FullDisk,
+    CrashOn(&'static str, u32, bool),
+    Switchover,
+    Maintenance,
+    AllDown,
+    Respec,
+    Wipe,
+    Conflict,
+    SlowReload,
+    TwoLosses,
+}
+
+#[derive(Clone, Debug)]
+pub struct Fault {
+    pub kind: Kind,
+    pub node: usize,
+    pub other: usize,
+    pub lasts: u64,
+}
+
+/// The faults of a seed.
+pub struct Plan {
+    pub rng: Random,
+    pub faults: Vec<Fault>,
+    active: Vec<bool>,
+    touched: Vec<u32>,
+    calm: Option<u64>,
+    next: u64,
+    stray: bool,
+    /// The leader follows a standby into the dark: when, and which.
+    second_loss: Option<(u64, usize)>,
+    /// Of three nodes one is left: writes are to flow at this time, if the policy allows.
+    survives: Option<u64>,
+    pub ready: bool,
+}
+
+impl Plan {
+    pub fn new(seed: u64) -> Plan {
+        let mut rng = Random::new(seed, 2);
+        let stray = rng.chance(20);
+        Plan {
+            rng,
+            faults: Vec::new(),
+            active: Vec::new(),
+            touched: vec![0; 5],
+            calm: None,
+            next: READY,
+            stray,
+            second_loss: None,
+            survives: None,
+            ready: false,
+        }
+    }
+
+    /// What the operator declared.
+    pub fn policy(&mut self) -> Policy {
+        let count = [3, 3, 3, 3, 3, 3, 4, 4, 5][self.rng.index(9)];
+        let nodes: Vec<String> =
+            ["a", "b", "c", "d", "e"][..count].iter().map(|s| s.to_string()).collect();
+        let mut preferences = BTreeMap::new();
+        for node in &nodes {
+            let failover = !self.rng.chance(60);
+            let priority = self.rng.below(3) as i32;
+            preferences.insert(node.clone(), Preference { priority, failover });
+        }
+        if let Some(first) = preferences.values_mut().next() {
+            first.failover = true;
+        }
+        if let Some(second) = preferences.values_mut().nth(1) {
+            second.failover = true;
+        }
+        Policy { redundancy: self.redundancy(count), nodes, preferences }
+    }
+
+    fn redundancy(&mut self, nodes: usize) -> Redundancy {
+        let wanted = if self.rng.chance(if nodes > 3 { 500 } else { 250 }) { 2 } else { 1 };
+        Redundancy { wanted, floor: self.rng.below(2) as u32 }
+    }
+
+    /// A foreign history file turns up, as out of an archive.
+    pub fn stray_history(&mut self) -> bool {
+        self.stray && self.rng.chance(50)
+    }
+
+    /// Since when there has been no fault; `None`: there is one.
+    pub fn calm_since(&self) -> Option<u64> {
+        self.calm
+    }
+
+    fn kind(&mut self) -> Kind {
+        let moment = MOMENTS[self.rng.index(MOMENTS.len())];
+        let (nth, both) = (self.rng.below(3) as u32, self.rng.chance(300));
+        #[rustfmt::skip]
+        let kinds = [
+            (10, Kind::KillPg), (8, Kind::KillAgent), (8, Kind::KillNode), (6, Kind::FreezeNode),
+            (3, Kind::FreezePg), (6, Kind::CutNode), (3, Kind::CutAgents), (3, Kind::CutOut),
+            (3, Kind::CutIn), (4, Kind::CutServers), (5, Kind::ResetConnection), (3, Kind::SlowNet),
+            (3, Kind::Lossy), (3, Kind::StoreStall), (3, Kind::StoreCut), (3, Kind::StoreFlaky),
+            (2, Kind::SlowWatch), (2, Kind::ClockJump), (3, Kind::SlowDisk), (2, Kind::StalledDisk), (2, Kind::FullDisk),
+            (14, Kind::CrashOn(moment, nth, both)), (8, Kind::Switchover), (2, Kind::Maintenance),
+            (3, Kind::AllDown), (4, Kind::Respec), (4, Kind::Conflict), (4, Kind::SlowReload),
+        ];
+        let total: u64 = kinds.iter().map(|(weight, _)| weight).sum();
+        let mut at = self.rng.below(total);
+        for (weight, kind) in kinds {
+            if at < weight {
+                return kind;
+            }
+            at -= weight;
+        }
+        Kind::KillPg
+    }
+}
+
+impl World {
+    /// Once a second: the next volley of faults, when it is time.
+    pub fn plan_ahead(&mut self) {
+        if !self.plan.ready {
+            self.plan.ready = self.unhealthy().is_none();
+            if self.now > 2 * READY && !self.plan.ready {
+                let why =
+                    format!("the cluster was not made: {:?}{}", self.unhealthy(), self.describe());
+                self.violated(why);
+            }
+            self.plan.calm = self.plan.ready.then_some(self.now);
+            return;
+        }
+        self.second_loss();
+        if self.now < self.plan.next || self.now > LAST {
+            return;
+        }
+        let healthy = self.plan.calm.is_some() && self.unhealthy().is_none();
+        let count = self.nodes.len();
+        let leader = self.leader().unwrap_or(0);
+        let single = self.plan.rng.chance(250);
+        let behind = (self.plan.faults.len() as u64) < FAULTS_MIN as u64 * self.now / LAST;
+        let volley = if behind { 5 } else { self.plan.rng.between(2, 4) };
+        let mut last = 0;
+        if healthy && single {
+            let rng = &mut self.plan.rng;
+            let kind = match rng.below(5) {
+                0 | 1 => Kind::KillPg,
+                2 => Kind::KillNode,
+                3 => Kind::Wipe,
+                _ => Kind::TwoLosses,
+            };
+            let node = if kind == Kind::Wipe { rng.index(count) } else { leader };
+            let other = (leader + 1 + rng.index(count - 1)) % count;
+            let long = rng.spread(100 * MS, LONGEST);
+            let lasts = if kind == Kind::TwoLosses { 32 * S } else { long };
+            if !(kind == Kind::TwoLosses && self.now + 45 * S > LAST) {
+                last = lasts;
+                self.add(0, Fault { kind, node, other, lasts });
+            }
+        } else {
+            for _ in 0..volley {
+                let rng = &mut self.plan.rng;
+                let begins = rng.spread(MS, 4 * S);
+                let lasts = rng.spread(50 * MS, LONGEST);
+                let kind = self.plan.kind();
+                let rng = &mut self.plan.rng;
+                let node = if rng.chance(450) { leader } else { rng.index(count) };
+                let other = (node + 1 + rng.index(count - 1)) % count;
+                let lasts = if kind == Kind::StalledDisk { 22 * S } else { lasts };
+                last = last.max(begins + lasts);
+                self.add(begins, Fault { kind, node, other, lasts });
+            }
+        }
+        let rest =
+            if self.plan.rng.chance(350) { 24 * S } else { self.plan.rng.between(2 * S, 9 * S) };
+        self.plan.next = self.now + last + rest;
+    }
+
+    /// Two losses some seconds apart: what is left goes on, where the policy lets it.
+    fn second_loss(&mut self) {
+        if let Some((at, n)) = self.plan.second_loss
+            && self.now >= at
+        {
+            self.plan.second_loss = None;
+            say!(self, "the second loss: {n}");
+            self.kill_node(n);
+            let redundancy = self.policy.redundancy;
+            let left = self.nodes.len() as u32 - 3;
+            self.plan.survives = (left >= redundancy.floor).then_some(self.now + 15 * S);
+        }
+        if self.plan.survives.is_some_and(|at| self.now >= at) {
+            self.plan.survives = None;
+            if self.now > self.clients.last_ack + 5 * S {
+                let state = self.describe();
+                self.violated(format!("two losses, and no write since{state}"));
+            }
+        }
+    }
+
+    fn add(&mut self, begins: u64, fault: Fault) {
+        let at = self.plan.faults.len();
+        self.plan.faults.push(fault);
+        self.plan.active.push(false);
+        self.after(begins, Event::Fault { at });
+    }
+
+    /// The node that leads by the store.
+    pub fn leader(&self) -> Option<usize> {
+        let term = self.store.read_term()?;
+        self.nodes.iter().position(|node| node.name == term.leader.node)
+    }
+
+    pub fn fault(&mut self, at: usize) {
+        let fault = self.plan.faults[at].clone();
+        say!(
+            self,
+            "FAULT {:?} of {} ({}) for {} ms",
+            fault.kind,
+            fault.node,
+            fault.other,
+            fault.lasts / MS
+        );
+        let alone = self.plan.calm.is_some() && self.unhealthy().is_none();
+        let leads = self.leader() == Some(fault.node);
+        self.plan.active[at] = true;
+        self.plan.calm = None;
+        self.clients.outage = None;
+        for n in self.touches(&fault) {
+            self.plan.touched[n] += 1;
+            self.nodes[n].calm_since = u64::MAX / 2;
+        }
+        if alone && leads {
+            let life = self.nodes[fault.node].server.life;
+            self.clients.outage = match fault.kind {
+                Kind::KillPg => Some(("kill PostgreSQL", self.now, fault.node, life)),
+                Kind::KillNode => Some(("kill node", self.now, fault.node, life)),
+                Kind::FreezeNode => Some(("freeze node", self.now, fault.node, life)),
+                Kind::Switchover => Some(("switchover", self.now, fault.node, life)),
+                _ => None,
+            };
+        }
+        self.strike(&fault);
+        self.after(fault.lasts, Event::Heal { at });
+    }
+
+    /// The nodes that can't be called healthy while it lasts.
+    fn touches(&self, fault: &Fault) -> Vec<usize> {
+        match fault.kind {
+            Kind::Lossy | Kind::AllDown | Kind::SlowReload | Kind::Respec | Kind::Maintenance => {
+                (0..self.nodes.len()).collect()
+            }
+            Kind::StoreStall | Kind::StoreFlaky | Kind::SlowWatch | Kind::StoreCut => Vec::new(),
+            Kind::CutServers | Kind::TwoLosses => vec![fault.node, fault.other],
+            _ => vec![fault.node],
+        }
+    }
+
+    fn strike(&mut self, fault: &Fault) {
+        let (n, other) = (fault.node, fault.other);
+        let most = fault.lasts;
+        match fault.kind {
+            Kind::KillPg => self.kill_postmaster(n),
+            Kind::KillAgent => self.kill_agent(n),
+            Kind::KillNode => self.kill_node(n),
+            Kind::FreezeNode => self.freeze(n, most),
+            Kind::FreezePg => self.freeze_server(n, most),
+            Kind::CutNode => self.cut(n, true, true, true),
+            Kind::CutAgents => {
+                for m in 0..self.nodes.len() {
+                    self.net.agents[n][m] = true;
+                    self.net.agents[m][n] = true;
+                }
+            }
+            Kind::CutOut => self.cut(n, true, false, false),
+            Kind::CutIn => self.cut(n, false, true, false),
+            Kind::CutServers => {
+                self.net.servers[n][other] = true;
+                self.net.servers[other][n] = true;
+            }
+            Kind::ResetConnection => {
+                if let Receiver::Streaming { conn, .. } = self.nodes[n].server.receiver {
+                    self.receiver_lost(n, conn);
+                }
+            }
+            Kind::SlowNet => self.net.slow[n] = self.plan.rng.spread(5 * MS, 300 * MS),
+            Kind::Lossy => self.net.loss_per_mille = self.plan.rng.between(50, 500),
+            Kind::StoreStall => self.store.stalled_until = self.now + most,
+            Kind::StoreCut => {
+                self.net.store[n] = true;
+                if self.nodes[n].watch.alive {
+                    self.break_watch(n);
+                }
+            }
+            Kind::StoreFlaky => self.store.flaky = 300,
+            Kind::SlowWatch => self.store.watch = S,
+            Kind::ClockJump => self.nodes[n].offset_ms += most / MS,
+            Kind::SlowDisk => self.nodes[n].fsync = self.plan.rng.spread(20 * MS, 800 * MS),
+            Kind::StalledDisk => self.nodes[n].fsync = 40 * S,
+            Kind::FullDisk => self.nodes[n].full = true,
+            Kind::CrashOn(moment, nth, _) => self.nodes[n].crash_on = Some((moment, nth)),
+            Kind::Switchover => self.wish(n, other),
+            Kind::Maintenance => {
+                let txn = Txn::new().put(self.store.keys.maintenance(), "{}");
+                self.store_put(&txn);
+            }
+            Kind::AllDown => (0..self.nodes.len()).for_each(|n| self.kill_node(n)),
+            Kind::Respec => self.respec(),
+            Kind::Wipe => self.wipe(n),
+            Kind::Conflict => self.nodes[n].server.conflict_until = self.now + most,
+            Kind::SlowReload => {
+                self.net.reload = 2 * S;
+                self.net.connect = 400 * MS;
+                self.net.lingers = 800;
+            }
+            Kind::TwoLosses => {
+                self.kill_node(other);
+                self.plan.second_loss = Some((self.now + self.plan.rng.between(4 * S, 6 * S), n));
+            }
+        }
+    }
+
+    pub fn kill_node(&mut self, n: usize) {
+        self.kill_agent(n);
+        if self.nodes[n].server.proc != Proc::Down {
+            self.end_server(n);
+        }
+    }
+
+    fn cut(&mut self, n: usize, out: bool, back: bool, clients: bool) {
+        for m in (0..self.nodes.len()).filter(|m| *m != n) {
+            self.net.agents[n][m] |= out;
+            self.net.servers[n][m] |= out;
+            self.net.agents[m][n] |= back;
+            self.net.servers[m][n] |= back;
+        }
+        if self.plan.rng.chance(500) {
+            self.net.store[n] = true;
+            self.break_watch(n);
+        }
+        self.net.clients[n] |= clients && self.plan.rng.chance(500);
+    }
+
+    fn wish(&mut self, n: usize, other: usize) {
+        let to = self.plan.rng.chance(500).then(|| self.nodes[other].name.clone());
+        let asked = if self.plan.rng.chance(900) { self.leader().unwrap_or(n) } else { n };
+        self.give(asked, Input::Wished { cause: Cause::Switchover { to } });
+    }
+
+    fn respec(&mut self) {
+        let count = self.nodes.len();
+        self.policy.redundancy = self.plan.redundancy(count);
+        say!(self, "spec: {:?}", self.policy.redundancy);
+        for n in 0..count {
+            let input = Input::Policy { policy: self.policy.clone() };
+            let what = crate::world::ForAgent::Input(Box::new(input));
+            let delay = self.plan.rng.spread(MS, 3 * S);
+            self.tell_agent(n, delay, what);
+        }
+    }
+
+    /// Kills the agent right after the command it was waited for.
+    pub fn crash_if_due(&mut self, n: usize, moment: &'static str) {
+        let Some((waited, left)) = &mut self.nodes[n].crash_on else { return };
+        if *waited != moment {
+            return;
+        }
+        if *left > 0 {
+            *left -= 1;
+            return;
+        }
+        self.nodes[n].crash_on = None;
+        say!(self, "{n} crashes after {moment}");
+        if self.plan.rng.chance(300) {
+            self.kill_node(n);
+        } else {
+            self.kill_agent(n);
+        }
+        let delay = self.plan.rng.spread(100 * MS, 4 * S);
+        self.after(delay, Event::AgentStarts { node: n });
+    }
+
+    pub fn heal(&mut self, at: usize) {
+        let fault = self.plan.faults[at].clone();
+        say!(self, "HEAL {:?} of {}", fault.kind, fault.node);
+        let (n, count) = (fault.node, self.nodes.len());
+        match fault.kind {
+            Kind::KillPg
+            | Kind::FreezeNode
+            | Kind::FreezePg
+            | Kind::ResetConnection
+            | Kind::ClockJump
+            | Kind::Switchover
+            | Kind::Respec
+            | Kind::Conflict => {}
+            Kind::KillAgent | Kind::KillNode | Kind::Wipe => self.restart(n),
+            Kind::CutNode | Kind::CutAgents | Kind::CutOut | Kind::CutIn | Kind::CutServers => {
+                for m in 0..count {
+                    for (a, b) in [(n, m), (m, n)] {
+                        self.net.agents[a][b] = false;
+                        self.net.servers[a][b] = false;
+                    }
+                }
+                self.net.clients[n] = false;
+                self.net.store[n] = false;
+            }
+            Kind::SlowNet => self.net.slow[n] = 0,
+            Kind::Lossy => self.net.loss_per_mille = 0,
+            Kind::StoreStall => {}
+            Kind::StoreCut => self.net.store[n] = false,
+            Kind::StoreFlaky => self.store.flaky = 0,
+            Kind::SlowWatch => self.store.watch = 10 * MS,
+            Kind::SlowDisk | Kind::StalledDisk => self.nodes[n].fsync = 2 * MS,
+            Kind::FullDisk => self.nodes[n].full = false,
+            Kind::CrashOn(..) => {
+                self.nodes[n].crash_on = None;
+                self.restart(n);
+            }
+            Kind::Maintenance => {
+                let txn = Txn::new().delete(self.store.keys.maintenance());
+                self.store_put(&txn);
+            }
+            Kind::AllDown => {
+                for n in 0..count {
+                    let delay = self.plan.rng.spread(MS, 5 * S);
+                    self.after(delay, Event::AgentStarts { node: n });
+                }
+            }
+            Kind::SlowReload => {
+                let calm = crate::network::Net::new(count);
+                self.net.reload = calm.reload;
+                self.net.connect = calm.connect;
+                self.net.lingers = calm.lingers;
+            }
+            Kind::TwoLosses => {
+                self.restart(fault.other);
+                self.restart(n);
+            }
+        }
+        for n in self.touches(&fault) {
+            self.plan.touched[n] -= 1;
+            if self.plan.touched[n] == 0 {
+                self.nodes[n].calm_since = self.now;
+            }
+        }
+        self.plan.active[at] = false;
+        if !self.plan.active.contains(&true) {
+            self.plan.calm = Some(self.now);
+        }
+    }
+
+    fn restart(&mut self, n: usize) {
+        self.after(0, Event::AgentStarts { node: n });
+    }
+}
