@@ -124,6 +124,15 @@ impl Term {
     }
 }
 
+impl Term {
+    /// The highest incarnation of the node in any set.
+    pub fn newest_incarnation(&self, node: &str) -> Option<u32> {
+        let sets = self.inforce.iter().chain([&self.target]);
+        let all = sets.flat_map(|set| set.members.iter().chain([&set.leader]));
+        all.filter(|member| member.node == node).map(|member| member.incarnation).max()
+    }
+}
+
 /// The path from the root to timeline `tli`, root first; empty if `tli` isn't registered.
 pub fn line_to(branches: &[Branch], tli: Tli) -> Vec<Branch> {
     let mut line = Vec::new();

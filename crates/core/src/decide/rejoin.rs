@@ -25,11 +25,14 @@ pub fn again(view: &View, why: &str) -> Verdict {
     Verdict::persist("re-clone", why, destroying(view), Intent::Rejoin(plan))
 }
 
+/// The record before the first destructive byte. A node that lost its record with its disk finds
+/// in the term which incarnations it had: none of them may come back with other data.
 fn destroying(view: &View) -> Durable {
     let raise = u32::from(view.has(Guard::Incarnation));
+    let named = view.term().and_then(|term| term.newest_incarnation(&view.me)).unwrap_or(0);
     Durable {
         data: Data::Destroying,
-        incarnation: view.durable.incarnation + raise,
+        incarnation: view.durable.incarnation.max(named) + raise,
         promise: view.durable.promise.max(view.term().map_or(0, |term| term.epoch)),
         ..view.durable.clone()
     }
