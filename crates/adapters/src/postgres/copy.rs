@@ -1,0 +1,153 @@
+//! Making the directory a copy of another server's: by pg_rewind, or by a whole base backup.
+
+use super::error::PgError;
+use super::settings::{self, Paths};
+use super::{Site, files, kept, lifecycle, tool};
+use everhold_core::ids::{Epoch, Lsn};
+use everhold_core::postgres::{PgOutcome, Source};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::process::Signal;
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// While it lives, tools at work in the directory aren't taken for what a server left.
+struct Copying<'a>(&'a Site);
+
+impl<'a> Copying<'a> {
+    fn begin(site: &'a Site) -> Self {
+        site.copying.store(true, Ordering::Relaxed);
+        Copying(site)
+    }
+}
+
+impl Drop for Copying<'_> {
+    fn drop(&mut self) {
+        self.0.copying.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Rewinds the stopped server to `source`, keeping first what it has past `fork`. After a failure
+/// the directory is garbage and has to be cloned.
+pub async fn rewind(
+    site: &Site,
+    source: &Source,
+    fork: Lsn,
+    epoch: Epoch,
+) -> Result<PgOutcome, PgError> {
+    let config = &site.config;
+    require_stopped(site).await?;
+    lifecycle::shut_down_cleanly(site).await?;
+    let _copying = Copying::begin(site);
+    kept::keep(site, fork, epoch).await?;
+    write_passfile(site).await?;
+    let mut command = tool::command(config, "pg_rewind", None);
+    command.arg("--target-pgdata").arg(&config.data_dir);
+    let passfile = Paths::of(config).passfile;
+    let from = settings::tool_conninfo(source, &passfile, "everhold rewind");
+    command.arg("--source-server").arg(from).arg("--config-file").arg(&Paths::of(config).main);
+    // Recovery has been done above, by a server that can't acknowledge anything.
+    command.args(["--no-ensure-shutdown", "--progress"]);
+    let output = tool::run("pg_rewind", command, None).await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    let (bytes, of) = rewound(&said);
+    tracing::info!(node = %config.node, bytes, of, "rewound");
+    Ok(PgOutcome::Copied { bytes, of })
+}
+
+/// Takes a base backup beside the directory and puts it in its place. The old one is removed only
+/// then.
+pub async fn clone(
+    site: &Site,
+    source: &Source,
+    fork: Option<Lsn>,
+    epoch: Epoch,
+) -> Result<PgOutcome, PgError> {
+    let config = &site.config;
+    require_stopped(site).await?;
+    let _copying = Copying::begin(site);
+    if let Some(fork) = fork
+        && let Err(error) = kept::keep(site, fork, epoch).await
+    {
+        // A directory that a broken rewind left may not be readable; its WAL was kept then.
+        tracing::warn!(node = %config.node, %error, "diverging WAL not kept before a clone");
+    }
+    write_passfile(site).await?;
+    let dir = config.clone_dir();
+    let (fresh, owner) = (dir.clone(), config.run_as);
+    site.blocking(move || {
+        files::remove(&fresh)?;
+        files::private_dir(&fresh, owner)
+    })
+    .await?;
+    let mut command = tool::command(config, "pg_basebackup", None);
+    command.arg("--pgdata").arg(&dir);
+    let passfile = Paths::of(config).passfile;
+    command.arg("--dbname").arg(settings::tool_conninfo(source, &passfile, "everhold clone"));
+    command.args(["--checkpoint=fast", "--wal-method=stream", "--progress", "--no-password"]);
+    let output = tool::run("pg_basebackup", command, None).await?;
+    let (bytes, of) = progress(&String::from_utf8_lossy(&output.stderr));
+    let config = site.config.clone();
+    site.blocking(move || {
+        files::write(&dir.join("standby.signal"), b"", config.run_as, files::Keep::Synced)?;
+        let to = &config.data_dir;
+        if to.exists() {
+            let swapped = renameat_with(CWD, &dir, CWD, to, RenameFlags::EXCHANGE);
+            swapped
+                .map_err(|error| PgError::file("put the clone in place of", to)(error.into()))?;
+        } else {
+            fs::rename(&dir, to).map_err(PgError::file("put the clone in place of", to))?;
+        }
+        files::sync_parent(to)?;
+        files::remove(&dir)
+    })
+    .await?;
+    Ok(PgOutcome::Copied { bytes, of })
+}
+
+/// No server may run, and what a killed agent's tools still do is ended.
+async fn require_stopped(site: &Site) -> Result<(), PgError> {
+    if site.look_for_postmaster().await?.is_some() {
+        return Err(PgError::refused("PostgreSQL is running: stop it first"));
+    }
+    lifecycle::end_processes(site, Signal::KILL, Duration::ZERO).await
+}
+
+async fn write_passfile(site: &Site) -> Result<(), PgError> {
+    let config = site.config.clone();
+    site.blocking(move || settings::write_passfile(&config)).await
+}
+
+/// Bytes copied and the size of the whole source, from pg_rewind's words.
+fn rewound(said: &str) -> (u64, u64) {
+    let (copied, _) = progress(said);
+    let total = said.split_once("total source directory size is ").map(|(_, rest)| rest);
+    let megabytes = total.and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok());
+    (copied, megabytes.unwrap_or(0) << 20)
+}
+
+/// The last `DONE/ALL kB` of a tool's progress, in bytes.
+fn progress(said: &str) -> (u64, u64) {
+    let pair = |line: &str| {
+        let (numbers, _) = line.split_once(" kB")?;
+        let (done, all) = numbers.trim().split_once('/')?;
+        Some((done.trim().parse::<u64>().ok()? << 10, all.trim().parse::<u64>().ok()? << 10))
+    };
+    said.split(['\n', '\r']).filter_map(pair).next_back().unwrap_or((0, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_the_tools() {
+        let said = "pg_rewind: servers diverged at WAL location 0/3000060 on timeline 1\n\
+                    pg_rewind: need to copy 49 MB (total source directory size is 70 MB)\n \
+                    1024/50560 kB (2%) copied\r50560/50560 kB (100%) copied\n";
+        assert_eq!(rewound(said), (50560 << 10, 70 << 20));
+        assert_eq!(rewound("pg_rewind: no rewind required\n"), (0, 0));
+        let said = "    0/31254 kB (0%), 0/1 tablespace\r31264/31264 kB (100%), 1/1 tablespace\n";
+        assert_eq!(progress(said), (31264 << 10, 31264 << 10));
+    }
+}

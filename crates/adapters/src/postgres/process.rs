@@ -1,0 +1,203 @@
+//! The processes of a data directory: found by what /proc says, watched and ended by pidfd.
+
+use super::error::PgError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where to look for processes of one server.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    pub data_dir: PathBuf,
+    /// Copies under way next to it, which tools of a killed agent may still be writing.
+    pub copies: Vec<PathBuf>,
+    pub bin_dir: PathBuf,
+}
+
+/// What PostgreSQL notes of itself in postmaster.pid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PidFile {
+    pub pid: i32,
+    pub starting: bool,
+}
+
+/// A live process, which keeps its identity when its number is used again.
+pub struct Handle {
+    pub pid: i32,
+    pub fd: OwnedFd,
+}
+
+impl Handle {
+    pub fn open(pid: i32) -> Option<Handle> {
+        let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        Some(Handle { pid, fd })
+    }
+
+    /// A process that is gone already is no error.
+    pub fn signal(&self, signal: Signal) {
+        if let Err(error) = pidfd_send_signal(&self.fd, signal) {
+            tracing::debug!(pid = self.pid, %error, "signal not delivered");
+        }
+    }
+}
+
+impl Directory {
+    /// Numbers of all live processes: servers (a backend outlives a killed postmaster, and works in
+    /// the data directory) and tools that were told to write there. A shell that somebody left
+    /// there is none: only programs of `bin_dir` count. Takes a few milliseconds.
+    pub fn pids(&self) -> Vec<i32> {
+        let place = fs::metadata(&self.data_dir).ok().map(|found| (found.dev(), found.ino()));
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let numbers =
+            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut found: Vec<i32> = numbers.filter(|pid| self.owns(*pid, place)).collect();
+        found.sort_unstable();
+        found
+    }
+
+    fn owns(&self, pid: i32, place: Option<(u64, u64)>) -> bool {
+        // A zombie has no executable any more.
+        let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
+        if !program.starts_with(&self.bin_dir) {
+            return false;
+        }
+        let cwd = fs::metadata(format!("/proc/{pid}/cwd")).ok().map(|at| (at.dev(), at.ino()));
+        if place.is_some() && cwd == place {
+            return true;
+        }
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments.split(|byte| *byte == 0).any(|argument| {
+            self.copies
+                .iter()
+                .chain([&self.data_dir])
+                .any(|dir| argument == dir.as_os_str().as_bytes())
+        })
+    }
+
+    /// The postmaster of this directory, if it lives. The clock isn't asked when it started, since
+    /// clocks jump: a process with this number, PostgreSQL's program, this working directory and no
+    /// title of a child can only be the postmaster.
+    pub fn postmaster(&self) -> Option<Handle> {
+        let noted = self.pid_file()?;
+        // The handle first: what is asked afterwards is about the same process.
+        let handle = Handle::open(noted.pid)?;
+        let place = fs::metadata(&self.data_dir).ok().map(|found| (found.dev(), found.ino()));
+        let title = fs::read(format!("/proc/{}/cmdline", noted.pid)).ok()?;
+        let is_child = title.starts_with(b"postgres: ");
+        (self.owns(noted.pid, place) && !is_child && !handle.ended()).then_some(handle)
+    }
+
+    /// `None` if there is none, or it is of a single-user server.
+    pub fn pid_file(&self) -> Option<PidFile> {
+        parse_pid_file(&fs::read_to_string(self.data_dir.join("postmaster.pid")).ok()?)
+    }
+
+    /// Ends all processes and proves them gone: `signal` to the postmaster, after `patience`
+    /// SIGKILL to everything, again and again for at most `bound`. Blocks.
+    pub fn end(&self, signal: Signal, patience: Duration, bound: Duration) -> Result<(), PgError> {
+        let begun = Instant::now();
+        if let Some(postmaster) = self.postmaster() {
+            postmaster.signal(signal);
+            let rest: Vec<Handle> = self.pids().into_iter().filter_map(Handle::open).collect();
+            await_end(&[postmaster], begun + patience);
+            await_end(&rest, begun + patience);
+        }
+        loop {
+            // The postmaster is gone or about to be, so nothing new is forked after it is killed.
+            let left: Vec<Handle> = self.pids().into_iter().filter_map(Handle::open).collect();
+            // Opening a handle takes the number; whether it is still ours is asked again.
+            let place = fs::metadata(&self.data_dir).ok().map(|at| (at.dev(), at.ino()));
+            let left: Vec<Handle> = left.into_iter().filter(|p| self.owns(p.pid, place)).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if begun.elapsed() > patience + bound {
+                let pids = left.iter().map(|process| process.pid).collect();
+                return Err(PgError::Remains { dir: self.data_dir.clone(), pids });
+            }
+            left.iter().for_each(|process| process.signal(Signal::KILL));
+            await_end(&left, Instant::now() + Duration::from_millis(250));
+        }
+    }
+}
+
+impl Handle {
+    pub fn ended(&self) -> bool {
+        wait_readable(&self.fd, Duration::ZERO)
+    }
+}
+
+/// Waits until all have ended, or `until`.
+fn await_end(processes: &[Handle], until: Instant) {
+    for process in processes {
+        if !wait_readable(&process.fd, until.saturating_duration_since(Instant::now())) {
+            return;
+        }
+    }
+}
+
+/// A pidfd is readable once the process has ended and let go of its files.
+fn wait_readable(fd: &OwnedFd, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let timeout =
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn parse_pid_file(text: &str) -> Option<PidFile> {
+    let mut lines = text.lines();
+    let pid: i32 = lines.next()?.trim().parse().ok()?;
+    // The eighth line: starting, stopping, ready, standby. Absent at first.
+    let status = lines.nth(6).map_or("starting", str::trim);
+    (pid > 0).then_some(PidFile { pid, starting: status == "starting" })
+}
+
+/// How often the process gave up its processor to wait for something.
+pub fn waits(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
+}
+
+/// The program behind a path, as /proc will name it.
+pub fn resolved(path: &Path) -> Result<PathBuf, PgError> {
+    fs::canonicalize(path).map_err(PgError::file("find", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pid_file_is_read_as_postgresql_writes_it() {
+        let full = "812\n/d\n1763616000\n5432\n/run\n*\n  1 2\nready   \n";
+        assert_eq!(parse_pid_file(full), Some(PidFile { pid: 812, starting: false }));
+        let early = "812\n/d\n1763616000\n5432\n";
+        assert_eq!(parse_pid_file(early), Some(PidFile { pid: 812, starting: true }));
+        let single = "-812\n/d\n1763616000\n5432\n";
+        assert_eq!(parse_pid_file(single), None);
+        assert_eq!(parse_pid_file("x"), None);
+    }
+
+    #[test]
+    fn waits_are_counted() {
+        let me = std::process::id() as i32;
+        let before = waits(me).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(waits(me).unwrap() >= before);
+        assert_eq!(waits(-1), None);
+    }
+}

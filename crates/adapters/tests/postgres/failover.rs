@@ -1,0 +1,251 @@
+//! The leader dies, a standby takes over, the old leader comes back.
+
+use crate::cluster::{Cluster, Node, execute, line, signal, value};
+use everhold_adapters::postgres::KeptWal;
+use everhold_core::ids::Lsn;
+use everhold_core::postgres::{CLOSED, PgAction, PgOutcome, Process, StopMode};
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn a_dead_leader_is_replaced_rewound_and_cloned() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    let b = cluster.standby("b", &a).await;
+    let c = cluster.standby("c", &a).await;
+    a.wait_for(1, &[&b, &c]).await;
+    let client = a.client().await;
+    execute(&client, "CREATE TABLE t (i int, s text)").await;
+    let load = load(&a, 3).await;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+
+    // Sealed under load.
+    let begun = Instant::now();
+    let (b_end, b_tli) = b.seal().await;
+    let seal_b = begun.elapsed();
+    let begun = Instant::now();
+    let (c_end, c_tli) = c.seal().await;
+    println!("seal under load: {seal_b:?}, {:?}", begun.elapsed());
+    assert_eq!((b_tli, c_tli), (2, 2));
+    assert_eq!(b.facts().await.source, None);
+    assert_eq!(b.facts().await.receiver, None);
+
+    // What the old leader writes now is acknowledged by nobody, and diverges.
+    let diverging = client.simple_query("INSERT INTO t VALUES (-1, 'lost')");
+    assert!(tokio::time::timeout(Duration::from_millis(200), diverging).await.is_err());
+    let acknowledged = load.iter().map(|(_, count)| count.load(ORDER)).sum::<u64>();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let later = load.iter().map(|(_, count)| count.load(ORDER)).sum::<u64>();
+    assert_eq!(acknowledged, later, "acknowledged without a standby");
+
+    let pid = a.postmaster().await;
+    let mut death = a.pg.death();
+    let begun = Instant::now();
+    signal(pid, "KILL");
+    death.changed().await.unwrap();
+    let seen = begun.elapsed();
+    assert!(seen < Duration::from_millis(50), "{seen:?}");
+    let begun = Instant::now();
+    a.stop(StopMode::Immediate).await;
+    println!(
+        "death seen after {seen:?} (kill(1) included), remains ended in {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(a.facts().await.process, Process::Down);
+    load.into_iter().for_each(|(task, _)| task.abort());
+
+    // A crashed leader starts as a standby and parks at the end of all it has.
+    a.start(&line(&[1, 2]), None).await;
+    let (a_end, a_tli) = a.park().await;
+    assert_eq!(a_tli, 2);
+    assert!(a_end > b_end.max(c_end));
+
+    let (leader, other, end) = if b_end >= c_end { (&b, &c, b_end) } else { (&c, &b, c_end) };
+    let begun = Instant::now();
+    let promoted = leader.promote(5, 2, end, &[2, 3, 4], &[&a, other]).await;
+    println!("promote {:?}", begun.elapsed());
+    assert_eq!(promoted, PgOutcome::Promoted { tli: 5, parent: 2, fork: end });
+    assert_eq!(leader.promote(5, 2, end, &[2, 3, 4], &[&a, other]).await, promoted);
+    let facts = leader.facts().await;
+    assert_eq!((facts.tli, facts.sync_names.as_deref()), (5, Some(CLOSED)));
+    let begun = Instant::now();
+    other.run(PgAction::SetSource { source: Some(other.source(leader)) }).await;
+    leader.wait_for(1, &[other]).await;
+    leader.run(PgAction::Barrier { epoch: 5 }).await;
+    println!("follow, set and barrier {:?}", begun.elapsed());
+    let admin = leader.admin().await;
+    let rows: u64 = value(&admin, "SELECT count(*) FROM t").await.parse().unwrap();
+    assert!(rows >= acknowledged, "{rows} of {acknowledged}");
+    assert_eq!(value(&admin, "SELECT count(*) FROM t WHERE i = -1").await, "0");
+
+    // The old leader comes back, and what it had is kept.
+    leader.run(PgAction::Checkpoint).await;
+    assert_eq!(leader.facts().await.checkpoint_tli, 5);
+    a.stop(StopMode::Immediate).await;
+    let rewind = PgAction::Rewind { source: a.source(leader), fork: end, epoch: 5 };
+    let begun = Instant::now();
+    let PgOutcome::Copied { bytes, of } = a.run(rewind).await else { panic!() };
+    println!("rewind {:?}, {bytes} of {of} bytes", begun.elapsed());
+    assert!(bytes > 0 && bytes < of);
+    let kept = kept(&a, 5);
+    assert_eq!((kept.tli, kept.fork, kept.note.as_deref()), (2, end, None));
+    assert!(kept.end >= a_end && kept.end.0 <= a_end.0 + 8192, "{} {a_end}", kept.end);
+    assert!(kept.commits >= 1 && !kept.segments.is_empty(), "{kept:?}");
+    for name in &kept.segments {
+        assert!(a.config.kept_dir.join("5").join(name).exists());
+    }
+    returns(&a, leader, rows).await;
+
+    // A whole copy does the same.
+    a.stop(StopMode::Fast).await;
+    let clone = PgAction::Clone { source: a.source(leader), fork: None, epoch: 6 };
+    let PgOutcome::Copied { bytes, of } = a.run(clone).await else { panic!() };
+    assert!(bytes > 0 && bytes == of);
+    returns(&a, leader, rows).await;
+}
+
+async fn returns(node: &Node, leader: &Node, rows: u64) {
+    node.start(&line(&[1, 2, 5]), Some(node.source(leader))).await;
+    leader.await_streaming(node).await;
+    let facts = leader.facts().await;
+    let begun = Instant::now();
+    while node.facts().await.lsn < facts.lsn {
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", node.facts().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.facts().await.tli, 5);
+    let admin = node.admin().await;
+    assert_eq!(value(&admin, "SELECT count(*) FROM t").await, rows.to_string());
+}
+
+fn kept(node: &Node, epoch: u64) -> KeptWal {
+    let path = node.config.kept_dir.join(epoch.to_string()).join("summary.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+const ORDER: std::sync::atomic::Ordering = std::sync::atomic::Ordering::SeqCst;
+type Writer = (tokio::task::JoinHandle<()>, std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+/// Writers that count what was acknowledged.
+async fn load(node: &Node, writers: usize) -> Vec<Writer> {
+    let mut load = Vec::new();
+    for _ in 0..writers {
+        let client = node.client().await;
+        let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counted = count.clone();
+        let task = tokio::spawn(async move {
+            let insert = "INSERT INTO t VALUES (1, repeat('x', 3000))";
+            while client.simple_query(insert).await.is_ok() {
+                counted.fetch_add(1, ORDER);
+            }
+        });
+        load.push((task, count));
+    }
+    load
+}
+
+#[tokio::test]
+async fn a_seal_ends_what_holds_up_replay() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    let b = cluster.standby("b", &a).await;
+    a.wait_for(1, &[&b]).await;
+    let writer = a.client().await;
+    execute(&writer, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i").await;
+    let PgOutcome::Evidence { end } = a.run(PgAction::Evidence).await else { panic!() };
+    while b.facts().await.lsn < end {}
+
+    // A long query on the standby conflicts with a vacuum.
+    let reader = b.client().await;
+    let sql = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM t";
+    assert_eq!(value(&reader, sql).await, "1000");
+    let query = tokio::spawn(async move { reader.simple_query("SELECT pg_sleep(600)").await });
+    for sql in ["DELETE FROM t", "VACUUM t", "INSERT INTO t VALUES (1)"] {
+        execute(&writer, sql).await;
+    }
+    let admin = b.admin().await;
+    let stuck = "SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'";
+    let begun = Instant::now();
+    while !value(&admin, stuck).await.starts_with("RecoveryConflict") {
+        assert!(begun.elapsed().as_secs() < 5, "{}", value(&admin, stuck).await);
+    }
+    let behind = b.facts().await;
+    let received = behind.receiver.clone().map(|receiver| receiver.flushed).unwrap_or_default();
+    assert!(behind.lsn < received, "{behind:?}");
+    assert!(behind.replay_lag_ms > Some(0), "{behind:?}");
+    let begun = Instant::now();
+    let (end, _) = b.seal().await;
+    let took = begun.elapsed();
+    println!("seal in a conflict: {took:?}");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    assert!(end >= received);
+    assert!(query.await.unwrap().is_err());
+
+    // So does a pause, which nobody waits for.
+    b.follow(&a).await;
+    execute(&b.admin().await, "SELECT pg_wal_replay_pause()").await;
+    execute(&writer, "INSERT INTO t SELECT generate_series(1, 1000)").await;
+    let flushed = b.facts().await.receiver.unwrap().flushed;
+    let (end, _) = b.seal().await;
+    assert!(end >= flushed);
+
+    // Nothing to prove while it may receive.
+    b.run(PgAction::SetSource { source: Some(b.source(&a)) }).await;
+    assert!(b.fail(PgAction::Park).await.contains("has a source"));
+}
+
+#[tokio::test]
+async fn timelines_of_others_lead_nobody_astray() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    let b = cluster.standby("b", &a).await;
+    let c = cluster.standby("c", &a).await;
+    a.wait_for(1, &[&b, &c]).await;
+    let client = a.client().await;
+    execute(&client, "CREATE TABLE t (i int)").await;
+    let (c_end, _) = c.seal().await;
+    execute(&client, "INSERT INTO t SELECT generate_series(1, 100)").await;
+    let (b_end, _) = b.seal().await;
+    a.stop(StopMode::Immediate).await;
+    assert!(c_end < b_end);
+
+    // b promoted to 3; c learns of that branch, which begins beyond all that c has.
+    b.promote(3, 2, b_end, &[2], &[]).await;
+    std::fs::copy(b.pg_wal().join("00000003.history"), c.pg_wal().join("00000003.history"))
+        .unwrap();
+    b.stop(StopMode::Immediate).await;
+    let trim = PgAction::Trim { line: line(&[1, 2]) };
+    assert_eq!(c.run(trim.clone()).await, PgOutcome::Trimmed { restarted: true });
+    assert_eq!(c.run(trim).await, PgOutcome::Trimmed { restarted: false });
+    assert_eq!(c.park().await, (c_end, 2));
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    signal(value(&c.admin().await, checkpointer).await.parse().unwrap(), "STOP");
+    let promoted = c.promote(4, 2, c_end, &[2, 3], &[&b]).await;
+    assert_eq!(promoted, PgOutcome::Promoted { tli: 4, parent: 2, fork: c_end });
+
+    // It crashes before its first checkpoint, and comes back on its own branch.
+    assert_eq!(c.facts().await.checkpoint_tli, 2);
+    let admin = c.admin().await;
+    execute(&admin, "SET synchronous_commit = local; INSERT INTO t VALUES (4)").await;
+    let end = c.facts().await.lsn;
+    c.stop(StopMode::Immediate).await;
+    std::fs::remove_file(c.pg_wal().join("00000003.history")).unwrap();
+    c.start(&line(&[1, 2, 4]), None).await;
+    let (parked, tli) = c.park().await;
+    assert_eq!(tli, 4);
+    assert!(parked >= end, "{parked} {end}");
+
+    // b, with a branch 3 of its own that c knows only as a reserved number, is rewound.
+    let promoted = c.promote(5, 4, parked, &[2, 3, 4], &[&b]).await;
+    assert_eq!(promoted, PgOutcome::Promoted { tli: 5, parent: 4, fork: parked });
+    // A follower asks for each number in between.
+    assert!(c.pg_wal().join("00000003.history").exists());
+    c.run(PgAction::Checkpoint).await;
+    b.run(PgAction::Rewind { source: b.source(&c), fork: c_end, epoch: 5 }).await;
+    b.start(&line(&[1, 2, 4, 5]), Some(b.source(&c))).await;
+    c.await_streaming(&b).await;
+    let begun = Instant::now();
+    while b.facts().await.tli != 5 {
+        assert!(begun.elapsed().as_secs() < 10, "{:?}", b.facts().await);
+    }
+    assert_ne!(b.facts().await.lsn, Lsn(0));
+}

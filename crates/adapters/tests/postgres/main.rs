@@ -1,0 +1,7 @@
+//! The PostgreSQL adapter against real servers.
+
+mod cluster;
+mod failover;
+mod faults;
+mod guard;
+mod service;
