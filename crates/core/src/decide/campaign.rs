@@ -59,7 +59,8 @@ pub fn reason(view: &View, now: Time) -> Option<Cause> {
 /// The epoch this node was granted, if its PostgreSQL doesn't lead it (any more).
 pub fn fell(view: &View) -> Option<Epoch> {
     let term = view.my_term()?;
-    let granted = view.durable.grant?.epoch >= term.epoch;
+    // An open term was led, even if a re-grant of it did not reach this disk.
+    let granted = term.open || view.durable.grant?.epoch >= term.epoch;
     let begun = view.promoting == Some(term.epoch) && view.is_standby();
     let runs = view.pg.process == crate::postgres::Process::Running && !view.is_standby();
     let unknown = view.pg.process == crate::postgres::Process::Unknown;

@@ -70,7 +70,9 @@ fn probe_due(view: &View, now: Time) -> Option<String> {
 
 fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
     let branch = term.branch().map(|branch| branch.tli);
-    if term.open
+    // Not in the way of the barrier; but where that waits for a standby, one may wait for this.
+    let seen = view.store.term.as_ref().map_or(now, |record| record.seen);
+    if (term.open || now.since(seen) > policy::UNOPENED_MS)
         && branch != Some(view.pg.checkpoint_tli)
         && view.retry_at("checkpoint", now).is_none()
     {
