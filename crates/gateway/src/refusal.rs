@@ -51,8 +51,9 @@ async fn tell(
         first.clear();
     }
     client.write_all(&packet(service, refusal)).await?;
+    // Closing with unread bytes resets the connection. A Linux client that has seen the end before
+    // still reads the message; others throw it away at a reset, so the bytes are read.
     client.shutdown().await?;
-    // Closing with unread bytes would reset the connection and could take the message with it.
     let mut rest = [0; 1024];
     while client.read(&mut rest).await? > 0 {}
     Ok(())

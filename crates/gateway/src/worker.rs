@@ -201,10 +201,8 @@ impl Worker {
         let mut state = lock(&self.state);
         let old = std::mem::replace(&mut state.table, Arc::clone(&new));
         for entry in state.relays.values_mut() {
-            let Some(before) = old.listeners.get(&entry.listener) else {
-                entry.abort.abort();
-                continue;
-            };
+            // A relay whose listener has gone was cut then, and is about to end.
+            let Some(before) = old.listeners.get(&entry.listener) else { continue };
             match fate(before, new.listeners.get(&entry.listener), entry.backend) {
                 Fate::Keep => entry.cut_at = None,
                 // The first end stands: a stream of tables must not put it off for ever.

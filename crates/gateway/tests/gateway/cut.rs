@@ -22,7 +22,8 @@ fn sessions_with_the_old_primary_are_cut_and_new_ones_go_to_the_new() {
     for session in &mut sessions {
         assert!(ends(session));
     }
-    assert_eq!(name(&mut fixture.open("write")), "b");
+    let mut next = fixture.open("write");
+    assert_eq!(name(&mut next), "b");
     eventually("only the new one is left", || fixture.listener("write").connections == 1);
 }
 

@@ -107,10 +107,11 @@ fn serve(mut stream: TcpStream, name: &str, mode: Mode, first_packets: &Mutex<Ve
     if stream.write_all(format!("{name}\n").as_bytes()).is_err() {
         return;
     }
-    while mode == Mode::Echo {
-        match stream.read(&mut buffer) {
-            Ok(read @ 1..) if stream.write_all(&buffer[..read]).is_ok() => {}
-            Ok(_) | Err(_) => break,
+    if mode == Mode::Echo {
+        while let Ok(read @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..read]).is_err() {
+                break;
+            }
         }
     }
     let _ = stream.shutdown(Shutdown::Both);

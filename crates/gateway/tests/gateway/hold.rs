@@ -87,6 +87,8 @@ fn a_connection_that_waited_too_long_is_told_why() {
     let fixture = Fixture::start(limits, facts(5, None, &[]));
     let started = Instant::now();
     let mut client = fixture.open("write");
+    // Unread when the gateway closes: must not turn the answer into a reset.
+    client.write_all(&[0; 64 * 1024]).unwrap();
     let fields = error_response(&mut client);
     assert!(started.elapsed() >= A_WHILE);
     assert_eq!(fields[&'S'], "FATAL");

@@ -80,7 +80,7 @@ fn listeners_come_and_go_with_the_table_while_others_are_kept() {
 fn a_table_is_in_force_even_if_a_new_listener_cannot_be_opened() {
     let (a, b) = (Fake::start("a", Mode::Echo), Fake::start("b", Mode::Echo));
     let write = ("write", spec(0, Role::Primary));
-    let first = table(&[write.clone()], &a, None);
+    let first = table(std::slice::from_ref(&write), &a, None);
     let gateway = Gateway::start(config(&first, Limits::default())).unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();

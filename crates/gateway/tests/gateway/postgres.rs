@@ -89,7 +89,8 @@ fn succeeds(command: &mut Command) -> bool {
 
 fn psql(port: u16, options: &str) -> Command {
     let mut command = Command::new(format!("{BIN}/psql"));
-    let target = format!("host=127.0.0.1 port={port} user=app dbname=postgres {options}");
+    let target =
+        format!("host=127.0.0.1 port={port} user=app dbname=postgres connect_timeout=20 {options}");
     command.args(["-X", "-A", "-t", "-q", "-d", &target]);
     command
 }
