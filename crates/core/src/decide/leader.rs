@@ -36,7 +36,7 @@ pub fn decide(view: &View, now: Time) -> Verdict {
         return Verdict::pg("barrier", why, PgAction::Barrier { epoch: term.epoch });
     }
     if term.is_changing() || !term.open {
-        if let Some(verdict) = settle(view, term, rev) {
+        if let Some(verdict) = change(view, now, term, rev).or_else(|| settle(view, term, rev)) {
             return verdict;
         }
     } else if let Some(verdict) = change(view, now, term, rev) {
@@ -133,14 +133,14 @@ pub fn rows_follow(view: &View, target: &Set, raising: bool) -> bool {
 
 /// The next change of the set, if one is wanted.
 fn change(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
-    if *term.current() != term.target {
-        return None;
-    }
     if view.store.maintenance {
         return None;
     }
     let target = wanted_set(view, now, term);
-    if target == term.target {
+    // A change under way ends first, unless somebody it waits for is gone. What is in force is an
+    // envelope already, and the next one holds it.
+    let waits_in_vain = term.target.members.iter().any(|m| !target.members.contains(m));
+    if target == term.target || (*term.current() != term.target && !waits_in_vain) {
         return None;
     }
     let why = format!("{} becomes {target}", term.target);
@@ -165,7 +165,10 @@ pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
         let row = view.walsender(&status.member)?;
         let near = row.flush.0 + policy::JOIN_LAG_BYTES >= view.pg.lsn.0;
         let old = members.iter().any(|m| m.node == node);
-        (near && !old && status.data == crate::durable::Data::Ok).then(|| status.member.clone())
+        // It follows this very term: a standby that streamed on through a promotion nobody told it
+        // of would say, when sealed, that its last record is of an older branch.
+        let follows = status.promise == term.epoch && status.data == crate::durable::Data::Ok;
+        (near && !old && follows).then(|| status.member.clone())
     });
     let joins: Vec<Member> = joins.collect();
     members.extend(joins);
