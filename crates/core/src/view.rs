@@ -291,6 +291,10 @@ impl View {
         if !stopped || !quiet || self.durable.data != crate::durable::Data::Ok {
             return None;
         }
+        // On a branch that the record doesn't know, its last record would be told wrongly.
+        if self.unknown_branch().is_some() {
+            return None;
+        }
         Some(Report {
             member: self.member(),
             epoch: self.durable.promise,
@@ -298,6 +302,13 @@ impl View {
             last: self.durable.last_record(end)?,
             end,
         })
+    }
+
+    /// The timeline it is parked on, if the node's own record doesn't name it: it streamed on
+    /// through a promotion of its source.
+    pub fn unknown_branch(&self) -> Option<Tli> {
+        let (_, tli) = self.parked?;
+        (!self.durable.line.iter().any(|branch| branch.tli == tli)).then_some(tli)
     }
 
     /// The highest epoch anybody is known to have promised or opened.

@@ -125,9 +125,10 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 55] = [
+pub const RULES: [&str; 56] = [
     "barrier",
     "bootstrap",
+    "branch-learned",
     "campaign",
     "campaign-ended",
     "catch-up",

@@ -4,7 +4,7 @@
 
 use super::{Intent, Verdict, backing_off, rejoin};
 use crate::durable::{Data, Durable, Grant};
-use crate::ids::{Epoch, Time};
+use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
 use crate::postgres::{PgAction, Process, Source, StopMode};
 use crate::status::Summons;
@@ -173,6 +173,9 @@ fn standby(view: &View, now: Time) -> Verdict {
         return verdict;
     }
     let Some(term) = view.term() else { return quiet(view, now, "no term yet") };
+    if let Some(tli) = view.unknown_branch() {
+        return branch_learned(view, term, tli);
+    }
     let below = term.epoch < view.durable.promise && view.has(Guard::FollowGuard);
     if below {
         return quiet(view, now, "promised a higher epoch than the term's");
@@ -181,6 +184,22 @@ fn standby(view: &View, now: Time) -> Verdict {
         return promote(view, now, term);
     }
     follow(view, now, term)
+}
+
+/// It streamed on through a promotion. Numbers of timelines are reserved in the store, so the number
+/// says which branch it is.
+fn branch_learned(view: &View, term: &Term, tli: Tli) -> Verdict {
+    let line = line_to(&term.branches, tli);
+    if line.is_empty() {
+        return Verdict::hold(
+            "branch-learned",
+            format!("this data is on timeline {tli}, which no term has published"),
+            "the term that did",
+        );
+    }
+    let durable = Durable { line, ..view.durable.clone() };
+    let why = format!("it went along to timeline {tli}");
+    Verdict::persist("branch-learned", why, durable, Intent::Plain)
 }
 
 /// No source, nothing received, everything replayed: then the report is true.
