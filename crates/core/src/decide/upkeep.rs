@@ -13,10 +13,11 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if let Some(node) = probe_due(view, now) {
         actions.push(Action::Probe { node });
     }
-    let wanted = slots_wanted(view);
+    let wanted = if view.is_primary() { slots_wanted(view) } else { slots_ordered(view, now) };
     let missing = wanted.iter().any(|slot| !view.pg.slots.contains(slot));
     let extra = view.pg.slots.iter().any(|slot| !wanted.contains(slot));
-    if view.is_primary() && (missing || extra) && view.retry_at("slots", now).is_none() {
+    let runs = view.is_primary() || view.is_standby();
+    if runs && (missing || extra) && view.retry_at("slots", now).is_none() {
         actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
     }
     if let Some(term) = view.led_term() {
@@ -48,6 +49,21 @@ pub fn slots_wanted(view: &View) -> Vec<String> {
     slots.sort();
     slots.dedup();
     slots
+}
+
+/// The slot of a node that a campaign lets stream from this sealed one. A standby keeps no others:
+/// they would hold its WAL back for ever.
+fn slots_ordered(view: &View, now: Time) -> Vec<String> {
+    let own = view.campaign.as_ref().and_then(|c| c.fast_forward.as_ref());
+    let told =
+        view.others().find_map(|node| view.fresh(node, now)?.call.as_ref()?.fast_forward.as_ref());
+    let order = own.or(told).filter(|order| order.from == view.me);
+    let Some(order) = order else { return Vec::new() };
+    if order.node == view.me {
+        return Vec::new();
+    }
+    let told = view.peers.get(&order.node).and_then(|peer| peer.status.as_deref());
+    told.map(|status| status.member.slot()).into_iter().collect()
 }
 
 fn prefix(member: &Member) -> String {
