@@ -268,7 +268,11 @@ impl World {
             self.kill_node(n);
             let redundancy = self.policy.redundancy;
             let left = self.nodes.len() as u32 - 3;
-            self.plan.survives = (left >= redundancy.floor).then_some(self.now + 15 * S);
+            let may_lead = |node: &crate::world::Node| {
+                node.agent.is_some() && self.policy.preferences[&node.name].failover
+            };
+            let able = left >= redundancy.floor && self.nodes.iter().any(may_lead);
+            self.plan.survives = able.then_some(self.now + 15 * S);
         }
         if self.plan.survives.is_some_and(|at| self.now >= at) {
             self.plan.survives = None;

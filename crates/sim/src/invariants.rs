@@ -4,6 +4,7 @@ use crate::say;
 use crate::server::{Proc, Waiting};
 use crate::wal::Rec;
 use crate::world::{S, World};
+use everhold_core::decide::Verdict;
 use everhold_core::durable::Data;
 use everhold_core::ids::Epoch;
 use everhold_core::kv::Kv;
@@ -268,18 +269,27 @@ impl World {
         None
     }
 
+    /// The nodes in a line each.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for (n, node) in self.nodes.iter().enumerate() {
-            let state = node.agent.as_ref().map(|agent| {
-                let holds: Vec<String> =
-                    agent.verdicts().values().map(|v| format!("{v:?}")).collect();
-                format!("{:?} {}", agent.status().state, holds.join(" "))
-            });
-            text += &format!("\n  {n} {:?} {:?}: {state:?}", node.server.proc, node.disk);
+            let disk = &node.disk;
+            text += &format!(
+                "\n  {n} {:?} promise {} incarnation {} {:?} grant {:?}",
+                node.server.proc, disk.promise, disk.incarnation, disk.data, disk.grant
+            );
+            let Some(agent) = &node.agent else { continue };
+            text += &format!(" {:?}", agent.status().state);
+            for verdict in agent.verdicts().values().filter(|v| **v != Verdict::Steady) {
+                let why = match verdict {
+                    Verdict::Steady => "",
+                    Verdict::Hold { why, .. } | Verdict::Act { why, .. } => why,
+                };
+                text += &format!("; {}: {why}", verdict.rule());
+            }
         }
         if let Some(term) = self.store.read_term() {
-            text += &format!("\n  {term:?}");
+            text += &format!("\n  {}", crate::store::show(&term));
         }
         text
     }

@@ -144,31 +144,34 @@ impl World {
     pub fn watch_lost(&mut self, n: usize, session: u32) {
         if self.nodes[n].watch.session == session {
             self.give(n, Input::StoreLost);
-            self.store_retry(n);
+            self.tell_agent(n, RETRY, ForAgent::StoreRetry { session });
         }
     }
 
     /// Begins a read; the watch that was is over.
-    pub fn store_retry(&mut self, n: usize) {
+    pub fn store_retry(&mut self, n: usize, session: u32) {
+        if self.nodes[n].watch.session != session {
+            return;
+        }
         self.nodes[n].watch.session += 1;
         self.nodes[n].watch.alive = false;
+        let session = self.nodes[n].watch.session;
         let delay = self.rng.spread(300, 6 * MS);
-        self.tell_agent(n, delay, ForAgent::StoreRead);
+        self.tell_agent(n, delay, ForAgent::StoreRead { session });
     }
 
     /// The read reaches the store.
-    pub fn store_read(&mut self, n: usize) {
-        if self.nodes[n].watch.alive {
+    pub fn store_read(&mut self, n: usize, session: u32) {
+        if self.nodes[n].watch.session != session || self.nodes[n].watch.alive {
             return;
         }
         let stalled = self.store.stalled_until.saturating_sub(self.now);
         if self.net.store[n] || stalled > TIMEOUT || self.rng.chance(self.store.flaky) {
-            self.tell_agent(n, TIMEOUT, ForAgent::Input(Box::new(Input::StoreLost)));
-            self.tell_agent(n, TIMEOUT + RETRY, ForAgent::StoreRead);
+            self.tell_agent(n, TIMEOUT, ForAgent::WatchLost { session });
             return;
         }
         if stalled > 0 {
-            self.tell_agent(n, stalled, ForAgent::StoreRead);
+            self.tell_agent(n, stalled, ForAgent::StoreRead { session });
             return;
         }
         let kvs = self.store.memory.range(&self.store.keys.prefix).kvs;
@@ -204,7 +207,7 @@ impl World {
     }
 }
 
-fn show(term: &Term) -> String {
+pub fn show(term: &Term) -> String {
     let sets: Vec<String> = term.inforce.iter().map(|set| set.to_string()).collect();
     let open = if term.open { "open" } else { "closed" };
     format!(

@@ -40,8 +40,12 @@ pub enum ForAgent {
     Step(Id),
     /// A record of the node reaches its disk.
     Persist(Id),
-    StoreRead,
-    StoreRetry,
+    StoreRead {
+        session: u32,
+    },
+    StoreRetry {
+        session: u32,
+    },
     Watched {
         session: u32,
         key: String,
@@ -369,8 +373,8 @@ impl World {
             ForAgent::Look => self.look(n),
             ForAgent::Step(id) => self.step(n, id),
             ForAgent::Persist(id) => self.persist(n, id),
-            ForAgent::StoreRead => self.store_read(n),
-            ForAgent::StoreRetry => self.store_retry(n),
+            ForAgent::StoreRead { session } => self.store_read(n, session),
+            ForAgent::StoreRetry { session } => self.store_retry(n, session),
             ForAgent::Watched { session, key, kv } => {
                 if self.nodes[n].watch.session == session {
                     self.give(n, Input::StoreChanged { key, kv });
@@ -410,7 +414,7 @@ impl World {
                 self.nodes[n].tasks.remove(&id);
             }
             Command::Write { id, txn } => self.store_write(n, id, txn),
-            Command::Read => self.tell_agent(n, 0, ForAgent::StoreRetry),
+            Command::Read => self.store_again(n),
             Command::Probe { node, epoch } => self.probe(n, &node, epoch),
             Command::Mind { until, k, members, .. } => self.told_to_mind(n, until, k, members),
             Command::Tell => self.send_status(n),
@@ -495,7 +499,7 @@ impl World {
         self.tell_agent(n, 0, ForAgent::Tick);
         let delay = self.rng.between(MS, 20 * MS);
         self.tell_agent(n, delay, ForAgent::Look);
-        self.tell_agent(n, 0, ForAgent::StoreRetry);
+        self.store_again(n);
     }
 
     /// SIGKILL: what was under way may have reached the disk or not.
@@ -518,6 +522,11 @@ impl World {
             self.write_disk(n, *durable);
         }
         self.interrupted(n, tasks);
+    }
+
+    fn store_again(&mut self, n: usize) {
+        let session = self.nodes[n].watch.session;
+        self.tell_agent(n, 0, ForAgent::StoreRetry { session });
     }
 
     pub fn freeze(&mut self, n: usize, on: u64) {
