@@ -1,66 +1,131 @@
 //! The whole cluster as one process sees it: the last report of each agent, the gateways, the store.
 //! The API answers from it, and passes acts on to the agent they are meant for.
 
+mod word;
+
+pub use word::StoreWord;
+
 use crate::agent::{Ask, dial_others};
-use crate::gateway::{Presence, presence_prefix};
+use crate::failovers::{self, Change, LastFailover, Leaders};
+use crate::journal::{self, Entry};
 use crate::layout::Layout;
-use crate::link::{Link, Report, Tls};
+use crate::link::{Link, LinkError, Report, Tls};
 use crate::node_file::NodeFile;
+use crate::spec::StorePorts;
 use crate::{clock, spec_store};
-use everhold_core::journal::Event;
-use everhold_core::kv::{Expect, Txn, TxnOutcome};
-use everhold_core::records::{Keys, decode, encode};
+use everhold_core::kv::{Expect, Kv, Snapshot, Txn, TxnOutcome};
+use everhold_core::records::{Keys, encode};
 use everhold_core::spec::Spec;
-use everhold_store::{Etcd, Store};
-use serde::{Deserialize, Serialize};
+#[cfg(test)]
+use everhold_store::MemoryStore;
+use everhold_store::{Etcd, Store, StoreError, Watch, WatchEvent};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Between two looks at the store.
-const LOOK: Duration = Duration::from_secs(1);
+/// Between two tries to write who leads since when.
+const RECORD_EVERY: Duration = Duration::from_secs(2);
+/// So often it is tried: a minute. A later failover writes its own record anyway.
+const RECORD_TRIES: u32 = 30;
+/// The journal writes aside, so that the entry wanted may come a moment later.
+const ENTRY_TRIES: u32 = 5;
+const ENTRY_EVERY: Duration = Duration::from_millis(100);
+/// Among so many entries of each node the beginning of a campaign is looked for.
+const ENTRIES_LOOKED_AT: usize = 100;
+/// An agent that was heard so lately is there.
+const HEARD_MS: u64 = 1_000;
 
 /// The newest report of each node, and when it came (ms on this machine's clock).
 pub type Reports = BTreeMap<String, (Arc<Report>, u64)>;
 
-/// How a service came to its present leader, for `status`. Written to the store by whoever saw it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LastFailover {
-    pub at: String,
-    pub kind: String,
-    pub from: String,
-    pub to: String,
-    pub epoch: u64,
-    pub rule: String,
-    pub outage_ms: u64,
-    pub journal: Option<String>,
+/// Since when each hold is known, by node, service and rule.
+pub type HeldSince = BTreeMap<(String, String, String), String>;
+
+/// Why an act or a question came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("no node is named {node}")]
+    UnknownNode { node: String },
+    /// Nobody was reached; nothing was done.
+    #[error("{0}")]
+    Unreached(String),
+    /// It was reached, and nobody knows what it did.
+    #[error("{node} did not answer in time")]
+    NoAnswer { node: String },
+    /// The agent's own words.
+    #[error("{node}: {why}")]
+    Refused { node: String, why: String },
+    #[error("the store is out of reach: {}", crate::keeper::chain(.0))]
+    Store(#[from] StoreError),
+    #[error("the spec was changed meanwhile")]
+    Changed,
+    #[error("the spec can't be written as a record: {0}")]
+    Record(#[from] crate::spec::record::RecordError),
 }
 
-/// What the store says that agents don't.
-#[derive(Clone, Debug, Default)]
-pub struct StoreWord {
-    /// Revision, while it answers.
-    pub revision: Option<u64>,
-    pub gateways: BTreeMap<String, Presence>,
-    pub last_failover: BTreeMap<String, LastFailover>,
-    pub maintenance: BTreeMap<String, bool>,
-    pub terms: BTreeMap<String, everhold_core::term::Term>,
+/// The store as the cluster uses it; in memory in tests.
+#[derive(Clone)]
+pub enum Agreed {
+    Etcd(Etcd),
+    #[cfg(test)]
+    Memory(MemoryStore),
+}
+
+impl Agreed {
+    async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, StoreError> {
+        match self {
+            Agreed::Etcd(store) => store.get_prefix(prefix).await,
+            #[cfg(test)]
+            Agreed::Memory(store) => store.get_prefix(prefix).await,
+        }
+    }
+
+    pub async fn txn(&self, txn: &Txn) -> Result<TxnOutcome, StoreError> {
+        match self {
+            Agreed::Etcd(store) => store.txn(txn).await,
+            #[cfg(test)]
+            Agreed::Memory(store) => store.txn(txn).await,
+        }
+    }
+
+    fn watch(&self, prefix: &str) -> Watch {
+        match self {
+            Agreed::Etcd(store) => store.watch(prefix, 0),
+            #[cfg(test)]
+            Agreed::Memory(store) => store.watch(prefix, 0),
+        }
+    }
+}
+
+/// What a cluster is made from.
+pub struct Parts {
+    pub name: String,
+    /// The name of this process, which it does not dial.
+    pub me: String,
+    pub layout: Layout,
+    pub spec: Spec,
+    pub store: Agreed,
+    pub store_ports: StorePorts,
+    pub tls: Tls,
 }
 
 /// Everything together.
 pub struct Cluster {
     pub name: String,
     pub layout: Layout,
-    pub store: Etcd,
-    spec: Mutex<Spec>,
+    pub store_ports: StorePorts,
+    store: Agreed,
     links: BTreeMap<String, Link>,
-    reports: Mutex<Reports>,
-    word: Mutex<StoreWord>,
+    seen: Mutex<Seen>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+struct Seen {
+    spec: Spec,
+    reports: Reports,
+    word: StoreWord,
+    leaders: Leaders,
+    since: HeldSince,
 }
 
 impl Cluster {
@@ -71,196 +136,340 @@ impl Cluster {
         spec: Spec,
         store: Etcd,
     ) -> anyhow::Result<Arc<Cluster>> {
-        let tls = Tls::load(&own.ca, &own.cert, &own.key)?;
-        let (told, mut hear) = mpsc::channel(1_024);
-        let links = dial_others(&own.name, &spec, &tls, told);
-        let cluster = Arc::new(Cluster {
+        let port = |endpoint: &String| endpoint.rsplit(':').next()?.parse().ok();
+        let store_ports = match own.store.first().and_then(port) {
+            Some(client) => StorePorts { client, peer: client + 1 },
+            None => StorePorts::default(),
+        };
+        Ok(Cluster::start(Parts {
             name: own.cluster.clone(),
+            me: own.name.clone(),
             layout: layout.clone(),
-            store: store.clone(),
-            spec: Mutex::new(spec),
+            spec,
+            store: Agreed::Etcd(store),
+            store_ports,
+            tls: Tls::load(&own.ca, &own.cert, &own.key)?,
+        }))
+    }
+
+    /// The same from its parts.
+    pub fn start(parts: Parts) -> Arc<Cluster> {
+        let (told, hear) = mpsc::channel(1_024);
+        let links = dial_others(&parts.me, &parts.spec, &parts.tls, told);
+        let cluster = Arc::new(Cluster {
+            name: parts.name,
+            layout: parts.layout,
+            store_ports: parts.store_ports,
+            store: parts.store,
             links: links.into_iter().map(|link| (link.node.clone(), link)).collect(),
-            reports: Mutex::new(BTreeMap::new()),
-            word: Mutex::new(StoreWord::default()),
+            seen: Mutex::new(Seen {
+                spec: parts.spec,
+                reports: BTreeMap::new(),
+                word: StoreWord::default(),
+                leaders: Leaders::default(),
+                since: BTreeMap::new(),
+            }),
         });
-        let hearing = cluster.clone();
-        tokio::spawn(async move {
-            while let Some((node, report)) = hear.recv().await {
-                lock(&hearing.reports).insert(node, (report, clock::now().0));
-            }
-        });
-        let copy = layout.supervisor().join("spec.json");
-        let mut specs = spec_store::follow(&own.cluster, store, copy);
-        let following = cluster.clone();
-        tokio::spawn(async move {
-            while let Some(spec) = specs.recv().await {
-                *lock(&following.spec) = spec;
-            }
-        });
-        let looking = cluster.clone();
-        tokio::spawn(async move {
-            loop {
-                looking.look().await;
-                tokio::time::sleep(LOOK).await;
-            }
-        });
-        Ok(cluster)
+        tokio::spawn(listen(cluster.clone(), hear));
+        tokio::spawn(follow(cluster.clone()));
+        cluster
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn spec(&self) -> Spec {
-        lock(&self.spec).clone()
+        self.seen().spec.clone()
     }
 
     pub fn reports(&self) -> Reports {
-        lock(&self.reports).clone()
+        self.seen().reports.clone()
     }
 
     pub fn word(&self) -> StoreWord {
-        lock(&self.word).clone()
+        self.seen().word.clone()
+    }
+
+    pub fn held_since(&self) -> HeldSince {
+        self.seen().since.clone()
+    }
+
+    /// The names of all nodes that have an agent.
+    pub fn nodes(&self) -> Vec<String> {
+        self.links.keys().cloned().collect()
     }
 
     /// The agent is heard now.
     pub fn hears(&self, node: &str) -> bool {
-        self.links.get(node).and_then(Link::silent_ms).is_some_and(|ms| ms < 1_000)
+        self.links.get(node).and_then(Link::silent_ms).is_some_and(|ms| ms < HEARD_MS)
     }
 
-    pub async fn ask(&self, node: &str, ask: &Ask) -> anyhow::Result<serde_json::Value> {
-        let link =
-            self.links.get(node).ok_or_else(|| anyhow::anyhow!("no node is named {node}"))?;
-        Ok(link.ask(serde_json::to_value(ask)?).await?)
+    pub async fn ask(&self, node: &str, ask: &Ask) -> Result<serde_json::Value, ClusterError> {
+        let link = self.links.get(node);
+        let link = link.ok_or_else(|| ClusterError::UnknownNode { node: node.to_string() })?;
+        let question = serde_json::to_value(ask).unwrap_or_default();
+        let node = node.to_string();
+        link.ask(question).await.map_err(|error| match error {
+            LinkError::NoAnswer { .. } => ClusterError::NoAnswer { node },
+            LinkError::Refused(why) => ClusterError::Refused { node, why },
+            other => ClusterError::Unreached(other.to_string()),
+        })
     }
 
-    /// The node that leads a service, as far as anybody says so.
-    pub fn leader(&self, service: &str) -> Option<String> {
-        let reports = self.reports();
-        let serving = reports.iter().filter_map(|(node, (report, _))| {
+    /// The node that serves a service and its epoch, as far as anybody says so.
+    pub fn serving(&self, service: &str) -> Option<(u64, String)> {
+        let seen = self.seen();
+        let serving = seen.reports.iter().filter_map(|(node, (report, _))| {
             Some((report.services.get(service)?.serving?, node.clone()))
         });
-        serving.max().map(|(_, node)| node)
-    }
-
-    async fn look(&self) {
-        let prefix = format!("/everhold/{}/", self.name);
-        let Ok(snapshot) = self.store.get_prefix(&prefix).await else {
-            lock(&self.word).revision = None;
-            return;
-        };
-        let mut word = StoreWord { revision: Some(snapshot.rev), ..StoreWord::default() };
-        let gateways = presence_prefix(&self.name);
-        for kv in &snapshot.kvs {
-            if let Some(name) = kv.key.strip_prefix(&gateways)
-                && let Ok(presence) = decode(&kv.value)
-            {
-                word.gateways.insert(name.to_string(), presence);
-            }
-            let Some(rest) = kv.key.strip_prefix(&format!("{prefix}service/")) else { continue };
-            match rest.split_once('/') {
-                Some((service, "maintenance")) => {
-                    word.maintenance.insert(service.to_string(), true);
-                }
-                Some((service, "last-failover")) => {
-                    if let Ok(last) = decode(&kv.value) {
-                        word.last_failover.insert(service.to_string(), last);
-                    }
-                }
-                Some((service, "term")) => {
-                    if let Ok(term) = decode(&kv.value) {
-                        word.terms.insert(service.to_string(), term);
-                    }
-                }
-                Some(_) | None => {}
-            }
-        }
-        *lock(&self.word) = word;
+        serving.max()
     }
 
     /// Switches automatic acts for a service off or on.
-    pub async fn maintain(&self, service: &str, on: bool) -> anyhow::Result<()> {
+    pub async fn maintain(&self, service: &str, on: bool) -> Result<(), ClusterError> {
         let key = Keys::new(&self.name, service).maintenance();
         let txn = Txn::new();
         let txn = if on { txn.put(&key, encode(&clock::wall())) } else { txn.delete(&key) };
         self.store.txn(&txn).await?;
-        self.look().await;
+        self.read_again().await
+    }
+
+    /// The word of the store as it is now, not as it was last told.
+    pub async fn read_again(&self) -> Result<(), ClusterError> {
+        let snapshot = self.store.get_prefix(&self.prefix()).await?;
+        self.take_all(&snapshot);
         Ok(())
     }
 
-    /// Puts a new spec where all find it.
-    pub async fn apply(&self, spec: &Spec, rev: u64) -> anyhow::Result<u64> {
+    fn prefix(&self) -> String {
+        format!("/everhold/{}/", self.name)
+    }
+
+    /// Puts a new spec where all find it, unless somebody else did so since revision `rev`.
+    pub async fn apply(&self, spec: &Spec, rev: u64) -> Result<u64, ClusterError> {
         let text = crate::spec::record::to_json(spec)?;
         let key = spec_store::key(&self.name);
         let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, text);
         match self.store.txn(&txn).await? {
-            TxnOutcome::Done { rev } => Ok(rev),
-            TxnOutcome::Refused { .. } => {
-                anyhow::bail!("E232 the spec was changed meanwhile; next step: try again")
+            TxnOutcome::Done { rev } => {
+                self.read_again().await?;
+                Ok(rev)
             }
+            TxnOutcome::Refused { .. } => Err(ClusterError::Changed),
         }
     }
 
-    /// Notes an operator's act in the journal of the first agent that is heard.
-    pub async fn note(&self, service: &str, who: &str, what: &str) {
+    /// Notes an operator's act in the journal of the first agent that is heard; the entry's id.
+    pub async fn note(&self, service: &str, who: &str, what: &str) -> Option<String> {
         let ask = Ask::Note {
             service: service.to_string(),
             who: who.to_string(),
             what: what.to_string(),
         };
         for node in self.links.keys() {
-            if self.ask(node, &ask).await.is_ok() {
-                return;
+            if let Ok(answer) = self.ask(node, &ask).await {
+                return answer["journal"].as_str().map(str::to_string);
             }
         }
+        tracing::warn!(service, who, what, "no agent is heard: this is in no journal");
+        None
     }
 
     /// The newest entries of all journals, oldest first.
-    pub async fn journal(&self, limit: usize) -> Vec<crate::journal::Entry> {
+    pub async fn journal(&self, limit: usize, service: Option<&str>) -> Vec<Entry> {
         let mut all = Vec::new();
         for node in self.links.keys() {
-            if let Ok(value) = self.ask(node, &Ask::Journal { limit }).await
-                && let Ok(mut entries) = serde_json::from_value::<Vec<_>>(value)
-            {
-                all.append(&mut entries);
-            } else {
-                let dir = self.layout.node(node).join("journal");
-                all.append(&mut crate::journal::newest(&dir, limit));
-            }
+            let entries = match self.local_journal(node) {
+                Some(dir) => blocking(move || journal::newest(&dir, limit)).await,
+                None => match self.ask(node, &Ask::Journal { limit }).await {
+                    Ok(value) => serde_json::from_value(value).ok(),
+                    Err(_) => None,
+                },
+            };
+            all.extend(entries.unwrap_or_default());
         }
-        all.sort_by(|a: &crate::journal::Entry, b| (&a.at, &a.id).cmp(&(&b.at, &b.id)));
+        all.retain(|entry: &Entry| service.is_none_or(|name| entry.service == name));
+        all.sort_by(|a: &Entry, b| (&a.at, sequence(&a.id)).cmp(&(&b.at, sequence(&b.id))));
         let skip = all.len().saturating_sub(limit);
         all.split_off(skip)
     }
 
+    /// The journal of a node on this machine is read where it lies: an agent that is busy, frozen
+    /// or gone is no reason not to know what it did.
+    fn local_journal(&self, node: &str) -> Option<std::path::PathBuf> {
+        let dir = self.layout.node(node).join("journal");
+        dir.is_dir().then_some(dir)
+    }
+
     /// An entry by its id NODE-SEQ.
-    pub async fn entry(&self, id: &str) -> Option<crate::journal::Entry> {
-        let (node, _) = id.rsplit_once('-')?;
-        let ask = Ask::Entry { id: id.to_string() };
-        match self.ask(node, &ask).await {
-            Ok(value) => serde_json::from_value(value).ok().flatten(),
-            Err(_) => crate::journal::find(&self.layout.node(node).join("journal"), id),
+    pub async fn entry(&self, id: &str) -> Result<Option<Entry>, ClusterError> {
+        let Some((node, _)) = id.rsplit_once('-').filter(|(n, _)| self.links.contains_key(*n))
+        else {
+            return Ok(None);
+        };
+        if let Some(dir) = self.local_journal(node) {
+            let id = id.to_string();
+            return Ok(blocking(move || journal::find(&dir, &id)).await.flatten());
+        }
+        let value = self.ask(node, &Ask::Entry { id: id.to_string() }).await?;
+        Ok(serde_json::from_value(value).ok().flatten())
+    }
+
+    /// Whether a node's journal is whole: the number of its entries, or what is wrong.
+    pub async fn verify(&self, node: &str) -> Result<Result<u64, String>, ClusterError> {
+        if let Some(dir) = self.local_journal(node) {
+            let counted = blocking(move || journal::verify(&dir)).await;
+            let counted = counted.unwrap_or_else(|| Err("it can't be read".to_string()));
+            return Ok(counted.map(|count| count as u64));
+        }
+        match self.ask(node, &Ask::Verify).await {
+            Ok(value) => Ok(Ok(value["entries"].as_u64().unwrap_or_default())),
+            Err(ClusterError::Refused { why, .. }) => Ok(Err(why)),
+            Err(other) => Err(other),
+        }
+    }
+
+    fn hear(&self, node: String, report: Arc<Report>) -> Vec<Change> {
+        let now = clock::now().0;
+        let mut seen = self.seen();
+        let seen = &mut *seen;
+        let mut changes = Vec::new();
+        for (service, status) in &report.services {
+            changes.extend(seen.leaders.hear(service, &node, status.serving, now));
+        }
+        note_holds(&mut seen.since, &node, &report);
+        seen.reports.insert(node, (report, now));
+        changes
+    }
+
+    fn take(&self, key: &str, kv: Option<&Kv>) {
+        let mut seen = self.seen();
+        let seen = &mut *seen;
+        if let Some(spec) = seen.word.learn(&self.prefix(), key, kv) {
+            seen.spec = spec;
+        }
+    }
+
+    fn take_all(&self, snapshot: &Snapshot) {
+        let mut seen = self.seen();
+        let seen = &mut *seen;
+        if snapshot.rev < seen.word.newest {
+            return;
+        }
+        let (word, spec) = StoreWord::of(&self.prefix(), snapshot, &seen.word);
+        seen.word = word;
+        if let Some(spec) = spec {
+            seen.spec = spec;
+        }
+    }
+
+    /// Finds out how the change came about, shows it, and writes it down.
+    async fn record(&self, change: Change) {
+        let at = clock::wall();
+        let mut entry = None;
+        for _ in 0..ENTRY_TRIES {
+            let entries = self.journal(ENTRIES_LOOKED_AT, Some(&change.service)).await;
+            entry = failovers::beginning(&entries, &change.service, change.epoch).cloned();
+            if entry.is_some() {
+                break;
+            }
+            tokio::time::sleep(ENTRY_EVERY).await;
+        }
+        let record = failovers::record(&change, entry.as_ref(), at);
+        let key = format!("{}last-failover", Keys::new(&self.name, &change.service).prefix);
+        for _ in 0..RECORD_TRIES {
+            let (known, rev) = match self.recorded(&key, &change.service).await {
+                Ok(found) => found,
+                Err(_) => {
+                    tokio::time::sleep(RECORD_EVERY).await;
+                    continue;
+                }
+            };
+            if known.is_some_and(|known| known.epoch >= record.epoch) {
+                return;
+            }
+            self.seen().word.last_failover.insert(change.service.clone(), record.clone());
+            let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, encode(&record));
+            if matches!(self.store.txn(&txn).await, Ok(TxnOutcome::Done { .. })) {
+                return;
+            }
+            tokio::time::sleep(RECORD_EVERY).await;
+        }
+    }
+
+    async fn recorded(
+        &self,
+        key: &str,
+        service: &str,
+    ) -> Result<(Option<LastFailover>, u64), ClusterError> {
+        let snapshot = self.store.get_prefix(key).await?;
+        self.seen().word.relearn_failover(service, snapshot.get(key));
+        let known = self.seen().word.last_failover.get(service).cloned();
+        Ok((known, snapshot.get(key).map_or(0, |kv| kv.rev)))
+    }
+}
+
+async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(read).await.ok()
+}
+
+/// The number in NODE-SEQ, so that a-10 comes after a-9 within one millisecond.
+fn sequence(id: &str) -> u64 {
+    id.rsplit('-').next().and_then(|seq| seq.parse().ok()).unwrap_or(0)
+}
+
+/// Keeps the instant at which each hold of a node was first told, and forgets those that ended.
+fn note_holds(since: &mut HeldSince, node: &str, report: &Report) {
+    let held = |service: &String, rule: &String| {
+        let status = report.services.get(service);
+        status.and_then(|status| status.hold.as_ref()).is_some_and(|hold| hold.rule == *rule)
+    };
+    since.retain(|(by, service, rule), _| by != node || held(service, rule));
+    for (service, status) in &report.services {
+        if let Some(hold) = &status.hold {
+            let key = (node.to_string(), service.clone(), hold.rule.clone());
+            since.entry(key).or_insert_with(clock::wall);
         }
     }
 }
 
-/// One line about an entry, for people.
-pub fn describe(event: &Event) -> String {
-    match event {
-        Event::Decided(decision) => {
-            let what: Vec<&str> = match &decision.verdict {
-                everhold_core::decide::Verdict::Act { actions, .. } => {
-                    actions.iter().map(everhold_core::decide::Action::name).collect()
-                }
-                everhold_core::decide::Verdict::Steady
-                | everhold_core::decide::Verdict::Hold { .. } => Vec::new(),
-            };
-            let why = match &decision.verdict {
-                everhold_core::decide::Verdict::Act { why, .. }
-                | everhold_core::decide::Verdict::Hold { why, .. } => why.as_str(),
-                everhold_core::decide::Verdict::Steady => "",
-            };
-            format!("{}: {} — {why}", decision.verdict.rule(), what.join(", "))
+async fn listen(cluster: Arc<Cluster>, mut hear: mpsc::Receiver<(String, Arc<Report>)>) {
+    while let Some((node, report)) = hear.recv().await {
+        for change in cluster.hear(node, report) {
+            let cluster = cluster.clone();
+            tokio::spawn(async move { cluster.record(change).await });
         }
-        Event::Ended { action, ok: true, .. } => format!("{action} works again"),
-        Event::Ended { action, ok: false, text } => format!("{action} failed: {text}"),
-        Event::Asked { who, what } => format!("{who} asks: {what}"),
-        Event::Noted { text } => text.clone(),
+    }
+}
+
+async fn follow(cluster: Arc<Cluster>) {
+    loop {
+        let mut watch = cluster.store.watch(&cluster.prefix());
+        while let Some(event) = watch.next().await {
+            match event {
+                WatchEvent::Reset(snapshot) => {
+                    // Even an older one: a store that was restored from a copy is what is agreed.
+                    cluster.seen().word.newest = 0;
+                    cluster.take_all(&snapshot);
+                }
+                WatchEvent::Changed(changes) => {
+                    for change in &changes.changes {
+                        let kv = match change {
+                            everhold_core::kv::Change::Put(kv) => Some(kv),
+                            everhold_core::kv::Change::Deleted { .. } => None,
+                        };
+                        cluster.take(change.key(), kv);
+                    }
+                    cluster.seen().word.reached(changes.rev);
+                }
+                WatchEvent::Progress => {
+                    let newest = cluster.seen().word.newest;
+                    cluster.seen().word.reached(newest);
+                }
+                WatchEvent::Lost(_) | WatchEvent::Ended(_) => cluster.seen().word.revision = None,
+            }
+        }
+        tokio::time::sleep(RECORD_EVERY).await;
     }
 }

@@ -1,6 +1,6 @@
 //! The answer of `everhold status`: one shape for command line, API and console. Pure.
 
-use crate::cluster::{Reports, StoreWord};
+use crate::cluster::{HeldSince, Reports, StoreWord};
 use everhold_core::durable::Data;
 use everhold_core::spec::{Durability, Spec};
 use everhold_core::status::{State, Status};
@@ -22,6 +22,7 @@ pub struct Sources<'a> {
     pub spec: &'a Spec,
     pub reports: &'a Reports,
     pub word: &'a StoreWord,
+    pub held_since: &'a HeldSince,
 }
 
 /// A state in the words of `status`.

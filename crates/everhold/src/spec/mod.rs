@@ -18,7 +18,7 @@ use std::path::Path;
 use everhold_core::spec::Spec;
 
 pub use fault::{Code, Fault};
-pub use validate::StorePorts;
+pub use validate::{StorePorts, duration_ms};
 
 /// A spec names dozens of things, not thousands; a larger file is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -345,7 +345,7 @@ fn max_lag(place: &str, raw: &Placed<String>, faults: &mut Faults<'_>) -> Option
 }
 
 /// A whole number with a unit, in milliseconds.
-pub(super) fn duration_ms(text: &str) -> Result<u64, String> {
+pub fn duration_ms(text: &str) -> Result<u64, String> {
     let shown = text.escape_debug();
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);

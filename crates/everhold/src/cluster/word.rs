@@ -1,0 +1,126 @@
+//! What the store says that agents don't, learnt key by key.
+
+use crate::failovers::LastFailover;
+use crate::gateway::{Presence, presence_prefix};
+use crate::spec::record;
+use everhold_core::kv::{Kv, Snapshot};
+use everhold_core::records::decode;
+use everhold_core::spec::Spec;
+use everhold_core::term::Term;
+use std::collections::BTreeMap;
+
+/// The store's own word.
+#[derive(Clone, Debug, Default)]
+pub struct StoreWord {
+    /// The newest revision, while the store answers.
+    pub revision: Option<u64>,
+    /// The newest revision that was ever heard of.
+    pub newest: u64,
+    pub gateways: BTreeMap<String, Presence>,
+    pub last_failover: BTreeMap<String, LastFailover>,
+    /// Services in maintenance.
+    pub maintenance: BTreeMap<String, bool>,
+    pub terms: BTreeMap<String, Term>,
+    /// The mirrored heads of the journals by node: id and hash of an entry.
+    pub heads: BTreeMap<String, String>,
+    /// The revision of the spec; 0 before it was read.
+    pub spec_rev: u64,
+    /// Records that this version can't read, by key, and why.
+    pub unreadable: BTreeMap<String, String>,
+}
+
+impl StoreWord {
+    /// Everything anew from a snapshot. What this process knows of failovers and hasn't written yet
+    /// stays.
+    pub fn of(prefix: &str, snapshot: &Snapshot, old: &StoreWord) -> (StoreWord, Option<Spec>) {
+        let mut word =
+            StoreWord { last_failover: old.last_failover.clone(), ..StoreWord::default() };
+        let mut spec = None;
+        for kv in &snapshot.kvs {
+            spec = word.learn(prefix, &kv.key, Some(kv)).or(spec);
+        }
+        word.reached(snapshot.rev);
+        (word, spec)
+    }
+
+    /// The store answered, at this revision.
+    pub fn reached(&mut self, rev: u64) {
+        self.newest = self.newest.max(rev);
+        self.revision = Some(self.newest);
+    }
+
+    /// Takes in a key as it stands; `None`: it is gone. A new spec is handed back.
+    pub fn learn(&mut self, prefix: &str, key: &str, kv: Option<&Kv>) -> Option<Spec> {
+        let rest = key.strip_prefix(prefix)?;
+        self.unreadable.remove(key);
+        let cluster = prefix.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+        if let Some(name) = key.strip_prefix(&presence_prefix(cluster)) {
+            self.learn_gateway(name, kv);
+        } else if let Some(node) = rest.strip_prefix("journal/") {
+            match kv {
+                Some(kv) => self.heads.insert(node.to_string(), kv.value.clone()),
+                None => self.heads.remove(node),
+            };
+        } else if let Some(rest) = rest.strip_prefix("service/") {
+            let (service, name) = rest.split_once('/')?;
+            self.learn_of_service(service, name, kv);
+        } else if rest == "spec" {
+            return self.learn_spec(kv?);
+        }
+        None
+    }
+
+    fn learn_spec(&mut self, kv: &Kv) -> Option<Spec> {
+        match record::from_json(&kv.value) {
+            Ok(spec) => {
+                self.spec_rev = kv.rev;
+                Some(spec)
+            }
+            Err(error) => {
+                self.unreadable.insert(kv.key.clone(), error.to_string());
+                None
+            }
+        }
+    }
+
+    fn learn_gateway(&mut self, name: &str, kv: Option<&Kv>) {
+        match kv.and_then(|kv| decode(&kv.value).ok()) {
+            Some(presence) => self.gateways.insert(name.to_string(), presence),
+            None => self.gateways.remove(name),
+        };
+    }
+
+    fn learn_of_service(&mut self, service: &str, name: &str, kv: Option<&Kv>) {
+        match (name, kv) {
+            ("maintenance", Some(_)) => {
+                self.maintenance.insert(service.to_string(), true);
+            }
+            ("maintenance", None) => {
+                self.maintenance.remove(service);
+            }
+            ("last-failover", kv) => self.relearn_failover(service, kv),
+            ("term", Some(kv)) => match decode::<Term>(&kv.value) {
+                Ok(term) => {
+                    self.terms.insert(service.to_string(), term);
+                }
+                Err(why) => {
+                    self.unreadable.insert(kv.key.clone(), why.to_string());
+                }
+            },
+            ("term", None) => {
+                self.terms.remove(service);
+            }
+            // Records that agents keep among themselves, and those of newer versions.
+            (_, _) => {}
+        }
+    }
+
+    /// The newer of the two epochs counts: this process may not have written its own yet.
+    pub fn relearn_failover(&mut self, service: &str, kv: Option<&Kv>) {
+        let Some(told) = kv.and_then(|kv| decode::<LastFailover>(&kv.value).ok()) else { return };
+        let known = self.last_failover.get(service).map_or(0, |known| known.epoch);
+        if told.epoch >= known {
+            self.last_failover.insert(service.to_string(), told);
+        }
+    }
+}

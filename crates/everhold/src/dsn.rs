@@ -1,0 +1,153 @@
+//! How clients reach a service: libpq URLs, and the password files that these name.
+
+use crate::disk;
+use crate::layout::Layout;
+use crate::{agent, secrets};
+use anyhow::Context;
+use everhold_core::spec::{PostgresSpec, Role, Spec};
+use std::path::PathBuf;
+
+/// The libpq password file of a service's owner.
+pub fn passfile(layout: &Layout, service: &str) -> PathBuf {
+    layout.secrets().join(format!("{service}.pgpass"))
+}
+
+/// Writes the password file of each service, with an entry for each of its addresses.
+pub fn write_passfiles(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
+    for name in spec.services.keys() {
+        let Some(service) = spec.postgres(name) else { continue };
+        let secret = agent::owner_password(layout, name);
+        let password =
+            secrets::read(&secret).with_context(|| format!("read {}", secret.display()))?;
+        let text: String = [Role::Primary, Role::Standby]
+            .into_iter()
+            .flat_map(|role| addresses(spec, name, role))
+            .map(|(host, port)| pgpass_line(&host, port, &service.owner, &password))
+            .collect();
+        let path = passfile(layout, name);
+        disk::write_whole(&path, &text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Where clients of a role connect: each gateway's listeners, in the order of the nodes.
+pub fn addresses(spec: &Spec, service: &str, role: Role) -> Vec<(String, u16)> {
+    let mut found: Vec<(String, u16)> = Vec::new();
+    let listeners = spec.listeners.values().filter(|l| l.service == service && l.role == role);
+    for listener in listeners {
+        let bind = listener.bind;
+        let hosts: Vec<String> = match bind.ip().is_unspecified() {
+            // Bound everywhere: reached at the address of each gateway's node.
+            true => {
+                let nodes = spec.gateway.nodes.iter().filter_map(|node| spec.nodes.get(node));
+                nodes.map(|node| node.address.to_string()).collect()
+            }
+            false => vec![bind.ip().to_string()],
+        };
+        for host in hosts {
+            let address = (host, bind.port());
+            if !found.contains(&address) {
+                found.push(address);
+            }
+        }
+    }
+    found
+}
+
+/// What stands after the password file, or in its place.
+pub enum Secret<'a> {
+    File(&'a str),
+    Password(&'a str),
+}
+
+/// The URL of a service; `None` if no listener leads there.
+pub fn url(
+    spec: &Spec,
+    name: &str,
+    service: &PostgresSpec,
+    role: Role,
+    secret: &Secret<'_>,
+) -> Option<String> {
+    let addresses = addresses(spec, name, role);
+    if addresses.is_empty() {
+        return None;
+    }
+    let hosts: Vec<String> = addresses
+        .iter()
+        .map(|(host, port)| match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        })
+        .collect();
+    let (user, database) = (encode(&service.owner), encode(&service.database));
+    let (password, passfile) = match secret {
+        Secret::File(path) => (String::new(), format!("passfile={}&", encode(path))),
+        Secret::Password(password) => (format!(":{}", encode(password)), String::new()),
+    };
+    let hosts = hosts.join(",");
+    // Any: the gateway knows better than libpq which server is meant, and a check costs a query.
+    Some(format!(
+        "postgresql://{user}{password}@{hosts}/{database}?{passfile}target_session_attrs=any"
+    ))
+}
+
+/// A line of a password file. Any database: the owner may connect to others too.
+fn pgpass_line(host: &str, port: u16, user: &str, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', "\\\\").replace(':', "\\:");
+    format!("{}:{port}:*:{}:{}\n", escape(host), escape(user), escape(password))
+}
+
+/// Percent-encodes all that could mean something else in a URL.
+fn encode(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                out.push(char::from(byte));
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_name_every_gateway_once_and_survive_odd_paths() {
+        let mut spec = Spec::default_for_one_machine();
+        let url = |spec: &Spec, role, secret: Secret<'_>| {
+            url(spec, "main", spec.postgres("main").expect("there"), role, &secret)
+        };
+        assert_eq!(
+            url(&spec, Role::Primary, Secret::File("/srv/a b&c/main.pgpass")).as_deref(),
+            Some(
+                "postgresql://app@127.0.0.1:6432/app?passfile=/srv/a%20b%26c/main.pgpass\
+                 &target_session_attrs=any"
+            )
+        );
+        assert_eq!(
+            url(&spec, Role::Standby, Secret::Password("p@ss")).as_deref(),
+            Some("postgresql://app:p%40ss@127.0.0.1:6433/app?target_session_attrs=any")
+        );
+        let write = spec.listeners.get_mut("write").expect("there");
+        write.bind = "0.0.0.0:6432".parse().expect("an address");
+        for (node, host) in [("a", "10.0.0.1"), ("b", "fd00::2"), ("c", "10.0.0.1")] {
+            let address = everhold_core::spec::Address::Ip(host.parse().expect("an address"));
+            spec.nodes.get_mut(node).expect("there").address = address;
+        }
+        assert_eq!(
+            url(&spec, Role::Primary, Secret::Password("x")).as_deref(),
+            Some("postgresql://app:x@10.0.0.1:6432,[fd00::2]:6432/app?target_session_attrs=any")
+        );
+        spec.listeners.clear();
+        assert_eq!(url(&spec, Role::Primary, Secret::Password("x")), None);
+    }
+
+    #[test]
+    fn password_files_escape_what_libpq_reads() {
+        assert_eq!(pgpass_line("::1", 6432, "app", "a:b\\c"), "\\:\\:1:6432:*:app:a\\:b\\\\c\n");
+    }
+}

@@ -1,0 +1,97 @@
+//! The processes of this machine, and which of them belong to a node.
+
+use super::Target;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// A process as /proc shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub target: Target,
+    pub parent: i32,
+    /// The last part of the program's path.
+    pub program: String,
+    pub cwd: PathBuf,
+    pub arguments: Vec<PathBuf>,
+}
+
+impl Process {
+    /// A postmaster or a child of one: they all work in their data directory.
+    pub fn is_postgres_in(&self, node_dir: &Path) -> bool {
+        self.program == "postgres" && self.cwd.starts_with(node_dir)
+    }
+
+    /// An agent or minder of that node: Everhold itself, told of the node's directory.
+    fn is_everhold_of(&self, node_dir: &Path) -> bool {
+        let named = self.arguments.iter().any(|argument| argument.starts_with(node_dir));
+        self.program == "everhold" && named
+    }
+}
+
+/// Everything of a node: the agent, what it keeps, what it runs (a clone, a rewind). Not those who
+/// merely look on: a shell in its directory, or `tail` of its log.
+pub fn belonging<'a>(
+    processes: &'a [Process],
+    node_dir: &Path,
+    agent: Option<i32>,
+) -> Vec<&'a Process> {
+    let own = processes.iter().filter(|process| {
+        Some(process.target.pid) == agent
+            || process.is_postgres_in(node_dir)
+            || process.is_everhold_of(node_dir)
+    });
+    let mut pids: BTreeSet<i32> = own.map(|process| process.target.pid).collect();
+    // Children of children: until nobody new is found, at most once per process.
+    for _ in 0..processes.len() {
+        let before = pids.len();
+        let children = processes.iter().filter(|process| pids.contains(&process.parent));
+        let found: Vec<i32> = children.map(|process| process.target.pid).collect();
+        pids.extend(found);
+        if pids.len() == before {
+            break;
+        }
+    }
+    processes.iter().filter(|process| pids.contains(&process.target.pid)).collect()
+}
+
+/// All processes. One that ends meanwhile is left out.
+pub fn snapshot() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(read).collect()
+}
+
+/// When the process began, if it is there and not dead already.
+pub fn started(pid: i32) -> Option<u64> {
+    stat(pid).map(|(_, started)| started)
+}
+
+fn read(pid: i32) -> Option<Process> {
+    let (parent, started) = stat(pid)?;
+    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}"));
+    // The program of a running process may have been replaced: " (deleted)" is appended then.
+    let program = link("exe").ok()?.file_name()?.to_string_lossy().into_owned();
+    let program = program.trim_end_matches(" (deleted)").to_string();
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let arguments = line.split(|byte| *byte == 0).map(|it| PathBuf::from(OsStr::from_bytes(it)));
+    Some(Process {
+        target: Target { pid, started },
+        parent,
+        program,
+        cwd: link("cwd").unwrap_or_default(),
+        arguments: arguments.collect(),
+    })
+}
+
+/// Parent and start of a process that is not a zombie.
+fn stat(pid: i32) -> Option<(i32, u64)> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The program's name stands in brackets and may hold anything; the last bracket ends it.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let state = fields.first()?;
+    let dead = *state == "Z" || *state == "X";
+    (!dead).then_some(())?;
+    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+}
