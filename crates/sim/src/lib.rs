@@ -4,6 +4,7 @@
 mod clients;
 pub mod faults;
 mod invariants;
+pub mod model;
 mod network;
 mod random;
 mod replication;
