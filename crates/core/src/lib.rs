@@ -16,4 +16,5 @@ pub mod view;
 pub mod agent;
 pub mod check;
 pub mod journal;
+pub mod minder;
 pub mod records;
