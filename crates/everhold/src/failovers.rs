@@ -199,6 +199,9 @@ mod tests {
         let change = |epoch| change("main", Some("a".into()), "b", epoch, Some(7));
         assert_eq!(record(&change(1), None, String::new()).kind, Kind::Bootstrap);
         let unknown = record(&change(2), None, String::new());
-        assert_eq!((unknown.kind, unknown.rule, unknown.outage_ms), (Kind::Failover, None, Some(7)));
+        assert_eq!(
+            (unknown.kind, unknown.rule, unknown.outage_ms),
+            (Kind::Failover, None, Some(7))
+        );
     }
 }

@@ -71,9 +71,9 @@ pub fn campaigner(heard: &BTreeMap<String, Arc<Status>>, to: Option<&str>) -> Op
     if let Some(to) = to {
         return heard.contains_key(to).then(|| to.to_string());
     }
-    let most = heard.iter().max_by_key(|(node, status)| {
-        (status.term, status.lsn, std::cmp::Reverse((*node).clone()))
-    });
+    let most = heard
+        .iter()
+        .max_by_key(|(node, status)| (status.term, status.lsn, std::cmp::Reverse((*node).clone())));
     most.map(|(node, _)| node.clone())
 }
 

@@ -108,6 +108,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     say("· gateway");
     children.push(child(&layout, "gateway", GATEWAY, &node_file(GATEWAY, &certs.gateway))?);
+    for node in crate::fault::heal_leftovers(&layout) {
+        say(format_args!("· {node} was still frozen by a fault; it is woken"));
+    }
     let supervised = Arc::new(Supervised::start(children).await);
     let cluster = Cluster::connect(&own, &layout, spec.clone(), store).await?;
     let token_file = layout.secrets().join("api.token");

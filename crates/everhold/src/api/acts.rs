@@ -40,11 +40,12 @@ pub async fn apply(
     Text(text): Text,
 ) -> Answer {
     let cluster = &api.cluster;
-    let mut new = spec::load_with(&text, "everhold.toml", cluster.store_ports).map_err(|faults| {
-        let text = format!("the spec has {} faults", faults.len());
-        let faults = serde_json::to_value(faults).unwrap_or_default();
-        ApiError::new(Code::SpecFaults, text).with("faults", faults)
-    })?;
+    let mut new =
+        spec::load_with(&text, "everhold.toml", cluster.store_ports).map_err(|faults| {
+            let text = format!("the spec has {} faults", faults.len());
+            let faults = serde_json::to_value(faults).unwrap_or_default();
+            ApiError::new(Code::SpecFaults, text).with("faults", faults)
+        })?;
     cluster.read_again().await?;
     let (old, rev) = (cluster.spec(), cluster.word().spec_rev);
     new.keep_ports(&old);
@@ -132,9 +133,8 @@ pub async fn failover(
     }
     if !body.force {
         let text = "a failover that loses nothing happens by itself";
-        return Err(ApiError::new(Code::Refused, text).next(
-            "use switchover while the leader runs, or force if a loss is accepted",
-        ));
+        return Err(ApiError::new(Code::Refused, text)
+            .next("use switchover while the leader runs, or force if a loss is accepted"));
     }
     cluster.read_again().await?;
     let (word, reports) = (cluster.word(), cluster.reports());

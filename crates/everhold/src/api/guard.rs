@@ -55,9 +55,10 @@ fn admit(token: &str, request: &Request) -> Result<(), ApiError> {
 /// Takes as long whatever differs: the time of an answer must not tell a token byte by byte.
 fn equal(given: &str, wanted: &str) -> bool {
     let (given, wanted) = (given.as_bytes(), wanted.as_bytes());
-    let differs = wanted.iter().enumerate().fold(0_u8, |differs, (at, byte)| {
-        differs | (byte ^ given.get(at).copied().unwrap_or(0))
-    });
+    let differs = wanted
+        .iter()
+        .enumerate()
+        .fold(0_u8, |differs, (at, byte)| differs | (byte ^ given.get(at).copied().unwrap_or(0)));
     std::hint::black_box(differs) == 0 && given.len() == wanted.len()
 }
 

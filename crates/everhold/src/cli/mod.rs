@@ -1,17 +1,38 @@
-//! The command line.
+//! The command line: what there is to say, and which exit code comes of it.
+//!
+//! Data goes to stdout, the rest to stderr. Exit 0 done, 1 failed, 2 wrong usage or spec.
 
-use crate::{agent, context, gateway, spec, up};
+mod acts;
+mod client;
+mod connect;
+mod failure;
+mod journal;
+mod output;
+mod spec;
+mod status;
+
+use crate::spec::StorePorts;
+use crate::{agent, context, gateway, minder, up};
 use clap::{Parser, Subcommand};
+use client::Client;
+use failure::Failure;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Keeps a stack up.
 #[derive(Parser)]
-#[command(name = "everhold", version, about)]
+#[command(name = "everhold", version, about, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// The data directory; commands take the cluster started last without it
+    #[arg(long, global = true, env = "EVERHOLD_DATA", value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    json: bool,
 }
 
 #[derive(Subcommand)]
@@ -21,10 +42,9 @@ enum Command {
         /// The spec; without one: PostgreSQL on three nodes behind one address
         #[arg(long)]
         spec: Option<PathBuf>,
-        #[arg(long, env = "EVERHOLD_DATA")]
-        data: Option<PathBuf>,
         /// etcd's client port; its peers use the next one
-        #[arg(long, default_value_t = everhold_core::spec::STORE_CLIENT_PORT)]
+        #[arg(long, default_value_t = everhold_core::spec::STORE_CLIENT_PORT,
+              value_parser = clap::value_parser!(u16).range(1024..65535))]
         store_port: u16,
     },
     /// Run one node's agent
@@ -39,39 +59,185 @@ enum Command {
         #[arg(long)]
         threads: Option<NonZeroUsize>,
     },
+    /// Find every fault of a spec, on this machine, and change nothing
+    Check {
+        file: PathBuf,
+        /// etcd's client port, as given to `up`
+        #[arg(long, default_value_t = everhold_core::spec::STORE_CLIENT_PORT,
+              value_parser = clap::value_parser!(u16).range(1024..65535))]
+        store_port: u16,
+    },
+    /// Make a spec the running cluster's
+    Apply {
+        file: PathBuf,
+        /// Only show what would change, and when each change takes effect
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show services, nodes, gateways, and what is waited for
+    Status {
+        /// Again each second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Print a libpq URL of a service, for psql, drivers and tools
+    Dsn {
+        service: String,
+        /// Of the address for reads
+        #[arg(long)]
+        read: bool,
+        /// The password in the URL instead of the file that holds it
+        #[arg(long)]
+        show_password: bool,
+    },
+    /// Run psql on a service: `everhold psql main -c 'select now()'`
+    Psql {
+        service: String,
+        /// On the address for reads
+        #[arg(long)]
+        read: bool,
+        /// For psql
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Hand a service over to another node, without loss
+    Switchover {
+        service: String,
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+    },
+    /// Force a new leader, accepting the loss of what the nodes that are gone alone hold
+    Failover {
+        service: String,
+        /// A failover without loss happens by itself
+        #[arg(long, required = true)]
+        force: bool,
+        #[arg(long, value_name = "NODE")]
+        to: Option<String>,
+        /// What the first answer gave: it names what may be lost
+        #[arg(long)]
+        token: Option<String>,
+    },
+    /// Switch automatic acts for a service off (`on`) or on again (`off`)
+    Maintenance { service: String, switch: acts::Switch },
+    /// Break something on purpose
+    #[command(subcommand)]
+    Fault(acts::Fault),
+    /// Show what was decided, asked and done
+    Journal {
+        /// So many of the newest entries
+        #[arg(long, short = 'n', default_value_t = 30)]
+        limit: usize,
+        #[arg(long)]
+        service: Option<String>,
+        /// Go on with each new entry
+        #[arg(long, short)]
+        follow: bool,
+        /// Check instead that nothing was changed or taken out
+        #[arg(long, conflicts_with_all = ["follow", "service"])]
+        verify: bool,
+    },
+    /// Show from which facts an entry of the journal was decided, and decide it again
+    Explain { id: String },
+    /// Watch over one postmaster, started by an agent
+    #[command(hide = true)]
+    Minder(minder::Seat),
 }
 
-/// Runs the command. Exit 0 done, 1 failed, 2 wrong usage or spec.
+/// Runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("cannot start: {error}");
-            return ExitCode::FAILURE;
+    let done = match cli.command {
+        Command::Minder(seat) => return minder::run(&seat),
+        Command::Up { spec, store_port } => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            serve(up::run(up::Options { spec, data, store: ports(store_port) }))
+        }
+        Command::Agent { node_file } => serve(agent::run(&node_file)),
+        Command::Gateway { node_file, threads } => serve(gateway::run(&node_file, threads)),
+        Command::Check { file, store_port } => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            spec::check(&file, &data, ports(store_port), cli.json)
+        }
+        command => {
+            let client = Client::find(cli.data.as_deref(), cli.json);
+            client.and_then(|client| ask(&client, command))
         }
     };
-    let done = runtime.block_on(async {
-        match cli.command {
-            Command::Up { spec, data, store_port } => {
-                let data = data.unwrap_or_else(context::default_data);
-                let store = spec::StorePorts { client: store_port, peer: store_port + 1 };
-                up::run(up::Options { spec, data, store }).await
-            }
-            Command::Agent { node_file } => agent::run(&node_file).await,
-            Command::Gateway { node_file, threads } => gateway::run(&node_file, threads).await,
-        }
-    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<up::Faults>() => {
-            eprintln!("{error}");
-            ExitCode::from(2)
+        Err(failure) => failure.report(cli.json),
+    }
+}
+
+/// The commands that ask a running cluster.
+fn ask(client: &Client, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Apply { file, dry_run } => spec::apply(client, &file, dry_run),
+        Command::Status { watch } => status::status(client, watch),
+        Command::Dsn { service, read, show_password } => {
+            connect::dsn(client, &service, read, show_password)
         }
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
+        Command::Psql { service, read, arguments } => {
+            connect::psql(client, &service, read, &arguments)
         }
+        Command::Switchover { service, to } => acts::switchover(client, &service, to.as_deref()),
+        Command::Failover { service, force: _, to, token } => {
+            acts::failover(client, &service, to.as_deref(), token.as_deref())
+        }
+        Command::Maintenance { service, switch } => acts::maintenance(client, &service, switch),
+        Command::Fault(fault) => acts::fault(client, &fault),
+        Command::Journal { verify: true, .. } => journal::verify(client),
+        Command::Journal { limit, service, follow, verify: false } => {
+            journal::journal(client, limit, service.as_deref(), follow)
+        }
+        Command::Explain { id } => journal::explain(client, &id),
+        Command::Up { .. }
+        | Command::Agent { .. }
+        | Command::Gateway { .. }
+        | Command::Check { .. }
+        | Command::Minder(_) => Ok(()),
+    }
+}
+
+fn ports(client: u16) -> StorePorts {
+    StorePorts { client, peer: client + 1 }
+}
+
+/// Runs one of the roles that go on until they are ended.
+fn serve(role: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::plain(format!("cannot start: {error}")))?;
+    runtime.block_on(role).map_err(Failure::of_role)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_service_is_for_psql() {
+        let check = |line: &str, read: bool, for_psql: &[&str]| {
+            let words = ["everhold", "psql"].into_iter().chain(line.split(' '));
+            let Ok(Cli { command: Command::Psql { read: is, arguments, .. }, .. }) =
+                Cli::try_parse_from(words)
+            else {
+                panic!("{line}: not understood");
+            };
+            assert_eq!((is, arguments), (read, for_psql.iter().map(OsString::from).collect()));
+        };
+        check("main", false, &[]);
+        check("main -c select", false, &["-c", "select"]);
+        check("main --read -c select", true, &["-c", "select"]);
+        check("--read main -XAt -c select", true, &["-XAt", "-c", "select"]);
+        check("main -- --read --csv", false, &["--read", "--csv"]);
+        check("main --csv -c select", false, &["--csv", "-c", "select"]);
     }
 }

@@ -1,0 +1,93 @@
+//! Why a command failed, for people and as JSON, and the exit code.
+
+use crate::spec::Fault;
+use crate::up;
+use serde_json::{Map, Value, json};
+use std::process::ExitCode;
+
+/// What went wrong.
+#[derive(Debug)]
+pub enum Failure {
+    /// With code, what was tried on whom, and next step.
+    Error { error: Map<String, Value>, exit: u8 },
+    /// Faults of a spec or of the machine.
+    Faults(Vec<Fault>),
+    /// Everything was said on stdout.
+    Told,
+    /// Nobody reads what is written any more, as after `| head`: no fault of anybody.
+    NobodyReads,
+}
+
+impl Failure {
+    pub fn new(code: &str, message: impl Into<String>, next: impl Into<String>) -> Failure {
+        let error = json!({ "code": code, "message": message.into(), "next": next.into() });
+        Failure::of_answer(&error)
+    }
+
+    pub fn plain(message: impl Into<String>) -> Failure {
+        Failure::of_answer(&json!({ "message": message.into() }))
+    }
+
+    /// The error object of the API's answer.
+    pub fn of_answer(error: &Value) -> Failure {
+        Failure::Error { error: error.as_object().cloned().unwrap_or_default(), exit: 1 }
+    }
+
+    /// What ended a role that should go on.
+    pub fn of_role(error: anyhow::Error) -> Failure {
+        match error.downcast::<up::Faults>() {
+            Ok(faults) => Failure::Faults(faults.0),
+            Err(error) => Failure::plain(format!("{error:#}")),
+        }
+    }
+
+    /// The value of a key beside code, message and next step.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        match self {
+            Failure::Error { error, .. } => error.get(key),
+            Failure::Faults(_) | Failure::Told | Failure::NobodyReads => None,
+        }
+    }
+
+    /// Says it on stderr.
+    pub fn report(self, json: bool) -> ExitCode {
+        match self {
+            Failure::NobodyReads => ExitCode::SUCCESS,
+            Failure::Told => ExitCode::FAILURE,
+            Failure::Faults(faults) => {
+                if json {
+                    say(&json!({ "faults": faults }).to_string());
+                } else {
+                    faults.iter().for_each(|fault| say(&fault.to_string()));
+                }
+                ExitCode::from(2)
+            }
+            Failure::Error { error, exit } => {
+                say(&if json { json!({ "error": error }).to_string() } else { text(&error) });
+                ExitCode::from(exit)
+            }
+        }
+    }
+}
+
+fn text(error: &Map<String, Value>) -> String {
+    let get = |key: &str| error.get(key).and_then(Value::as_str);
+    let mut text = String::new();
+    if let Some(code) = get("code") {
+        text += code;
+        text += " ";
+    }
+    text += get("message").unwrap_or("no reason was given");
+    for key in ["next", "token"] {
+        if let Some(more) = get(key) {
+            text += &format!("\n  {key}: {more}");
+        }
+    }
+    text
+}
+
+/// To stderr; that nobody reads it is no reason to fail.
+pub fn say(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
