@@ -1,0 +1,57 @@
+# Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
+.PHONY: setup build up test test-e2e check fix bench bench-gateway bench-rewind torture model simulate clean
+
+SECONDS ?= 1800
+SEED ?= 1
+SEEDS ?= 0..10000
+ROWS ?=
+ARGS ?=
+
+setup:
+	@scripts/setup
+
+build: setup
+	cargo build --workspace --bins
+
+# The whole stack on this machine, in the foreground. ARGS="--spec my.toml --data DIR"
+up: build
+	target/debug/everhold up $(ARGS)
+
+# Everything but the long suites. The stacks of the end-to-end tests run one at a time by themselves.
+test: setup
+	cargo test --workspace --bins --lib --tests
+	cargo test --workspace --doc
+
+# Reads only.
+check: setup
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	scripts/cargo-deny check bans licenses sources
+
+fix:
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+# The table of outages. ROWS="kill-postmaster switchover" picks rows.
+bench: setup
+	cargo bench -p everhold --bench failover -- $(ROWS)
+
+# Beside HAProxy, transactions per processor-second of the proxy.
+bench-gateway:
+	@scripts/setup haproxy
+	cargo run -p everhold-gateway --example bench_tcp
+
+# Random faults for SECONDS from SEED; nothing acknowledged may be lost.
+torture: setup
+	cargo bench -p everhold --bench torture -- $(SECONDS) $(SEED)
+
+# The simulator over many seeds, and each rule of the protocol taken away.
+simulate:
+	cargo run -p everhold-sim --bin everhold-sim -- --seeds $(SEEDS)
+
+# The exhaustive check of the protocol, with the heavy runs.
+model:
+	cargo run -p everhold-sim --bin model -- all
+
+clean:
+	cargo clean

@@ -1,0 +1,107 @@
+//! Losses that heal by themselves, seen from a client's side.
+
+use crate::stack::load::Load;
+use crate::stack::{NODES, Stack, Wanted, signal};
+use crate::torture;
+use std::time::Duration;
+
+/// Seconds of random faults in the suite; `make torture` runs longer.
+const TORTURE_SECONDS: u64 = 45;
+
+/// Waits until writes flow again after what was done before.
+fn flows(load: &Load) {
+    let before = load.acknowledged();
+    for _ in 0..600 {
+        if load.acknowledged() > before + 20 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("no write was acknowledged in 30 s");
+}
+
+#[test]
+fn each_way_to_lose_a_primary_heals_and_loses_nothing() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let load = Load::start(stack.write_port(), &stack.password());
+    std::thread::sleep(Duration::from_millis(500));
+    let epoch = stack.epoch();
+
+    let leader = stack.leader();
+    signal("KILL", &stack.postmaster(&leader).into_iter().collect::<Vec<_>>());
+    flows(&load);
+    stack.whole();
+
+    let leader = stack.leader();
+    signal("KILL", &stack.node_pids(&leader));
+    flows(&load);
+    stack.whole();
+
+    let leader = stack.leader();
+    let frozen = stack.node_pids(&leader);
+    signal("STOP", &frozen);
+    flows(&load);
+    signal("CONT", &frozen);
+    stack.whole();
+    assert_ne!(stack.leader(), leader, "the frozen node has not taken over again");
+    assert!(stack.epoch() >= epoch + 3, "each loss was a failover");
+
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+    assert!(seen.acknowledged > 100);
+}
+
+#[test]
+fn everything_stopped_or_killed_comes_back_with_its_data() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let load = Load::start(stack.write_port(), &stack.password());
+    std::thread::sleep(Duration::from_secs(1));
+    for node in NODES {
+        signal("KILL", &stack.node_pids(node));
+    }
+    flows(&load);
+    assert_eq!(load.finish().lost, 0);
+
+    let load = Load::start(stack.write_port(), &stack.password());
+    std::thread::sleep(Duration::from_millis(500));
+    stack.kill_up();
+    flows(&load);
+    stack.up();
+    flows(&load);
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+
+    stack.interrupt();
+    for node in NODES {
+        assert!(stack.postgres_pids(node).is_empty(), "{node} was stopped");
+    }
+    stack.up();
+    let load = Load::start(stack.write_port(), &stack.password());
+    flows(&load);
+    assert_eq!(load.finish().lost, 0);
+}
+
+#[test]
+fn a_store_that_is_gone_stops_nothing() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let epoch = stack.epoch();
+    let load = Load::start(stack.write_port(), &stack.password());
+    let etcd: Vec<i32> = stack.etcd_pid().into_iter().collect();
+    assert!(!etcd.is_empty());
+    signal("STOP", &etcd);
+    std::thread::sleep(Duration::from_secs(15));
+    flows(&load);
+    signal("CONT", &etcd);
+    std::thread::sleep(Duration::from_secs(5));
+    flows(&load);
+    assert_eq!(stack.epoch(), epoch, "no failover");
+    assert_eq!(load.finish().lost, 0);
+}
+
+#[test]
+fn random_faults_lose_nothing() {
+    torture::run(TORTURE_SECONDS, 20_261_120);
+}

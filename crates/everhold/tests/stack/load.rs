@@ -1,0 +1,205 @@
+//! Four writers that insert numbered rows through an address and reconnect after each error.
+//!
+//! Acknowledged means COMMIT without a warning. The outage is the longest gap without one.
+
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+
+const WRITERS: u32 = 4;
+/// A client gives up on a reply after this and connects anew.
+const REPLY: Duration = Duration::from_secs(10);
+
+/// Rows that were acknowledged, and when.
+#[derive(Default)]
+struct Told {
+    acknowledged: Vec<(Instant, u32, i64)>,
+    errors: Vec<(Instant, u32, String)>,
+}
+
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    told: Arc<Mutex<Told>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    config: Config,
+}
+
+/// What clients saw.
+pub struct Seen {
+    pub acknowledged: usize,
+    /// Longest time without an acknowledgement.
+    pub outage: Duration,
+    pub errors: Vec<(Instant, u32, String)>,
+    /// Acknowledged rows that are not there any more.
+    pub lost: usize,
+}
+
+/// How to reach the database as its owner.
+pub fn config(port: u16, password: &str) -> Config {
+    let mut config = Config::new();
+    config.host("127.0.0.1").port(port).user("app").password(password).dbname("app");
+    config.connect_timeout(Duration::from_secs(35));
+    config
+}
+
+/// A connection, and whether the server warned on it.
+pub async fn connect(config: &Config) -> Result<(Client, Arc<AtomicBool>), String> {
+    let (client, mut connection) = config.connect(NoTls).await.map_err(|e| e.to_string())?;
+    let warned = Arc::new(AtomicBool::new(false));
+    let heard = warned.clone();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notice(notice) = message
+                && notice.severity() == "WARNING"
+            {
+                heard.store(true, Ordering::SeqCst);
+            }
+        }
+    });
+    Ok((client, warned))
+}
+
+impl Load {
+    /// Makes the table, if need be, and starts to write.
+    pub fn start(port: u16, password: &str) -> Load {
+        let config = config(port, password);
+        block_on(async {
+            let (client, _) = connect(&config).await.expect("a connection");
+            let table = "CREATE TABLE IF NOT EXISTS written (writer int, n bigint, primary key (writer, n))";
+            client.batch_execute(table).await.expect("the table");
+        });
+        let first = first_number(&config);
+        let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Told::default())));
+        let threads = (0..WRITERS)
+            .map(|writer| {
+                let (config, stop, told) = (config.clone(), stop.clone(), told.clone());
+                std::thread::spawn(move || block_on(write(writer, first, &config, &stop, &told)))
+            })
+            .collect();
+        Load { stop, told, threads, config }
+    }
+
+    /// The longest gap between acknowledgements since `from`, up to now.
+    pub fn outage_since(&self, from: Instant) -> Duration {
+        let told = self.told.lock().expect("unpoisoned");
+        let mut times: Vec<Instant> =
+            told.acknowledged.iter().map(|(at, ..)| *at).filter(|at| *at >= from).collect();
+        times.push(from);
+        times.push(Instant::now());
+        longest_gap(times)
+    }
+
+    /// Errors per connection since `from`: the most that one writer saw.
+    pub fn errors_since(&self, from: Instant) -> usize {
+        let told = self.told.lock().expect("unpoisoned");
+        let of = |writer| told.errors.iter().filter(|(at, w, _)| *w == writer && *at >= from).count();
+        (0..WRITERS).map(of).max().unwrap_or(0)
+    }
+
+    pub fn acknowledged(&self) -> usize {
+        self.told.lock().expect("unpoisoned").acknowledged.len()
+    }
+
+    /// Ends the writers and looks for every acknowledged row.
+    pub fn finish(self) -> Seen {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads {
+            thread.join().expect("a writer ends");
+        }
+        let told = std::mem::take(&mut *self.told.lock().expect("unpoisoned"));
+        let there = block_on(rows(&self.config));
+        let lost: Vec<_> =
+            told.acknowledged.iter().filter(|(_, w, n)| !there.contains(&(*w as i32, *n))).collect();
+        for (at, writer, n) in lost.iter().take(5) {
+            eprintln!("LOST: writer {writer} row {n}, acknowledged {:?} ago", at.elapsed());
+        }
+        Seen {
+            acknowledged: told.acknowledged.len(),
+            outage: longest_gap(told.acknowledged.iter().map(|(at, ..)| *at).collect()),
+            lost: lost.len(),
+            errors: told.errors,
+        }
+    }
+}
+
+fn longest_gap(mut times: Vec<Instant>) -> Duration {
+    times.sort();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
+/// Numbers of earlier runs are not used again.
+fn first_number(config: &Config) -> i64 {
+    block_on(async {
+        let (client, _) = connect(config).await.expect("a connection");
+        let row = client.query_one("SELECT coalesce(max(n), 0) FROM written", &[]).await;
+        row.expect("the last number").get::<_, i64>(0) + 1
+    })
+}
+
+async fn rows(config: &Config) -> BTreeSet<(i32, i64)> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let read = async {
+            let (client, _) = connect(config).await?;
+            client.query("SELECT writer, n FROM written", &[]).await.map_err(|e| e.to_string())
+        };
+        match read.await {
+            Ok(rows) => return rows.iter().map(|row| (row.get(0), row.get(1))).collect(),
+            Err(error) if tries > 10 => panic!("the rows can't be read: {error}"),
+            Err(_) => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+    }
+}
+
+async fn write(
+    writer: u32,
+    first: i64,
+    config: &Config,
+    stop: &AtomicBool,
+    told: &Mutex<Told>,
+) {
+    let mut n = first;
+    let mut connected: Option<(Client, Arc<AtomicBool>)> = None;
+    while !stop.load(Ordering::SeqCst) {
+        let result = match &connected {
+            None => match connect(config).await {
+                Ok(new) => {
+                    connected = Some(new);
+                    continue;
+                }
+                Err(error) => Err(error),
+            },
+            Some((client, warned)) => {
+                let sql = format!("INSERT INTO written VALUES ({writer}, {n})");
+                match tokio::time::timeout(REPLY, client.batch_execute(&sql)).await {
+                    Ok(Ok(())) if !warned.swap(false, Ordering::SeqCst) => Ok(()),
+                    Ok(Ok(())) => Err("acknowledged with a warning".to_string()),
+                    Ok(Err(error)) => Err(error.to_string()),
+                    Err(_) => Err("no reply in time".to_string()),
+                }
+            }
+        };
+        let mut told = told.lock().expect("unpoisoned");
+        match result {
+            Ok(()) => told.acknowledged.push((Instant::now(), writer, n)),
+            Err(error) => {
+                told.errors.push((Instant::now(), writer, error));
+                connected = None;
+            }
+        }
+        drop(told);
+        n += 1;
+        if connected.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(future)
+}

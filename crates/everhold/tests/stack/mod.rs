@@ -1,0 +1,342 @@
+//! A whole stack under test: `everhold up` in a directory and on ports of its own, faults by signal
+//! from outside, and clients that know nothing of Everhold but an address.
+//!
+//! Shared by the tests and the benchmarks. Nothing of the binary's own code is used here.
+#![allow(dead_code)] // Each user needs another part of it.
+
+pub mod load;
+pub mod random;
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A stack that isn't ready, or not whole again, after this is broken.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+/// Ports per node: PostgreSQL and the agent, and a few to spare.
+const RANGE: u16 = 10;
+
+pub const NODES: [&str; 3] = ["a", "b", "c"];
+
+/// How a stack differs from the default one.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub durability: &'static str,
+    pub number: u32,
+    /// Environment of `everhold up`, inherited by all it starts.
+    pub environment: Vec<(String, String)>,
+    pub parameters: String,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Wanted {
+            durability: "required",
+            number: 1,
+            environment: Vec::new(),
+            parameters: String::new(),
+        }
+    }
+}
+
+/// A running stack. Dropping it ends every process it started and removes its directory.
+pub struct Stack {
+    up: Option<Child>,
+    dir: PathBuf,
+    wanted: Wanted,
+    base: u16,
+}
+
+impl Stack {
+    /// Starts a stack and waits until clients can write.
+    pub fn start(wanted: Wanted) -> Stack {
+        let dir = std::env::temp_dir().join(format!(
+            "everhold-{}-{:x}",
+            std::process::id(),
+            random::seed() & 0xff_ffff
+        ));
+        fs::create_dir(&dir).expect("a fresh directory");
+        // PostgreSQL's user passes through.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
+        let base = free_ports(3 * RANGE + 8);
+        let mut stack = Stack { up: None, dir, wanted, base };
+        fs::write(stack.spec_file(), stack.spec()).expect("the spec is written");
+        stack.up();
+        stack
+    }
+
+    fn spec_file(&self) -> PathBuf {
+        self.dir.join("everhold.toml")
+    }
+
+    fn spec(&self) -> String {
+        let Wanted { durability, number, parameters, .. } = &self.wanted;
+        let range = |i: u16| format!("{}-{}", self.base + i * RANGE, self.base + i * RANGE + RANGE - 1);
+        format!(
+            "schema = 1\ncluster = \"test\"\n\
+             [node]\n\
+             a = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
+             b = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
+             c = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
+             [service.main]\nkind = \"postgres\"\nnodes = [\"a\", \"b\", \"c\"]\n\
+             database = \"app\"\nowner = \"app\"\n\
+             synchronous = {{ number = {number}, durability = \"{durability}\" }}\n\
+             parameters = {{ {parameters} }}\n\
+             [listener]\n\
+             write = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"primary\" }}\n\
+             read = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1s\" }}\n\
+             [api]\nbind = \"127.0.0.1:{}\"\n",
+            range(0), range(1), range(2), self.write_port(), self.read_port(), self.api_port()
+        )
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    pub fn write_port(&self) -> u16 {
+        self.base + 3 * RANGE
+    }
+
+    pub fn read_port(&self) -> u16 {
+        self.base + 3 * RANGE + 1
+    }
+
+    pub fn api_port(&self) -> u16 {
+        self.base + 3 * RANGE + 2
+    }
+
+    pub fn postgres_port(&self, node: &str) -> u16 {
+        let place = NODES.iter().position(|name| *name == node).expect("a node") as u16;
+        self.base + place * RANGE
+    }
+
+    /// The password of the database's owner.
+    pub fn password(&self) -> String {
+        let path = self.data().join("secrets/main.owner");
+        fs::read_to_string(path).expect("the owner's password").trim().to_string()
+    }
+
+    /// The command line of the binary, for this stack.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_everhold"));
+        command.args(arguments).env("EVERHOLD_DATA", self.data());
+        command
+    }
+
+    /// Starts `everhold up` (again) and waits for its ready line.
+    pub fn up(&mut self) {
+        let log = self.dir.join("up.log");
+        let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
+        let spec = self.spec_file();
+        let store_port = (self.base + 3 * RANGE + 3).to_string();
+        let mut command = self.command(&["up", "--store-port", &store_port, "--spec"]);
+        command.arg(spec).envs(self.wanted.environment.clone());
+        command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
+        self.up = Some(command.spawn().expect("everhold starts"));
+        self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);
+    }
+
+    /// Ends `up` as Ctrl-C does, and waits.
+    pub fn interrupt(&mut self) {
+        if let Some(mut up) = self.up.take() {
+            signal("INT", &[up.id() as i32]);
+            up.wait().expect("everhold ends");
+        }
+    }
+
+    /// `kill -9` of the supervisor alone.
+    pub fn kill_up(&mut self) {
+        if let Some(mut up) = self.up.take() {
+            up.kill().expect("killed");
+            up.wait().expect("everhold ends");
+        }
+    }
+
+    /// `everhold status --json`, over HTTP. `None`: no answer.
+    pub fn status(&self) -> Option<Value> {
+        let token = fs::read_to_string(self.data().join("secrets/api.token")).ok()?;
+        let url = format!("http://127.0.0.1:{}/v1/status", self.api_port());
+        let agent: ureq::Agent = ureq::Agent::config_builder()
+            .timeout_global(Some(Duration::from_secs(2)))
+            .build()
+            .into();
+        let request = agent.get(&url).header("Authorization", format!("Bearer {}", token.trim()));
+        request.call().ok()?.body_mut().read_json().ok()
+    }
+
+    /// Waits until the status is as wanted.
+    pub fn wait(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + PATIENCE;
+        let mut last = None;
+        while Instant::now() < until {
+            if let Some(status) = self.status() {
+                if wanted(&status) {
+                    return status;
+                }
+                last = Some(status);
+            }
+            if let Some(up) = &mut self.up
+                && let Ok(Some(ended)) = up.try_wait()
+            {
+                self.explain();
+                panic!("everhold up ended with {ended} while waiting for {what}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.explain();
+        panic!("no {what} within {PATIENCE:?}; the status: {last:#?}");
+    }
+
+    /// Waits until all three nodes do their part.
+    pub fn whole(&mut self) -> Value {
+        self.wait("stack with three healthy nodes", is_whole)
+    }
+
+    pub fn leader(&mut self) -> String {
+        let status = self.wait("leader", |status| status["services"]["main"]["serving"] == true);
+        status["services"]["main"]["leader"].as_str().expect("a leader").to_string()
+    }
+
+    pub fn epoch(&mut self) -> u64 {
+        let status = self.wait("epoch", |status| status["services"]["main"]["epoch"].is_u64());
+        status["services"]["main"]["epoch"].as_u64().expect("an epoch")
+    }
+
+    /// The postmaster of a node.
+    pub fn postmaster(&self, node: &str) -> Option<i32> {
+        let path = self.data().join(node).join("main/pgdata/postmaster.pid");
+        fs::read_to_string(path).ok()?.lines().next()?.trim().parse().ok()
+    }
+
+    /// Every process of the node's PostgreSQL.
+    pub fn postgres_pids(&self, node: &str) -> Vec<i32> {
+        let dir = self.data().join(node).join("main/pgdata");
+        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+    }
+
+    /// The agent of a node, or the gateway.
+    pub fn agent_pid(&self, name: &str) -> Option<i32> {
+        let file = self.data().join(name).join("node.toml");
+        let mine = processes(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            let role = words.nth(1).unwrap_or_default();
+            (role == b"agent" || role == b"gateway")
+                && words.any(|word| word == file.as_os_str().as_encoded_bytes())
+        });
+        mine.first().copied()
+    }
+
+    pub fn etcd_pid(&self) -> Option<i32> {
+        let dir = self.data().join("etcd");
+        let mine = processes(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let text = String::from_utf8_lossy(&line).replace('\0', " ");
+            text.contains("etcd") && text.contains(&*dir.to_string_lossy()) && !text.contains("everhold")
+                || text.split(' ').next().is_some_and(|p| p.ends_with("/etcd"))
+                    && text.contains(&*dir.to_string_lossy())
+        });
+        mine.first().copied()
+    }
+
+    /// Agent and PostgreSQL together: what dies with a machine.
+    pub fn node_pids(&self, node: &str) -> Vec<i32> {
+        let mut pids = self.postgres_pids(node);
+        pids.extend(self.agent_pid(node));
+        pids
+    }
+
+    /// What helps to understand a failure.
+    pub fn explain(&self) {
+        let keep = std::env::var_os("EVERHOLD_KEEP").is_some();
+        for name in ["up.log", "data/a/log", "data/b/log", "data/c/log", "data/gateway/log"] {
+            let text = fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(12).collect();
+            eprintln!("--- {name}");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+        if keep {
+            eprintln!("kept: {}", self.dir.display());
+        }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if let Some(mut up) = self.up.take() {
+            let _ = up.kill();
+            let _ = up.wait();
+        }
+        // Whatever runs in or with this directory was started by this stack.
+        let dir = self.dir.to_string_lossy().to_string();
+        for _ in 0..20 {
+            let left = processes(|pid| {
+                let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                cwd.starts_with(&self.dir) || String::from_utf8_lossy(&line).contains(&dir)
+            });
+            let left: Vec<i32> =
+                left.into_iter().filter(|pid| *pid != std::process::id() as i32).collect();
+            if left.is_empty() {
+                break;
+            }
+            signal("KILL", &left);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if std::env::var_os("EVERHOLD_KEEP").is_none() {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// All three nodes in their places, and the set complete.
+pub fn is_whole(status: &Value) -> bool {
+    let main = &status["services"]["main"];
+    let instances = main["instances"].as_object();
+    main["serving"] == true
+        && main["synchronous"]["members"].as_array().is_some_and(|members| members.len() == 2)
+        && instances.is_some_and(|all| all.values().all(|i| i["health"] == "up"))
+}
+
+/// Sends a signal by name; processes that are gone are no error.
+pub fn signal(name: &str, pids: &[i32]) {
+    if pids.is_empty() {
+        return;
+    }
+    let _ = Command::new("kill")
+        .arg(format!("-{name}"))
+        .args(pids.iter().map(i32::to_string))
+        .stderr(Stdio::null())
+        .status();
+}
+
+fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| wanted(*pid)).collect()
+}
+
+/// The first of so many consecutive ports that nobody listens on, below where Linux takes outgoing
+/// ones from.
+fn free_ports(count: u16) -> u16 {
+    let mut tried = BTreeSet::new();
+    loop {
+        let base = 16_000 + (random::seed() % 14_000) as u16;
+        assert!(tried.len() < 1_000, "no {count} free ports in a row");
+        tried.insert(base);
+        let free = (base..base + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+        if free {
+            return base;
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Random faults at random moments.
+
+use crate::stack::load::Load;
+use crate::stack::random::Random;
+use crate::stack::{NODES, Stack, Wanted, signal};
+use std::time::{Duration, Instant};
+
+/// Runs for so long, then heals everything and looks for what was lost.
+pub fn run(seconds: u64, seed: u64) {
+    println!("torture: {seconds} s, seed {seed}");
+    let mut random = Random::new(seed);
+    let durability = *random.pick(&["required", "preferred"]);
+    let mut stack = Stack::start(Wanted { durability, ..Wanted::default() });
+    stack.whole();
+    let load = Load::start(stack.write_port(), &stack.password());
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut faults = 0;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200 + random.below(6_000)));
+        fault(&mut stack, &mut random);
+        faults += 1;
+    }
+    thaw(&stack);
+    stack.whole();
+    let seen = load.finish();
+    println!(
+        "torture: {faults} faults, {} acknowledged, {} errors, longest gap {:.1} s, lost {}",
+        seen.acknowledged,
+        seen.errors.len(),
+        seen.outage.as_secs_f64(),
+        seen.lost
+    );
+    assert_eq!(seen.lost, 0, "acknowledged rows are gone; seed {seed}");
+}
+
+/// Resumes whatever is frozen.
+fn thaw(stack: &Stack) {
+    let mut pids: Vec<i32> = NODES.iter().flat_map(|node| stack.node_pids(node)).collect();
+    pids.extend(stack.etcd_pid());
+    pids.extend(stack.agent_pid("gateway"));
+    signal("CONT", &pids);
+}
+
+fn fault(stack: &mut Stack, random: &mut Random) {
+    let node = *random.pick(&NODES);
+    let some = |pid: Option<i32>| pid.into_iter().collect::<Vec<_>>();
+    let (what, pids, kill) = match random.below(12) {
+        0 | 1 => ("kill postmaster of", some(stack.postmaster(node)), true),
+        2 | 3 => ("kill all of", stack.node_pids(node), true),
+        4 => ("kill agent of", some(stack.agent_pid(node)), true),
+        5 => ("freeze all of", stack.node_pids(node), false),
+        6 => ("freeze postgres of", stack.postgres_pids(node), false),
+        7 => ("freeze agent of", some(stack.agent_pid(node)), false),
+        8 => ("freeze etcd, not", some(stack.etcd_pid()), false),
+        9 => ("kill etcd, not", some(stack.etcd_pid()), true),
+        10 => ("kill gateway, not", some(stack.agent_pid("gateway")), true),
+        _ => {
+            println!("  switchover");
+            let _ = stack.command(&["switchover", "main"]).output();
+            return;
+        }
+    };
+    println!("  {what} {node}");
+    if kill {
+        signal("KILL", &pids);
+        return;
+    }
+    signal("STOP", &pids);
+    std::thread::sleep(Duration::from_millis(100 + random.below(8_000)));
+    signal("CONT", &pids);
+}
