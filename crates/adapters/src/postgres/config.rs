@@ -77,7 +77,6 @@ impl PgConfig {
         Directory {
             data_dir: self.data_dir.clone(),
             copies: vec![self.clone_dir(), self.bootstrap_dir()],
-            bin_dir: self.bin_dir.clone(),
         }
     }
 

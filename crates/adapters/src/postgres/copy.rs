@@ -38,6 +38,7 @@ pub async fn rewind(
     let config = &site.config;
     require_stopped(site).await?;
     lifecycle::shut_down_cleanly(site).await?;
+    require_known_branch(site).await?;
     let _copying = Copying::begin(site);
     kept::keep(site, fork, epoch).await?;
     write_passfile(site).await?;
@@ -111,6 +112,23 @@ async fn require_stopped(site: &Site) -> Result<(), PgError> {
         return Err(PgError::refused("PostgreSQL is running: stop it first"));
     }
     lifecycle::end_processes(site, Signal::KILL, Duration::ZERO).await
+}
+
+/// Up to version 15, pg_rewind takes the last checkpoint's timeline for the one a server is on, and
+/// loses its way on a server that was promoted or changed its branch since.
+async fn require_known_branch(site: &Site) -> Result<(), PgError> {
+    let control = tool::control(&site.config).await?;
+    let (checkpoint, newest) = (control.checkpoint_tli()?, control.newest_tli()?);
+    let path = site.config.data_dir.join("PG_VERSION");
+    let text = fs::read_to_string(&path).map_err(PgError::file("read", &path))?;
+    let follows = text.trim().parse::<u32>().is_ok_and(|version| version > 15);
+    if follows || checkpoint == newest {
+        return Ok(());
+    }
+    Err(PgError::refused(format!(
+        "it went to timeline {newest} after its last checkpoint on {checkpoint}, which pg_rewind \
+         can't follow: clone it"
+    )))
 }
 
 async fn write_passfile(site: &Site) -> Result<(), PgError> {

@@ -5,6 +5,7 @@ use super::files::{self, Keep};
 use super::{Site, history, tool};
 use everhold_core::ids::{Epoch, Lsn, Tli};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::Stdio;
@@ -59,13 +60,18 @@ pub async fn keep(site: &Site, fork: Lsn, epoch: Epoch) -> Result<KeptWal, PgErr
     }
     let segment_bytes = tool::control(&site.config).await?.segment_bytes()?;
     let pg_wal = site.config.pg_wal();
-    let all = site.blocking(move || history::segments(&pg_wal)).await?;
-    let reaches = |s: &&history::Segment| s.begin(segment_bytes).0 + segment_bytes > fork.0;
-    let tli = all.iter().filter(reaches).map(|segment| segment.tli).max().unwrap_or(0);
+    let (segments, stretches) = site
+        .blocking(move || {
+            let mut segments = history::segments(&pg_wal)?;
+            segments.retain(|segment| segment.begin(segment_bytes).0 + segment_bytes > fork.0);
+            let stretches = stretches(&pg_wal, &segments, fork);
+            Ok((segments, stretches))
+        })
+        .await?;
     let mut kept = KeptWal {
         epoch,
         node: site.config.node.clone(),
-        tli,
+        tli: stretches.last().map_or(0, |(tli, _)| *tli),
         fork,
         end: fork,
         bytes: 0,
@@ -74,14 +80,14 @@ pub async fn keep(site: &Site, fork: Lsn, epoch: Epoch) -> Result<KeptWal, PgErr
         segments: Vec::new(),
         note: None,
     };
-    if tli > 0 {
-        read_commits(site, &mut kept).await?;
+    for (at, (tli, begin)) in stretches.iter().enumerate() {
+        let end = stretches.get(at + 1).map(|(_, begin)| *begin);
+        read_commits(site, &mut kept, *tli, *begin, end).await?;
     }
     kept.bytes = kept.end.0 - fork.0;
     if kept.bytes > 0 {
-        let holds = |s: &&history::Segment| s.tli == tli && s.begin(segment_bytes) < kept.end;
-        let chosen = all.iter().filter(reaches).filter(holds);
-        kept.segments = chosen.map(|segment| segment.name.clone()).collect();
+        let holds = |segment: &&history::Segment| segment.begin(segment_bytes) < kept.end;
+        kept.segments = segments.iter().filter(holds).map(|s| s.name.clone()).collect();
     }
     let (config, needed) = (site.config.clone(), kept.segments.len() as u64 * segment_bytes);
     site.blocking(move || {
@@ -136,11 +142,30 @@ fn bytes_in(dir: &Path) -> u64 {
     sizes.sum()
 }
 
-/// Counts the commits past the fork and finds the end, by pg_waldump.
-async fn read_commits(site: &Site, kept: &mut KeptWal) -> Result<(), PgError> {
+/// The timelines of `segments` past `fork`, each with the place where its own records begin.
+fn stretches(pg_wal: &Path, segments: &[history::Segment], fork: Lsn) -> Vec<(Tli, Lsn)> {
+    let tlis: BTreeSet<Tli> = segments.iter().map(|segment| segment.tli).collect();
+    let begin = |tli: Tli| history::origin(pg_wal, tli).map_or(fork, |(_, left)| left.max(fork));
+    tlis.into_iter().map(|tli| (tli, begin(tli))).collect()
+}
+
+/// Counts the commits of one timeline from `begin` on and finds the end, by pg_waldump.
+async fn read_commits(
+    site: &Site,
+    kept: &mut KeptWal,
+    tli: Tli,
+    begin: Lsn,
+    end: Option<Lsn>,
+) -> Result<(), PgError> {
+    if end.is_some_and(|end| end <= begin) {
+        return Ok(());
+    }
     let mut command = tool::command(&site.config, "pg_waldump", None);
     command.arg("--path").arg(site.config.pg_wal());
-    command.args(["--timeline", &kept.tli.to_string(), "--start", &kept.fork.to_string()]);
+    command.args(["--timeline", &tli.to_string(), "--start", &begin.to_string()]);
+    if let Some(end) = end {
+        command.args(["--end", &end.to_string()]);
+    }
     command.args(["--rmgr", "Transaction"]);
     command.kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let not_run = |error: std::io::Error| PgError::Tool {
@@ -167,7 +192,9 @@ async fn read_commits(site: &Site, kept: &mut KeptWal) -> Result<(), PgError> {
     stderr.read_to_string(&mut said).await.map_err(not_run)?;
     // The end of WAL is always an error to it.
     child.wait().await.map_err(not_run)?;
-    kept.end = positions(&said).into_iter().chain([kept.end]).max().unwrap_or(kept.end);
+    let named = positions(&said).into_iter().max();
+    // Beyond the end of a stretch there is only what was abandoned before.
+    kept.end = kept.end.max(end.or(named).unwrap_or(begin));
     Ok(())
 }
 

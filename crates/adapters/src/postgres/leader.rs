@@ -10,6 +10,7 @@ use everhold_core::postgres::PgOutcome;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Until a new session shows a new setting. The postmaster reads it within a millisecond.
@@ -21,18 +22,42 @@ const EVIDENCE_MS_MAX: u64 = 5_000;
 /// A checkpoint writes all of shared_buffers.
 const CHECKPOINT_MS_MAX: u64 = 600_000;
 
+/// synchronous_standby_names as the last new session showed it, and of which postmaster. A session
+/// that is older may have read a file that the postmaster hasn't.
+#[derive(Clone, Default)]
+pub struct Proven(Arc<Mutex<Option<(i32, String)>>>);
+
+impl Proven {
+    pub fn is(&self, postmaster: i32, names: &str) -> bool {
+        let proven = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        proven.as_ref().is_some_and(|(pid, shown)| *pid == postmaster && shown == names)
+    }
+
+    fn set(&self, value: Option<(i32, String)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+/// Asks a new session.
+pub async fn show_sync(site: &Site) -> Result<Option<String>, PgError> {
+    let Some(postmaster) = site.look_for_postmaster().await? else { return Ok(None) };
+    let session = Session::open(&site.config, "settings", "").await?;
+    let shown = session.value("read a setting", "SHOW synchronous_standby_names").await?;
+    site.proven.set(shown.clone().map(|names| (postmaster.pid, names)));
+    Ok(shown)
+}
+
 /// Sets whom commits wait for and returns once a new session shows it: the postmaster has read it,
 /// so that every later walsender has it from its start.
 pub async fn set_sync(site: &Site, names: &str) -> Result<PgOutcome, PgError> {
     let (config, wanted) = (site.config.clone(), names.to_string());
+    site.proven.set(None);
     site.blocking(move || Dynamic { names: wanted, ..Dynamic::read(&config) }.write(&config))
         .await?;
     site.reload().await?;
     within("have synchronous_standby_names read", SETTING_MS_MAX, async {
         loop {
-            let session = Session::open(&site.config, "settings").await?;
-            let shown = session.value("read a setting", "SHOW synchronous_standby_names").await?;
-            if shown.as_deref() == Some(names) {
+            if show_sync(site).await?.as_deref() == Some(names) {
                 return Ok(PgOutcome::Done);
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -43,14 +68,13 @@ pub async fn set_sync(site: &Site, names: &str) -> Result<PgOutcome, PgError> {
 
 /// Writes a record of `epoch` and waits until the standbys have acknowledged it.
 pub async fn barrier(site: &Site, epoch: Epoch) -> Result<PgOutcome, PgError> {
-    let session = Session::open(&site.config, "barrier").await?;
+    let session = Session::open(&site.config, "barrier", "-c synchronous_commit=on").await?;
     // An earlier attempt may still be waiting for acknowledgements, with nobody listening.
     let end_others = format!(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE application_name = '{APPLICATION} barrier' AND pid <> pg_backend_pid()"
     );
     session.ask_soon("end earlier barriers", &end_others).await?;
-    session.ask_soon("set up a barrier", "SET synchronous_commit = on").await?;
     session.take_warnings();
     let sql = format!(
         "WITH old AS (DELETE FROM everhold.barrier WHERE epoch <= {epoch}) \
@@ -68,11 +92,7 @@ pub async fn barrier(site: &Site, epoch: Epoch) -> Result<PgOutcome, PgError> {
 pub async fn evidence(site: &Site, kept: &mut Option<Session>) -> Result<PgOutcome, PgError> {
     let session = match kept.take().filter(|session| !session.is_closed()) {
         Some(session) => session,
-        None => {
-            let session = Session::open(&site.config, "evidence").await?;
-            session.ask_soon("set up evidence", "SET synchronous_commit = local").await?;
-            session
-        }
+        None => Session::open(&site.config, "evidence", "-c synchronous_commit=local").await?,
     };
     let doing = "write evidence";
     // Part of a transaction, since only a commit flushes it at once.
@@ -86,14 +106,14 @@ pub async fn evidence(site: &Site, kept: &mut Option<Session>) -> Result<PgOutco
 }
 
 pub async fn checkpoint(site: &Site) -> Result<PgOutcome, PgError> {
-    let session = Session::open(&site.config, "checkpoint").await?;
+    let session = Session::open(&site.config, "checkpoint", "").await?;
     within("checkpoint", CHECKPOINT_MS_MAX, session.ask("checkpoint", "CHECKPOINT")).await?;
     Ok(PgOutcome::Done)
 }
 
 /// Makes the slots exist and drops others that Everhold made.
 pub async fn slots(site: &Site, names: &[String]) -> Result<PgOutcome, PgError> {
-    let session = Session::open(&site.config, "slots").await?;
+    let session = Session::open(&site.config, "slots", "").await?;
     make_slots(site, &session, names).await?;
     drop_other_slots(site, &session, names).await?;
     advance_slots(&session).await?;

@@ -59,6 +59,9 @@ pub async fn bootstrap(site: &Site) -> Result<PgOutcome, PgError> {
     ] {
         command.args(["-c", setting]);
     }
+    for limit in settings::first_limits(config) {
+        command.args(["-c", &limit]);
+    }
     command.arg("postgres");
     tool::run("postgres --single", command, Some(&sql)).await?;
     let (from, to) = (dir.clone(), config.data_dir.clone());
@@ -205,7 +208,7 @@ async fn await_start(site: &Site, log_from: u64) -> Result<PgOutcome, PgError> {
             return Err(PgError::DidNotStart { said: said() });
         }
         let ready = site.directory.pid_file().is_some_and(|file| !file.starting);
-        if ready && let Ok(session) = Session::open(&site.config, "start").await {
+        if ready && let Ok(session) = Session::open(&site.config, "start", "").await {
             require_standby(&session).await?;
             return Ok(PgOutcome::Done);
         }

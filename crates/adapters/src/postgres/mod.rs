@@ -29,11 +29,12 @@ pub use settings::{REPLICATION_ROLE, SUPERUSER};
 
 use everhold_core::ids::Member;
 use everhold_core::postgres::{PgAction, PgFacts, PgOutcome};
+use leader::Proven;
 use observe::Look;
 use postmaster::Watch;
 use process::{Directory, Handle};
 use rustix::process::Signal;
-use session::Session;
+use session::{Session, Timeline};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
@@ -46,6 +47,8 @@ struct Site {
     local_names: Arc<[String]>,
     directory: Directory,
     watch: Watch,
+    timeline: Timeline,
+    proven: Proven,
     /// A rewind or a clone is under way.
     copying: Arc<AtomicBool>,
     /// Set in an action that nothing else may overlap.
@@ -117,6 +120,8 @@ impl Postgres {
             local_names: names.into(),
             directory,
             watch: Watch::new(),
+            timeline: Timeline::default(),
+            proven: Proven::default(),
             copying: Arc::default(),
             alone: None,
         };

@@ -1,7 +1,7 @@
 //! One look at the server: what a session that is kept open tells in one exchange.
 
 use super::error::PgError;
-use super::session::{ANSWER_MS_MAX, Replication, Row, Session, within};
+use super::session::{ANSWER_MS_MAX, Row, Session, within};
 use super::settings;
 use super::{Site, leader, postmaster, tool};
 use everhold_core::ids::{Lsn, Member, Tli};
@@ -42,7 +42,9 @@ SELECT concat_ws(' ', 'ROLE ' || rolname, 'DATABASE ' || datname), unnest(setcon
 SELECT name, setting FROM pg_settings WHERE (name, setting) IN (('fsync', 'off'), \
  ('full_page_writes', 'off'), ('restart_after_crash', 'on'), ('synchronous_commit', 'off'), \
  ('synchronous_commit', 'local'), ('synchronous_commit', 'remote_write'), \
- ('zero_damaged_pages', 'on'), ('ignore_checksum_failure', 'on'), ('data_checksums', 'off'))";
+ ('zero_damaged_pages', 'on'), ('ignore_checksum_failure', 'on'), ('data_checksums', 'off'));
+SELECT name, setting FROM pg_settings WHERE name IN ('max_connections', 'max_worker_processes', \
+ 'max_prepared_transactions', 'max_locks_per_transaction')";
 
 /// What is kept from one look to the next.
 #[derive(Default)]
@@ -55,10 +57,7 @@ pub struct Look {
 struct Live {
     pid: i32,
     session: Session,
-    replication: Option<Replication>,
     sysid: Option<u64>,
-    /// synchronous_standby_names as a new session showed it.
-    proven: Option<String>,
     overrides: Vec<String>,
     slow_at: Option<Instant>,
 }
@@ -157,22 +156,13 @@ async fn ask(site: &Site, pid: i32, live: Option<Live>) -> Result<(Live, PgFacts
     })?;
     facts.sysid = live.sysid;
     if facts.in_recovery == Some(true) {
-        if live.replication.is_none() {
-            live.replication = Some(Replication::open(&site.config).await?);
-        }
-        // Gone again if it fails: the next look opens another.
-        if let Some(mut replication) = live.replication.take() {
-            facts.tli = replication.identify().await?.1;
-            live.replication = Some(replication);
-        }
+        facts.tli = site.timeline.ask(&site.config).await?;
     } else {
-        live.replication = None;
+        site.timeline.close().await;
     }
-    // This session may have read a file that the postmaster hasn't; a new one can't.
-    if facts.sync_names != live.proven {
-        let fresh = Session::open(&site.config, "settings").await?;
-        live.proven = fresh.value("read a setting", "SHOW synchronous_standby_names").await?;
-        facts.sync_names.clone_from(&live.proven);
+    // A value that no new session has shown yet proves nothing.
+    if !facts.sync_names.as_ref().is_some_and(|names| site.proven.is(pid, names)) {
+        facts.sync_names = leader::show_sync(site).await?;
     }
     if live.slow_at.is_none_or(|at| at.elapsed() > SLOW) {
         live.overrides = look_closely(site, &live.session).await?;
@@ -183,15 +173,13 @@ async fn ask(site: &Site, pid: i32, live: Option<Live>) -> Result<(Live, PgFacts
 }
 
 async fn connect(site: &Site, pid: i32) -> Result<Live, PgError> {
-    let session = Session::open(&site.config, "observe").await?;
+    let session = Session::open(&site.config, "observe", "").await?;
     let sql = "SELECT system_identifier FROM pg_control_system()";
     let sysid = session.value("read the system identifier", sql).await?;
     Ok(Live {
         pid,
         session,
-        replication: None,
         sysid: sysid.and_then(|sysid| sysid.parse().ok()),
-        proven: None,
         overrides: Vec::new(),
         slow_at: None,
     })
@@ -210,7 +198,7 @@ async fn look_closely(site: &Site, session: &Session) -> Result<Vec<String>, PgE
             Ok(found)
         })
         .await?;
-    let [roles, server] = answers.as_slice() else { return Ok(found) };
+    let [roles, server, limits] = answers.as_slice() else { return Ok(found) };
     for row in roles {
         if let [Some(whose), Some(setting)] = row.as_slice()
             && settings::weakens(setting)
@@ -221,6 +209,11 @@ async fn look_closely(site: &Site, session: &Session) -> Result<Vec<String>, PgE
     for row in server {
         if let [Some(name), Some(value)] = row.as_slice() {
             found.push(format!("server: {name}={value}"));
+        }
+    }
+    for row in limits {
+        if let [Some(name), Some(value)] = row.as_slice() {
+            found.extend(settings::not_lowered(&site.config, name, value));
         }
     }
     Ok(found)

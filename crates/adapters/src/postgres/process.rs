@@ -16,8 +16,13 @@ pub struct Directory {
     pub data_dir: PathBuf,
     /// Copies under way next to it, which tools of a killed agent may still be writing.
     pub copies: Vec<PathBuf>,
-    pub bin_dir: PathBuf,
 }
+
+/// Programs that write to a data directory, wherever they are installed.
+const PROGRAMS: [&str; 4] = ["postgres", "initdb", "pg_rewind", "pg_basebackup"];
+
+/// What a directory is, under whatever name.
+type Place = (u64, u64);
 
 /// What PostgreSQL notes of itself in postmaster.pid.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,34 +54,39 @@ impl Handle {
 impl Directory {
     /// Numbers of all live processes: servers (a backend outlives a killed postmaster, and works in
     /// the data directory) and tools that were told to write there. A shell that somebody left
-    /// there is none: only programs of `bin_dir` count. Takes a few milliseconds.
+    /// there is none: only PostgreSQL's programs count. Takes a few milliseconds.
     pub fn pids(&self) -> Vec<i32> {
-        let place = fs::metadata(&self.data_dir).ok().map(|found| (found.dev(), found.ino()));
+        let places = self.places();
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let numbers =
-            entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let mut found: Vec<i32> = numbers.filter(|pid| self.owns(*pid, place)).collect();
+        let number = |name: std::ffi::OsString| name.to_str()?.parse().ok();
+        let numbers = entries.flatten().filter_map(|entry| number(entry.file_name()));
+        let mut found: Vec<i32> = numbers.filter(|pid| self.owns(*pid, &places)).collect();
         found.sort_unstable();
         found
     }
 
-    fn owns(&self, pid: i32, place: Option<(u64, u64)>) -> bool {
-        // A zombie has no executable any more.
+    fn dirs(&self) -> impl Iterator<Item = &PathBuf> {
+        self.copies.iter().chain([&self.data_dir])
+    }
+
+    fn places(&self) -> Vec<Place> {
+        self.dirs().filter_map(|dir| place(dir)).collect()
+    }
+
+    fn owns(&self, pid: i32, places: &[Place]) -> bool {
+        // A zombie has no executable any more. One that was replaced on disk is marked as deleted.
         let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
-        if !program.starts_with(&self.bin_dir) {
+        let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if !PROGRAMS.contains(&name.trim_end_matches(" (deleted)")) {
             return false;
         }
-        let cwd = fs::metadata(format!("/proc/{pid}/cwd")).ok().map(|at| (at.dev(), at.ino()));
-        if place.is_some() && cwd == place {
+        if place(Path::new(&format!("/proc/{pid}/cwd"))).is_some_and(|at| places.contains(&at)) {
             return true;
         }
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        arguments.split(|byte| *byte == 0).any(|argument| {
-            self.copies
-                .iter()
-                .chain([&self.data_dir])
-                .any(|dir| argument == dir.as_os_str().as_bytes())
-        })
+        arguments
+            .split(|byte| *byte == 0)
+            .any(|argument| self.dirs().any(|dir| argument == dir.as_os_str().as_bytes()))
     }
 
     /// The postmaster of this directory, if it lives. The clock isn't asked when it started, since
@@ -86,10 +96,9 @@ impl Directory {
         let noted = self.pid_file()?;
         // The handle first: what is asked afterwards is about the same process.
         let handle = Handle::open(noted.pid)?;
-        let place = fs::metadata(&self.data_dir).ok().map(|found| (found.dev(), found.ino()));
         let title = fs::read(format!("/proc/{}/cmdline", noted.pid)).ok()?;
         let is_child = title.starts_with(b"postgres: ");
-        (self.owns(noted.pid, place) && !is_child && !handle.ended()).then_some(handle)
+        (self.owns(noted.pid, &self.places()) && !is_child && !handle.ended()).then_some(handle)
     }
 
     /// `None` if there is none, or it is of a single-user server.
@@ -111,8 +120,9 @@ impl Directory {
             // The postmaster is gone or about to be, so nothing new is forked after it is killed.
             let left: Vec<Handle> = self.pids().into_iter().filter_map(Handle::open).collect();
             // Opening a handle takes the number; whether it is still ours is asked again.
-            let place = fs::metadata(&self.data_dir).ok().map(|at| (at.dev(), at.ino()));
-            let left: Vec<Handle> = left.into_iter().filter(|p| self.owns(p.pid, place)).collect();
+            let places = self.places();
+            let left: Vec<Handle> =
+                left.into_iter().filter(|process| self.owns(process.pid, &places)).collect();
             if left.is_empty() {
                 return Ok(());
             }
@@ -124,6 +134,10 @@ impl Directory {
             await_end(&left, Instant::now() + Duration::from_millis(250));
         }
     }
+}
+
+fn place(dir: &Path) -> Option<Place> {
+    fs::metadata(dir).ok().map(|found| (found.dev(), found.ino()))
 }
 
 impl Handle {

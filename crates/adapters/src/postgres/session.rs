@@ -26,6 +26,11 @@ pub const APPLICATION: &str = "everhold";
 /// The replication protocol's answers to one question are a few hundred bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
+/// What an operator's defaults must not change: how long statements may take, that warnings are seen.
+const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 \
+    -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning \
+    -c default_transaction_read_only=off -c log_statement=none -c log_min_duration_statement=-1";
+
 /// One row, as text.
 pub type Row = Vec<Option<String>>;
 
@@ -56,18 +61,13 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// A new session, in at most [`ANSWER_MS_MAX`]. `purpose` ends its application name.
-    pub async fn open(config: &PgConfig, purpose: &str) -> Result<Session, PgError> {
+    /// A new session, in at most [`ANSWER_MS_MAX`]. `purpose` ends its application name, `options`
+    /// are further settings.
+    pub async fn open(config: &PgConfig, purpose: &str, options: &str) -> Result<Session, PgError> {
         let mut to = tokio_postgres::Config::new();
         to.host_path(&config.run_dir).port(config.port).user(SUPERUSER).dbname("postgres");
         to.application_name(format!("{APPLICATION} {purpose}"));
-        // An operator's defaults must neither end the agent's statements nor hide their warnings.
-        to.options(
-            "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 \
-             -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning \
-             -c default_transaction_read_only=off -c log_statement=none \
-             -c log_min_duration_statement=-1",
-        );
+        to.options(format!("{OPTIONS} {options}"));
         within("connect", ANSWER_MS_MAX, Session::connect(&to)).await
     }
 
@@ -139,15 +139,43 @@ where
     }
 }
 
-/// A standby's question and answer: a session of the replication protocol, which alone tells on
-/// which timeline the last replayed record is.
-pub struct Replication {
+/// The timeline of a standby's last replayed record. Only the replication protocol tells it; one
+/// session of that is kept for all who ask.
+#[derive(Clone, Default)]
+pub struct Timeline {
+    kept: Arc<tokio::sync::Mutex<Option<Replication>>>,
+}
+
+impl Timeline {
+    /// Bounded by twice [`ANSWER_MS_MAX`].
+    pub async fn ask(&self, config: &PgConfig) -> Result<Tli, PgError> {
+        let mut kept = self.kept.lock().await;
+        // One that doesn't answer is closed, not kept.
+        if let Some(mut session) = kept.take()
+            && let Ok(tli) = session.identify().await
+        {
+            *kept = Some(session);
+            return Ok(tli);
+        }
+        let mut session = Replication::open(config).await?;
+        let tli = session.identify().await?;
+        *kept = Some(session);
+        Ok(tli)
+    }
+
+    pub async fn close(&self) {
+        *self.kept.lock().await = None;
+    }
+}
+
+/// A session of the replication protocol.
+struct Replication {
     stream: UnixStream,
     buffer: Vec<u8>,
 }
 
 impl Replication {
-    pub async fn open(config: &PgConfig) -> Result<Replication, PgError> {
+    async fn open(config: &PgConfig) -> Result<Replication, PgError> {
         within("open a replication session", ANSWER_MS_MAX, async {
             let path = config.run_dir.join(format!(".s.PGSQL.{}", config.port));
             let stream = UnixStream::connect(path).await.map_err(spoken)?;
@@ -169,8 +197,8 @@ impl Replication {
         .await
     }
 
-    /// System identifier, and the timeline of the last record replayed.
-    pub async fn identify(&mut self) -> Result<(u64, Tli), PgError> {
+    /// The timeline of the last record replayed.
+    async fn identify(&mut self) -> Result<Tli, PgError> {
         let rows = within("ask for the timeline", ANSWER_MS_MAX, async {
             let query = b"IDENTIFY_SYSTEM\0";
             let mut message = vec![b'Q'];
@@ -180,11 +208,9 @@ impl Replication {
             self.until_ready().await
         })
         .await?;
-        let number = |at: usize| rows.first()?.get(at)?.as_deref()?.parse::<u64>().ok();
-        match (number(0), number(1).and_then(|tli| Tli::try_from(tli).ok())) {
-            (Some(sysid), Some(tli)) => Ok((sysid, tli)),
-            _ => Err(broken(format!("IDENTIFY_SYSTEM answered {rows:?}"))),
-        }
+        // System identifier, timeline, position, database.
+        let tli = rows.first().and_then(|row| row.get(1)?.as_deref()?.parse().ok());
+        tli.ok_or_else(|| broken(format!("IDENTIFY_SYSTEM answered {rows:?}")))
     }
 
     /// Reads rows up to the server's readiness for the next question.

@@ -179,6 +179,23 @@ pub fn forced(config: &PgConfig, control: Option<&Control>) -> BTreeMap<String, 
     forced.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
 }
 
+/// The operator's limits, for the very first start: later ones can be raised, never lowered, since
+/// every start is a standby's.
+pub fn first_limits(config: &PgConfig) -> impl Iterator<Item = String> {
+    let asked = |name: &str| Some(format!("{name}={}", config.parameters.get(name)?));
+    LIMITS.iter().filter_map(move |(name, _)| asked(name))
+}
+
+/// Limits that a running server has above what the operator asks for, in words.
+pub fn not_lowered(config: &PgConfig, name: &str, in_force: &str) -> Option<String> {
+    let asked = config.parameters.get(name)?;
+    let is_limit = LIMITS.iter().any(|(limit, _)| *limit == name);
+    let lower = asked.parse::<u64>().ok()? < in_force.parse().ok()?;
+    (is_limit && lower).then(|| {
+        format!("parameters: {name} = {asked} has no effect, its WAL was written under {in_force}")
+    })
+}
+
 /// unix_socket_directories is a list: a comma in a name would part it.
 fn quoted_directory(dir: &Path) -> String {
     format!("\"{}\"", dir.display().to_string().replace('"', "\"\""))

@@ -2,7 +2,7 @@
 
 use super::error::PgError;
 use super::process::{self, Handle};
-use super::session::{APPLICATION, Replication, Row, Session, within};
+use super::session::{APPLICATION, Row, Session, within};
 use super::settings::Dynamic;
 use super::{Site, history, leader};
 use everhold_core::ids::{Lsn, Tli};
@@ -16,8 +16,10 @@ const PARK_MS_MAX: u64 = 900;
 /// Replay that isn't parked after this long is held up by a client's query or by a pause: the
 /// sessions of the standby are ended, again after each such time.
 const PARK_UNDISTURBED: Duration = Duration::from_millis(50);
-/// Between two looks.
+/// Between two looks, after the first ones.
 const LOOK: Duration = Duration::from_millis(1);
+/// For so long one question follows the other, since a pause takes longer than most answers.
+const CLOSE_LOOK: Duration = Duration::from_millis(20);
 /// A promotion writes an end-of-recovery record and no checkpoint, so it takes milliseconds; a slow
 /// disk gets time.
 const PROMOTE_MS_MAX: u64 = 30_000;
@@ -48,44 +50,37 @@ pub async fn park(site: &Site) -> Result<PgOutcome, PgError> {
 }
 
 async fn prove_parked(site: &Site, begun: Instant, why: &mut String) -> Result<PgOutcome, PgError> {
-    let config = &site.config;
-    // Forked while the rest is under way, asked at the end.
-    let timeline = Replication::open(config);
-    let session = async {
-        loop {
-            // A new session has the postmaster's settings, and the postmaster signals the startup
-            // process as it reads them: that one can't begin a further attempt to receive.
-            let session = Session::open(config, "park").await?;
-            let sql = "SELECT pg_is_in_recovery(), \
-                       current_setting('primary_conninfo') || current_setting('restore_command')";
-            let answers = session.ask("read the settings", sql).await?;
-            match first(&answers) {
-                [Some(standby), _] if standby == "f" => {
-                    return Err(PgError::refused("it is a primary"));
-                }
-                [_, Some(source)] if source.is_empty() => return Ok(session),
-                _ => *why = "the server hasn't read that it has no source".to_string(),
+    let session = loop {
+        // A new session has the postmaster's settings: no receiver forked from now on has a source.
+        let session = Session::open(&site.config, "park", "").await?;
+        let sql = "SELECT pg_is_in_recovery(), \
+                   current_setting('primary_conninfo') || current_setting('restore_command')";
+        let answers = session.ask("read the settings", sql).await?;
+        match first(&answers) {
+            [Some(standby), _] if standby == "f" => {
+                return Err(PgError::refused("it is a primary"));
             }
-            tokio::time::sleep(LOOK).await;
+            [_, Some(source)] if source.is_empty() => break session,
+            _ => *why = "the server hasn't read that it has no source".to_string(),
         }
+        pause(begun).await;
     };
-    let (session, timeline) = tokio::try_join!(session, timeline)?;
-    let mut timeline = timeline;
     await_idle(&session, begun, why).await?;
     let end = session.value("read the replay position", "SELECT pg_last_wal_replay_lsn()").await?;
     let end: Lsn = end.and_then(|end| end.parse().ok()).ok_or_else(|| PgError::Answer {
         doing: "read the replay position",
         said: "the server has none".to_string(),
     })?;
-    let (_, tli) = timeline.identify().await?;
+    let tli = site.timeline.ask(&site.config).await?;
     Ok(PgOutcome::Parked { end, tli })
 }
 
 /// Waits until the startup process has tried everything in vain and there is no WAL receiver.
 ///
-/// One look at it waiting isn't enough: when a receiver has died twice within the retry interval,
-/// it waits *before* it reads what the receiver left in pg_wal. So it is woken, and seen waiting
-/// again after a round of attempts, which its count of sleeps proves.
+/// One look at it waiting isn't enough. When a receiver has died twice within the retry interval, it
+/// waits *before* it reads what the receiver left in pg_wal; and under load the postmaster's signal
+/// to read the settings may not have reached it. So it is signalled from here, and has to be seen
+/// waiting again after a round of attempts, which its count of sleeps proves.
 async fn await_idle(session: &Session, begun: Instant, why: &mut String) -> Result<(), PgError> {
     let sql = "SELECT backend_type, pid, wait_event FROM pg_stat_activity \
                WHERE backend_type IN ('startup', 'walreceiver') ORDER BY backend_type";
@@ -131,6 +126,12 @@ async fn await_idle(session: &Session, begun: Instant, why: &mut String) -> Resu
             disturbed = Instant::now();
             end_sessions(session).await?;
         }
+        pause(begun).await;
+    }
+}
+
+async fn pause(begun: Instant) {
+    if begun.elapsed() > CLOSE_LOOK {
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -159,7 +160,7 @@ pub async fn promote(
     reserved: &[Tli],
     slots: &[String],
 ) -> Result<PgOutcome, PgError> {
-    let session = Session::open(&site.config, "promote").await?;
+    let session = Session::open(&site.config, "promote", "").await?;
     let sql = "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names')";
     let answers = session.ask_soon("look at the server", sql).await?;
     if let [Some(standby), Some(names)] = first(&answers)
@@ -169,17 +170,18 @@ pub async fn promote(
             leader::set_sync(site, CLOSED).await?;
         }
         leader::make_slots(site, &session, slots).await?;
-        let (_, own) = Replication::open(&site.config).await?.identify().await?;
+        let own = site.timeline.ask(&site.config).await?;
         reserve(site, own, branch, reserved).await?;
         session.value("promote", "SELECT pg_promote(false)").await?;
     }
+    let begun = Instant::now();
     within("promote", PROMOTE_MS_MAX, async {
         loop {
             let sql = "SELECT pg_is_in_recovery()";
             if session.value("see the promotion", sql).await?.as_deref() == Some("f") {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK).await;
+            pause(begun).await;
         }
     })
     .await?;

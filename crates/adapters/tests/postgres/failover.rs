@@ -204,11 +204,15 @@ async fn timelines_of_others_lead_nobody_astray() {
     execute(&client, "CREATE TABLE t (i int)").await;
     let (c_end, _) = c.seal().await;
     execute(&client, "INSERT INTO t SELECT generate_series(1, 100)").await;
+    execute(&a.admin().await, "SELECT pg_switch_wal()").await;
+    execute(&client, "INSERT INTO t VALUES (0)").await;
     let (b_end, _) = b.seal().await;
     a.stop(StopMode::Immediate).await;
     assert!(c_end < b_end);
 
     // b promoted to 3; c learns of that branch, which begins beyond all that c has.
+    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    signal(value(&b.admin().await, checkpointer).await.parse().unwrap(), "STOP");
     b.promote(3, 2, b_end, &[2], &[]).await;
     std::fs::copy(b.pg_wal().join("00000003.history"), c.pg_wal().join("00000003.history"))
         .unwrap();
@@ -217,7 +221,6 @@ async fn timelines_of_others_lead_nobody_astray() {
     assert_eq!(c.run(trim.clone()).await, PgOutcome::Trimmed { restarted: true });
     assert_eq!(c.run(trim).await, PgOutcome::Trimmed { restarted: false });
     assert_eq!(c.park().await, (c_end, 2));
-    let checkpointer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
     signal(value(&c.admin().await, checkpointer).await.parse().unwrap(), "STOP");
     let promoted = c.promote(4, 2, c_end, &[2, 3], &[&b]).await;
     assert_eq!(promoted, PgOutcome::Promoted { tli: 4, parent: 2, fork: c_end });
@@ -234,13 +237,19 @@ async fn timelines_of_others_lead_nobody_astray() {
     assert_eq!(tli, 4);
     assert!(parked >= end, "{parked} {end}");
 
-    // b, with a branch 3 of its own that c knows only as a reserved number, is rewound.
+    // b has a branch 3 of its own, which c knows only as a reserved number. It was promoted after
+    // its last checkpoint, which pg_rewind can't cope with: that is noticed before anything is lost.
     let promoted = c.promote(5, 4, parked, &[2, 3, 4], &[&b]).await;
     assert_eq!(promoted, PgOutcome::Promoted { tli: 5, parent: 4, fork: parked });
     // A follower asks for each number in between.
     assert!(c.pg_wal().join("00000003.history").exists());
     c.run(PgAction::Checkpoint).await;
-    b.run(PgAction::Rewind { source: b.source(&c), fork: c_end, epoch: 5 }).await;
+    let rewind = PgAction::Rewind { source: b.source(&c), fork: c_end, epoch: 5 };
+    assert!(b.fail(rewind).await.contains("clone it"));
+    b.run(PgAction::Clone { source: b.source(&c), fork: Some(c_end), epoch: 5 }).await;
+    let kept = kept(&b, 5);
+    assert_eq!((kept.tli, kept.fork, kept.commits), (3, c_end, 2), "{kept:?}");
+    assert!(kept.end > b_end && kept.segments.len() == 3, "{kept:?}");
     b.start(&line(&[1, 2, 4, 5]), Some(b.source(&c))).await;
     c.await_streaming(&b).await;
     let begun = Instant::now();

@@ -118,6 +118,7 @@ async fn settings_that_weaken_a_guarantee_are_undone_or_told() {
     let mut config = cluster.config("a");
     config.parameters.insert("restart_after_crash".into(), "on".into());
     config.parameters.insert("work_mem".into(), "5MB".into());
+    config.parameters.insert("max_connections".into(), "20".into());
     config.parameters.insert("log_line_prefix".into(), "it's \\ %p ".into());
     let a = Node::open("a", config).await;
     a.run(PgAction::Bootstrap).await;
@@ -164,4 +165,24 @@ async fn settings_that_weaken_a_guarantee_are_undone_or_told() {
     let admin = a.admin().await;
     assert_eq!(value(&admin, "SHOW fsync").await, "on");
     assert_eq!(value(&admin, "SHOW work_mem").await, "6MB");
+
+    // Clients that take all they can don't keep the agent out.
+    let mut clients = Vec::new();
+    let mut to = tokio_postgres::Config::new();
+    to.host("127.0.0.1").port(a.config.port).user("app").dbname("app").password(OWNER_PASSWORD);
+    while let Ok((client, connection)) = to.connect(tokio_postgres::NoTls).await {
+        tokio::spawn(connection);
+        clients.push(client);
+        assert!(clients.len() < 20);
+    }
+    assert!(!clients.is_empty());
+    let mut lowered = a.config.clone();
+    lowered.parameters.insert("max_connections".into(), "15".into());
+    let late = Node::open("a", lowered).await;
+    let said = "parameters: max_connections = 15 has no effect, its WAL was written under 20";
+    assert_eq!(late.facts().await.overrides.last().map(String::as_str), Some(said));
+    assert_eq!(late.facts().await.in_recovery, Some(false));
+    late.run(PgAction::SetSync { names: String::new() }).await;
+    late.run(PgAction::Barrier { epoch: 1 }).await;
+    late.run(PgAction::Evidence).await;
 }
