@@ -73,9 +73,10 @@ impl Keys {
         let (epoch, term) = (self.key("epoch"), self.key("term"));
         let (campaign, lease) = (self.key("campaign"), self.key("lease"));
         match write {
-            Write::Open { epoch_rev, campaign_rev, record, .. } => Txn::new()
+            Write::Open { epoch_rev, campaign_rev, term_rev, record, .. } => Txn::new()
                 .guard(&epoch, Expect::Rev(*epoch_rev))
                 .guard(&campaign, Expect::Rev(*campaign_rev))
+                .guard(&term, Expect::Rev(*term_rev))
                 .put(&epoch, encode(&record.epoch))
                 .put(&campaign, encode(record)),
             Write::Publish { term: value, term_rev, guarded } => {

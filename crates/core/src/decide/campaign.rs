@@ -20,14 +20,39 @@ pub fn decide(view: &View, now: Time) -> Verdict {
         return run(view, now, campaign);
     }
     let Some(term) = view.term() else { return first_term(view, now) };
+    if let Some(verdict) = wish_ended(view, now, term) {
+        return verdict;
+    }
     let Some((cause, since)) = &view.reason else { return Verdict::Steady };
     begin(view, now, term, cause, *since)
+}
+
+/// A wish ends with the next term, whoever made that, or when it has taken too long.
+fn wish_ended(view: &View, now: Time, term: &Term) -> Option<Verdict> {
+    let wish = view.wish.as_ref()?;
+    let late = now.since(wish.since) > policy::WISH_MS;
+    if term.epoch <= wish.epoch && !late {
+        return None;
+    }
+    let (Cause::Switchover { to } | Cause::Force { to }) = &wish.cause else { return None };
+    let leader = &term.leader.node;
+    let refused = if term.epoch <= wish.epoch {
+        Some(
+            "no new term came of it in time; `everhold status` says what is waited for".to_string(),
+        )
+    } else if to.as_ref().is_none_or(|to| to == leader) {
+        None
+    } else {
+        Some(format!("{leader} leads now: it held what the node asked for did not"))
+    };
+    let why = format!("epoch {} is led by {leader}", term.epoch);
+    Some(Verdict::act("wish-ended", why, Action::EndWish { refused }))
 }
 
 /// Why the term's leader should be replaced, if it should.
 pub fn reason(view: &View, now: Time) -> Option<Cause> {
     let term = view.term()?;
-    if let Some(wish) = &view.wish {
+    if let Some(wish) = view.wish.as_ref().filter(|wish| wish.epoch >= term.epoch) {
         return Some(wish.cause.clone());
     }
     if view.store.maintenance {
@@ -136,6 +161,7 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
     let write = Write::Open {
         epoch_rev: view.store.epoch.as_ref().map_or(0, |record| record.rev),
         campaign_rev: view.store.campaign.as_ref().map_or(0, |record| record.rev),
+        term_rev: view.store.term.as_ref().map_or(0, |record| record.rev),
         record,
         cause: cause.clone(),
     };

@@ -88,10 +88,12 @@ pub enum Intent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {
-    /// `epoch` := the campaign's, `campaign` := it. Guards: both unchanged.
+    /// `epoch` := the campaign's, `campaign` := it. Guards: both unchanged, and the term whose leader
+    /// is to be replaced, so that nobody campaigns against a leader it has not heard of yet.
     Open {
         epoch_rev: u64,
         campaign_rev: u64,
+        term_rev: u64,
         record: CampaignRecord,
         cause: Cause,
     },
