@@ -111,8 +111,11 @@ pub struct Leading {
     /// A checkpoint that began after a session showed these names has ended: the checkpointer
     /// knows them too.
     pub checkpointed: Option<String>,
-    /// When each standby, by slot, was last seen streaming.
+    /// When each standby, by slot, was last seen to flush something, or to lack nothing.
     pub streamed: BTreeMap<String, Time>,
+    /// Up to where it had flushed then. A row outlives its standby, but it does not move.
+    #[serde(default)]
+    pub flushed: BTreeMap<String, Lsn>,
     /// The record waited for: written at, ending at.
     pub evidence: Option<(Time, Lsn)>,
     /// The newest instant at which k acknowledgements were surely possible.
@@ -126,6 +129,8 @@ pub struct Leading {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wish {
     pub cause: Cause,
+    /// Of the term when it was asked: a later one ends the wish.
+    pub epoch: Epoch,
     pub since: Time,
 }
 

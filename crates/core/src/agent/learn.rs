@@ -65,7 +65,10 @@ impl Agent {
                     if ok { &mut self.view.probe.answered } else { &mut self.view.probe.failed };
                 *slot = Some(now);
             }
-            Input::Wished { cause } => self.view.wish = Some(Wish { cause, since: now }),
+            Input::Wished { cause } => {
+                let epoch = self.view.term().map_or(0, |term| term.epoch);
+                self.view.wish = Some(Wish { cause, epoch, since: now });
+            }
             Input::Policy { policy } => self.view.policy = policy,
         }
         true
@@ -133,8 +136,13 @@ impl Agent {
 
     /// What a leader concludes from the rows of its walsenders.
     fn watch_standbys(&mut self, now: Time) {
+        let leading = &mut self.view.leading;
         for row in self.view.pg.walsenders.iter().filter(|row| row.streaming && row.owns_slot) {
-            self.view.leading.streamed.insert(row.name.clone(), now);
+            let known = leading.flushed.get(&row.name).copied();
+            if known.is_none_or(|known| row.flush > known) || row.flush >= self.view.pg.lsn {
+                leading.streamed.insert(row.name.clone(), now);
+                leading.flushed.insert(row.name.clone(), row.flush);
+            }
         }
         let Some(term) = self.view.led_term() else { return };
         let names = self.view.pg.sync_names.clone();
@@ -377,10 +385,7 @@ impl Agent {
                     fast_forward: None,
                 });
             }
-            Write::Publish { .. } => {
-                self.view.campaign = None;
-                self.view.wish = None;
-            }
+            Write::Publish { .. } => self.view.campaign = None,
             Write::Renew { record, .. } => {
                 if let Some(campaign) = &mut self.view.campaign {
                     campaign.renewed = now;
