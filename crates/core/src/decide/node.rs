@@ -169,13 +169,13 @@ fn standby(view: &View, now: Time) -> Verdict {
     if view.durable.data != Data::Ok {
         return stop(StopMode::Fast, "rejoin-stop", "the data directory is to be replaced");
     }
+    if let (Some(tli), Some(term)) = (view.unknown_branch(), view.term()) {
+        return branch_learned(view, now, term, tli);
+    }
     if let Some(verdict) = fast_forward(view, now) {
         return verdict;
     }
     let Some(term) = view.term() else { return quiet(view, now, "no term yet") };
-    if let Some(tli) = view.unknown_branch() {
-        return branch_learned(view, term, tli);
-    }
     let below = term.epoch < view.durable.promise && view.has(Guard::FollowGuard);
     if below {
         return quiet(view, now, "promised a higher epoch than the term's");
@@ -188,7 +188,14 @@ fn standby(view: &View, now: Time) -> Verdict {
 
 /// It streamed on through a promotion. Numbers of timelines are reserved in the store, so the number
 /// says which branch it is.
-fn branch_learned(view: &View, term: &Term, tli: Tli) -> Verdict {
+///
+/// Unless it was this node itself that was promoted, to a number nobody reserved: then the same
+/// number may stand in the store for what another wrote.
+fn branch_learned(view: &View, now: Time, term: &Term, tli: Tli) -> Verdict {
+    let led = view.durable.line.last().map(|branch| branch.tli);
+    if led.is_some() && view.durable.grant.map(|grant| grant.tli) == led {
+        return rejoin::astray(view, now, tli);
+    }
     let line = line_to(&term.branches, tli);
     if line.is_empty() {
         return Verdict::hold(
@@ -233,7 +240,18 @@ fn fast_forward(view: &View, now: Time) -> Option<Verdict> {
     }
     view.parked?;
     let from = view.fresh(&order.from, now)?;
-    from.report.as_ref().filter(|report| report.epoch == epoch)?;
+    let report = from.report.as_ref().filter(|report| report.epoch == epoch)?;
+    let line = line_to(&view.term()?.branches, report.last.tli);
+    let (end, _) = view.parked?;
+    if !view.durable.last_record(end).is_some_and(|last| lies_on(last, end, &line)) {
+        let why = format!("this history is not a part of that of {}", order.from);
+        return Some(Verdict::hold("fast-forward", why, "another leader is chosen"));
+    }
+    if view.durable.line != line {
+        let durable = Durable { line, ..view.durable.clone() };
+        let why = format!("{} holds more, on another branch", order.from);
+        return Some(Verdict::persist("fast-forward", why, durable, Intent::Plain));
+    }
     let action = PgAction::SetSource { source: Some(source_at(view, from)) };
     Some(Verdict::pg("fast-forward", format!("{} holds more", order.from), action))
 }

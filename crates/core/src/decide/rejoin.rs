@@ -4,7 +4,7 @@
 use super::node::leader_source;
 use super::{Action, Intent, Verdict, backing_off};
 use crate::durable::{Data, Durable};
-use crate::ids::{Lsn, Time};
+use crate::ids::{Lsn, Time, Tli};
 use crate::policy;
 use crate::postgres::PgAction;
 use crate::term::{Branch, Term, lies_on};
@@ -23,6 +23,19 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 pub fn again(view: &View, why: &str) -> Verdict {
     let plan = Rejoin::Clone { fork: None };
     Verdict::persist("re-clone", why, destroying(view), Intent::Rejoin(plan))
+}
+
+/// This node was promoted to a timeline that nobody granted. No name can tell what it wrote there
+/// from what another wrote under the same number, so a clone replaces it once another leads.
+pub fn astray(view: &View, now: Time, tli: Tli) -> Verdict {
+    if view.term().is_some_and(|term| term.leader.node != view.me) {
+        return begin(view, now);
+    }
+    Verdict::hold_for_operator(
+        "wrong-branch",
+        format!("this node was promoted to timeline {tli}, which was not granted"),
+        "another node leads, or this data directory is moved away",
+    )
 }
 
 /// The record before the first destructive byte. A node that lost its record with its disk finds
@@ -95,7 +108,7 @@ fn begin(view: &View, now: Time) -> Verdict {
     let fork = divergence(&view.durable.line, end, &term.line());
     let last = view.durable.last_record(end);
     let registered = last.is_some_and(|id| term.branches.iter().any(|b| b.id() == id));
-    let collides = last.is_some_and(|id| id.tli == branch.tli);
+    let collides = last.is_some_and(|id| id.tli == branch.tli) || view.unknown_branch().is_some();
     let plan = match fork {
         Some(fork) if registered && !collides && !needed => Rejoin::Rewind { fork },
         fork => Rejoin::Clone { fork },
