@@ -95,6 +95,12 @@ pub enum Kind {
     Conflict,
     SlowReload,
     TwoLosses,
+    /// Everything but one node is lost, and the operator forces that one.
+    Force,
+    /// Data of another cluster is put in place of a standby's.
+    Foreign,
+    /// A record of a newer version stands in the store, until all agents are of it.
+    Newer,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +124,7 @@ pub struct Plan {
     second_loss: Option<(u64, usize)>,
     /// Of three nodes one is left: writes are to flow at this time, if the policy allows.
     survives: Option<u64>,
+    force: Option<(u64, usize)>,
     pub ready: bool,
 }
 
@@ -135,6 +142,7 @@ impl Plan {
             stray,
             second_loss: None,
             survives: None,
+            force: None,
             ready: false,
         }
     }
@@ -166,7 +174,13 @@ impl Plan {
 
     /// A foreign history file turns up, as out of an archive.
     pub fn stray_history(&mut self) -> bool {
-        self.stray && self.rng.chance(50)
+        let stray = self.stray && self.ready && self.rng.chance(50);
+        if stray {
+            // What that node has is lost, one more loss than the two.
+            self.survives = None;
+            self.second_loss = None;
+        }
+        stray
     }
 
     /// Since when there has been no fault; `None`: there is one.
@@ -225,17 +239,25 @@ impl World {
         let mut last = 0;
         if healthy && single {
             let rng = &mut self.plan.rng;
-            let kind = match rng.below(5) {
-                0 | 1 => Kind::KillPg,
-                2 => Kind::KillNode,
-                3 => Kind::Wipe,
-                _ => Kind::TwoLosses,
+            let kind = match rng.below(15) {
+                0..5 => Kind::KillPg,
+                5..8 => Kind::KillNode,
+                8..10 => Kind::Wipe,
+                10..12 => Kind::TwoLosses,
+                12 => Kind::Force,
+                13 => Kind::Foreign,
+                _ => Kind::Newer,
             };
-            let node = if kind == Kind::Wipe { rng.index(count) } else { leader };
             let other = (leader + 1 + rng.index(count - 1)) % count;
             let long = rng.spread(100 * MS, LONGEST);
-            let lasts = if kind == Kind::TwoLosses { 32 * S } else { long };
-            if !(kind == Kind::TwoLosses && self.now + 45 * S > LAST) {
+            let node = match kind {
+                Kind::Wipe => (leader + rng.index(count)) % count,
+                Kind::Foreign => other,
+                _ => leader,
+            };
+            let slow = matches!(kind, Kind::TwoLosses | Kind::Force);
+            let lasts = if slow { 32 * S } else { long };
+            if !slow || self.now + 45 * S < LAST {
                 last = lasts;
                 self.add(0, Fault { kind, node, other, lasts });
             }
@@ -273,6 +295,13 @@ impl World {
             };
             let able = left >= redundancy.floor && self.nodes.iter().any(may_lead);
             self.plan.survives = able.then_some(self.now + 15 * S);
+        }
+        if let Some((at, n)) = self.plan.force
+            && self.now >= at
+        {
+            self.plan.force = None;
+            self.ghost.excused = true;
+            self.give(n, Input::Wished { cause: Cause::Force { to: None } });
         }
         if self.plan.survives.is_some_and(|at| self.now >= at) {
             self.plan.survives = None;
@@ -332,9 +361,13 @@ impl World {
     /// The nodes that can't be called healthy while it lasts.
     fn touches(&self, fault: &Fault) -> Vec<usize> {
         match fault.kind {
-            Kind::Lossy | Kind::AllDown | Kind::SlowReload | Kind::Respec | Kind::Maintenance => {
-                (0..self.nodes.len()).collect()
-            }
+            Kind::Lossy
+            | Kind::AllDown
+            | Kind::Force
+            | Kind::Newer
+            | Kind::SlowReload
+            | Kind::Respec
+            | Kind::Maintenance => (0..self.nodes.len()).collect(),
             Kind::StoreStall | Kind::StoreFlaky | Kind::SlowWatch | Kind::StoreCut => Vec::new(),
             Kind::CutServers | Kind::TwoLosses => vec![fault.node, fault.other],
             _ => vec![fault.node],
@@ -398,11 +431,32 @@ impl World {
                 self.net.connect = 400 * MS;
                 self.net.lingers = 800;
             }
+            Kind::Force => self.leave_only(other),
+            Kind::Foreign => self.foreign(n),
+            Kind::Newer => {
+                let key = format!("{}lease", self.store.keys.prefix);
+                self.store_put(&Txn::new().put(key, "{\"version\":99,\"record\":{\"new\":1}}"));
+            }
             Kind::TwoLosses => {
                 self.kill_node(other);
                 self.plan.second_loss = Some((self.now + self.plan.rng.between(4 * S, 6 * S), n));
             }
         }
+    }
+
+    /// All nodes but one are lost at once.
+    fn leave_only(&mut self, n: usize) {
+        for m in (0..self.nodes.len()).filter(|m| *m != n) {
+            self.kill_node(m);
+        }
+        self.plan.force = Some((self.now + 9 * S, n));
+    }
+
+    fn foreign(&mut self, n: usize) {
+        self.kill_node(n);
+        self.nodes[n].dir.sysid += 1;
+        self.nodes[n].disk.sysid = Some(self.nodes[n].dir.sysid);
+        self.restart(n);
     }
 
     pub fn kill_node(&mut self, n: usize) {
@@ -516,6 +570,19 @@ impl World {
                 self.net.reload = calm.reload;
                 self.net.connect = calm.connect;
                 self.net.lingers = calm.lingers;
+            }
+            Kind::Force => (0..count).for_each(|n| self.restart(n)),
+            Kind::Foreign => {
+                self.wipe(n);
+                self.restart(n);
+            }
+            Kind::Newer => {
+                let key = format!("{}lease", self.store.keys.prefix);
+                self.store_put(&Txn::new().delete(key));
+                for n in 0..count {
+                    self.kill_agent(n);
+                    self.restart(n);
+                }
             }
             Kind::TwoLosses => {
                 self.restart(fault.other);

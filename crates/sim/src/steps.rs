@@ -5,7 +5,7 @@ use crate::server::{Proc, Receiver, Who};
 use crate::wal::{Dir, History, Rec, START};
 use crate::world::{ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Id, Input};
-use everhold_core::ids::Lsn;
+use everhold_core::ids::{Epoch, Lsn};
 use everhold_core::postgres::{
     PgAction, PgFacts, PgOutcome, Process, Receiver as Receiving, Source, StopMode, Walsender,
 };
@@ -269,7 +269,9 @@ impl World {
         if !self.running(n, task) {
             return Next::Failed("not running");
         }
-        let stray = self.plan.stray_history();
+        // Where nobody else could lead after it, only an operator can help: not this simulation.
+        let others = self.store.read_term().is_some_and(|term| !term.target.is_alone());
+        let stray = task.stage == 1 && others && self.plan.stray_history();
         let node = &mut self.nodes[n];
         match task.stage {
             0 => {
@@ -288,25 +290,29 @@ impl World {
                 }
                 Next::In(self.rng.between(5 * MS, 30 * MS))
             }
+            _ if !node.server.recovery => Next::Failed("it was promoted before"),
             _ => {
-                if !node.server.recovery {
-                    return Next::Failed("it was promoted before");
-                }
-                let parent = node.dir.target();
-                let newest = node.dir.history.keys().last().copied().unwrap_or(1);
-                let tli = newest.max(node.dir.tli) + 1;
-                let fork = node.dir.end();
-                node.dir.wal.truncate(node.dir.replayed);
-                node.dir.history.insert(tli, History { parent, fork, reserved: false });
-                node.dir.tli = tli;
-                node.server.recovery = false;
-                node.server.epoch = branch.epoch;
-                node.server.inherited = node.dir.wal.len();
-                node.server.receiver = Receiver::None;
-                self.append(n, Who::Nobody);
+                let (tli, parent, fork) = self.become_primary(n, branch.epoch);
                 Next::Done(PgOutcome::Promoted { tli, parent, fork: Lsn(fork) })
             }
         }
+    }
+
+    /// PostgreSQL takes the next free number and writes its first record on it.
+    fn become_primary(&mut self, n: usize, epoch: Epoch) -> (u32, u32, u64) {
+        let node = &mut self.nodes[n];
+        let parent = node.dir.target();
+        let newest = node.dir.history.keys().last().copied().unwrap_or(1);
+        let tli = newest.max(node.dir.tli) + 1;
+        let fork = node.dir.end();
+        node.dir.history.insert(tli, History { parent, fork, reserved: false });
+        node.dir.tli = tli;
+        node.server.recovery = false;
+        node.server.epoch = epoch;
+        node.server.inherited = node.dir.wal.len();
+        self.cut_receiver(n);
+        self.append(n, Who::Nobody);
+        (tli, parent, fork)
     }
 
     fn set_sync(&mut self, n: usize, names: &str, task: &Task) -> Next {
@@ -437,6 +443,14 @@ impl World {
                 self.end_server(n);
             }
             self.nodes[n].server.closing = false;
+            if let PgAction::Promote { branch, .. } = &task.action
+                && task.stage > 1
+                && self.running(n, &task)
+                && self.nodes[n].server.recovery
+                && self.rng.chance(500)
+            {
+                self.become_primary(n, branch.epoch);
+            }
         }
     }
 
