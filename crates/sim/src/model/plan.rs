@@ -53,6 +53,7 @@ pub enum Switch {
     EarlyReport,
     PublishDropsOldSets,
     PromoteDropsOldSets,
+    RegrantDropsOldSets,
     PublishUnguarded,
     SetsReadAtOpen,
     StoreOnly,

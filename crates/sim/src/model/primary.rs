@@ -4,7 +4,7 @@ use super::acknowledge::{has_acknowledged, note_up_to};
 use super::names::Set;
 use super::plan::{Plan, Switch};
 use super::real::Real;
-use super::state::{Link, Past, Role, Row, State};
+use super::state::{Link, List, Past, Role, Row, State};
 use super::steps::{Name, Step, Steps};
 
 pub fn steps(plan: &Plan, real: &mut Real, state: &State, node: usize, steps: &mut Steps) {
@@ -112,6 +112,9 @@ fn regrant(plan: &Plan, real: &Real, state: &State, node: usize, steps: &mut Ste
         let mut after = *state;
         after.epoch = epoch;
         after.term = real.regranted(&state.term, epoch);
+        if plan.has(Switch::RegrantDropsOldSets) {
+            after.term.inforce = List::one(after.term.current());
+        }
         let tli = state.nodes[node].branch;
         after.past[epoch as usize] = Past { set: state.term.target, tli };
         let leader = &mut after.nodes[node];

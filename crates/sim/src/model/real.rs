@@ -17,7 +17,7 @@ pub struct Real {
     names: Memo<(u16, bool), Names>,
     /// The text behind a value of [`Names`], as core wrote it.
     texts: BTreeMap<Names, String>,
-    changes: Memo<(Set, Set), Set>,
+    changes: Memo<[u64; 3], (List<Set>, Set)>,
     lies_on: Memo<[u64; 2], bool>,
     last: Memo<[u64; 2], u8>,
     published: Memo<[u64; 6], Vec<Term>>,
@@ -137,16 +137,13 @@ impl Real {
 
     /// The term once a change of its set to `to` has begun.
     pub fn change_begun(&mut self, term: &Term, to: Set) -> Term {
-        let envelope = *self.changes.entry((term.current(), to)).or_insert_with(|| {
-            let next = term::change_begun(&to_term(term), &to_set(to));
-            assert_eq!(from_set(&next.target), to, "a change begun aims at its target");
-            from_set(next.current())
+        let (low, high) = sets_key(&term.inforce);
+        let key = [low, high, u64::from(term.target.0) << 16 | u64::from(to.0)];
+        let (inforce, target) = *self.changes.entry(key).or_insert_with(|| {
+            let next = from_term(&term::change_begun(&to_term(term), &to_set(to)), term);
+            (next.inforce, next.target)
         });
-        let mut next = *term;
-        if let Some(last) = next.inforce.last_mut() {
-            *last = envelope;
-        }
-        Term { target: to, ..next }
+        Term { inforce, target, ..*term }
     }
 
     pub fn regranted(&self, term: &Term, epoch: u8) -> Term {
@@ -189,19 +186,20 @@ impl Real {
     }
 }
 
+fn sets_key(list: &List<Set>) -> (u64, u64) {
+    let pack = |part: &[Set]| part.iter().fold(1_u64, |key, set| key << 16 | u64::from(set.0));
+    let (low, high) = list.as_slice().split_at(list.as_slice().len().min(3));
+    (pack(low), pack(high))
+}
+
 fn published_key(state: &State, told: &[Report; NODES], epoch: u8) -> [u64; 6] {
-    let sets = |list: &List<Set>| {
-        let pack = |part: &[Set]| part.iter().fold(1_u64, |key, set| key << 16 | u64::from(set.0));
-        let (low, high) = list.as_slice().split_at(list.as_slice().len().min(3));
-        (pack(low), pack(high))
-    };
     let reports = told.iter().fold(u64::from(epoch), |key, r| {
         let place = u64::from(r.line) << 3 | u64::from(r.end);
         key << 9 | u64::from(r.told) << 8 | u64::from(r.incarnation) << 6 | place
     });
     let term = u64::from(state.term.epoch) << 1 | u64::from(state.term.open);
-    let (low, high) = sets(&state.term.inforce);
-    let (open_low, open_high) = sets(&state.at_open);
+    let (low, high) = sets_key(&state.term.inforce);
+    let (open_low, open_high) = sets_key(&state.at_open);
     let at_open = open_low ^ open_high.rotate_left(17);
     [reports, term | branches_key(state.term.branches.as_slice()) << 8, low, high, at_open, 0]
 }

@@ -20,6 +20,8 @@ const N3: Bounds = Bounds {
 };
 /// Four nodes, k = 2.
 const N4: Bounds = Bounds { nodes: 4, standbys: 3, first_k: 2, k: 2, crashes: 0, ..N3 };
+/// A re-grant of a term that isn't open, and what may follow it.
+const REGRANT: Bounds = Bounds { epochs: 5, records: 1, crashes: 0, ..N3 };
 /// With a change of the set.
 const CHANGE: Bounds = Bounds { crashes: 1, changes: 1, ..N3 };
 const CHANGE4: Bounds = Bounds { nodes: 4, standbys: 3, first_k: 2, k: 2, ..CHANGE };
@@ -51,6 +53,7 @@ pub fn protocol() -> Vec<Plan> {
         plan("A5", "failover, 4 nodes, k 1", Safe, Bounds { k: 1, first_k: 1, ..N4 }, &[]),
         plan("A6", "seal in two steps", Safe, Bounds { crashes: 1, ..N3 }, &[TwoStepSeal]),
         plan("A7", "fast-forward", Safe, Bounds { crashes: 1, ..N3 }, &[FastForward]),
+        plan("A8", "re-grants, 5 epochs", Safe, REGRANT, &[]),
         plan("B1", "a change, also to alone", Safe, CHANGE, &[Alone]),
         plan("B2", "changes and a wipe", Safe,
             Bounds { wipes: 1, crashes: 0, cuts: 1, records: 1, changes: 2, ..CHANGE }, &[]),
@@ -91,10 +94,12 @@ pub fn quick() -> Vec<Plan> {
     let cut = Bounds { records: 1, ..CUT };
     vec![
         plan("a1", "failover", Safe, Bounds { crashes: 1, ..N3 }, &[]),
+        plan("a2", "failover, 3 records", Safe, Bounds { records: 3, crashes: 0, ..N3 }, &[]),
         plan("a3", "failover, k 2", Safe, Bounds { records: 1, k: 2, first_k: 2, ..N3 }, &[]),
         plan("a4", "failover, 4 nodes, k 2", Safe, Bounds { records: 1, ..N4 }, &[]),
         plan("a6", "seal in two steps", Safe, Bounds { records: 1, ..N3 }, &[TwoStepSeal]),
         plan("a7", "fast-forward", Safe, Bounds { crashes: 0, ..N3 }, &[FastForward]),
+        plan("a8", "re-grants, 5 epochs", Safe, REGRANT, &[]),
         plan("b1", "a change, also to alone", Safe, calm, &[Alone]),
         plan("b2", "changes and a wipe", Safe,
             Bounds { wipes: 1, crashes: 0, cuts: 1, changes: 2, ..short }, &[]),
@@ -134,6 +139,7 @@ pub fn negative() -> Vec<Plan> {
         plan("N4", "report before the receiver stopped", Violation, N3, &[EarlyReport]),
         plan("N5", "old sets dropped at publish", Violation, N3, &[PublishDropsOldSets]),
         plan("N6", "old sets dropped at promote", Violation, N3, &[PromoteDropsOldSets]),
+        plan("N6b", "old sets dropped at re-grant", Violation, REGRANT, &[RegrantDropsOldSets]),
         plan("N7", "publish not guarded by the epoch", Violation, N3, &[PublishUnguarded]),
         plan("N8", "sets read at open", Violation,
             Bounds { crashes: 0, ..CHANGE }, &[SetsReadAtOpen]),
@@ -144,7 +150,8 @@ pub fn negative() -> Vec<Plan> {
             Bounds { standbys: 1, ..CHANGE }, &[NamesOnly]),
         plan("N12", "walsenders not observed", Violation, CHANGE, &[NothingObserved]),
         plan("N12c", "only removed rows observed, k rises", Violation,
-            Bounds { first_k: 1, epochs: 2, crashes: 0, ..CHANGE4 }, &[OnlyRemovedObserved, ChangeOfK]),
+            Bounds { first_k: 1, epochs: 2, crashes: 0, ..CHANGE4 },
+            &[OnlyRemovedObserved, ChangeOfK]),
         plan("N12d", "only kept rows observed", Violation, CHANGE, &[OnlyMembersObserved]),
         plan("N13", "flush by the new set not awaited", Violation, CHANGE, &[NoFlush]),
         plan("N14", "a wiped node keeps its membership", Violation,

@@ -7,7 +7,7 @@ use std::fmt;
 /// Nodes at most.
 pub const NODES: usize = 4;
 /// One more than the highest epoch: arrays are indexed by it.
-pub const EPOCHS: usize = 5;
+pub const EPOCHS: usize = 6;
 /// Sets in force at once, and branches: one per publication and the first.
 pub const TERMS: usize = 6;
 /// Follows nobody.
