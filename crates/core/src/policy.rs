@@ -29,6 +29,8 @@ pub const CAMPAIGN_TTL_MS: u64 = 1_000;
 pub const CAMPAIGN_RENEW_MS: u64 = 300;
 /// A campaign that finds no cover in this time gives way.
 pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
+/// An operator's switchover or forced failover is given up after this: a lease and a stop fit in.
+pub const WISH_MS: u64 = 15_000;
 /// With cover reached, so long is waited for nodes that are alive, so that they stand in the set.
 pub const LATE_REPORT_MS: u64 = 60;
 /// A published term that isn't open after this, without a running leader, needs a new campaign.

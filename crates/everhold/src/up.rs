@@ -251,7 +251,6 @@ fn etcd_config(
     })
 }
 
-use etcd_config as etcd_config_again;
 
 /// The store's spec wins over the built-in one; a file given by hand is a new revision.
 async fn put_spec(store: &everhold_store::Etcd, spec: Spec, given: bool) -> anyhow::Result<Spec> {

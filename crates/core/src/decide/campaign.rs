@@ -382,9 +382,9 @@ fn leader_sealed(view: &View, now: Time, term: &Term, campaign: &Campaign) -> bo
         return true;
     }
     if term.leader.node == view.me {
-        return view.durable.promise >= campaign.epoch
-            && view.pg.process != crate::postgres::Process::Running
-            || view.is_standby();
+        // Down is proven; a stop that was only begun leaves it `Remains`.
+        let stopped = view.pg.process == crate::postgres::Process::Down || view.is_standby();
+        return view.durable.promise >= campaign.epoch && stopped;
     }
     campaign.reports.contains_key(&term.leader.node)
 }
