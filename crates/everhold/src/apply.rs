@@ -1,16 +1,24 @@
-//! A new revision of the spec: what changes, and what can't.
+//! A new revision of the spec: what a running cluster can't become.
 
-use everhold_core::spec::{Spec, TakesEffect, diff};
+use everhold_core::spec::{Change, Spec, TakesEffect, diff};
+
+/// The changes that can't be made, each with what to do instead.
+pub fn refused(changes: &[Change]) -> Vec<String> {
+    let refused = changes.iter().filter_map(|change| match &change.takes_effect {
+        TakesEffect::Refused { why } => Some(format!("{}: {why}", change.path)),
+        TakesEffect::AtOnce | TakesEffect::Reload | TakesEffect::Restart => None,
+    });
+    refused.collect()
+}
 
 /// Refuses a spec that a running cluster can't become.
 pub fn refuse_impossible(old: &Spec, new: &Spec) -> anyhow::Result<()> {
-    let refused: Vec<String> = diff(old, new)
-        .into_iter()
-        .filter_map(|change| match change.takes_effect {
-            TakesEffect::Refused { why } => Some(format!("{}: {why}", change.path)),
-            _ => None,
-        })
-        .collect();
-    anyhow::ensure!(refused.is_empty(), "E234 {}", refused.join("; "));
+    let refused = refused(&diff(old, new));
+    anyhow::ensure!(
+        refused.is_empty(),
+        "E234 a running cluster can't make this change: {}; next step: leave it as it was, or do \
+         what the reason says",
+        refused.join("; ")
+    );
     Ok(())
 }

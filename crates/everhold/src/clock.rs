@@ -13,9 +13,3 @@ pub fn now() -> Time {
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
-
-/// What the wall clock showed `ms` milliseconds ago.
-pub fn wall_ago(ms: u64) -> String {
-    let span = jiff::SignedDuration::from_millis(i64::try_from(ms).unwrap_or(0));
-    format!("{:.3}", jiff::Timestamp::now() - span)
-}

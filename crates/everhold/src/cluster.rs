@@ -31,6 +31,8 @@ const RECORD_TRIES: u32 = 30;
 /// The journal writes aside, so that the entry wanted may come a moment later.
 const ENTRY_TRIES: u32 = 5;
 const ENTRY_EVERY: Duration = Duration::from_millis(100);
+/// An old leader is looked after for ten minutes; a clone of a large one may take longer.
+const LOSS_TRIES: u32 = 300;
 /// Among so many entries of each node the beginning of a campaign is looked for.
 const ENTRIES_LOOKED_AT: usize = 100;
 /// An agent that was heard so lately is there.
@@ -377,25 +379,67 @@ impl Cluster {
             tokio::time::sleep(ENTRY_EVERY).await;
         }
         let record = failovers::record(&change, entry.as_ref(), at);
-        let key = format!("{}last-failover", Keys::new(&self.name, &change.service).prefix);
+        if self.write_down(&change.service, &record).await {
+            self.add_loss(&change, record).await;
+        }
+    }
+
+    /// When the old leader has been made good again, it is known what it alone had.
+    async fn add_loss(&self, change: &Change, mut record: LastFailover) {
+        let Some(from) = &change.from else { return };
+        for _ in 0..LOSS_TRIES {
+            tokio::time::sleep(RECORD_EVERY).await;
+            // Looked at before the files: who streams again has kept what there was to keep.
+            let follows = self.follows(&change.service, from, change.epoch);
+            let kept = self.layout.diverged(from, &change.service).join(change.epoch.to_string());
+            let bytes = blocking(move || kept_bytes(&kept)).await.flatten();
+            if let Some(bytes) = bytes {
+                record.lost.unacknowledged_bytes = Some(bytes);
+                record.lost.kept_at = Some(format!("{from}:diverged/{}", change.epoch));
+            } else if follows {
+                record.lost.unacknowledged_bytes = Some(0);
+            } else {
+                continue;
+            }
+            self.write_down(&change.service, &record).await;
+            return;
+        }
+    }
+
+    fn follows(&self, service: &str, node: &str, epoch: u64) -> bool {
+        let seen = self.seen();
+        let told = seen.reports.get(node).and_then(|(report, _)| report.services.get(service));
+        told.is_some_and(|status| status.term >= epoch && (status.streaming || status.serving.is_some()))
+    }
+
+    /// True when this record stands in the store: none of a later epoch was there.
+    async fn write_down(&self, service: &str, record: &LastFailover) -> bool {
+        let key = format!("{}last-failover", Keys::new(&self.name, service).prefix);
         for _ in 0..RECORD_TRIES {
-            let (known, rev) = match self.recorded(&key, &change.service).await {
+            let (known, rev) = match self.recorded(&key, service).await {
                 Ok(found) => found,
                 Err(_) => {
                     tokio::time::sleep(RECORD_EVERY).await;
                     continue;
                 }
             };
-            if known.is_some_and(|known| known.epoch >= record.epoch) {
-                return;
+            // Somebody else who watched may have written the same, or less, of this epoch.
+            let better = known.is_none_or(|known| {
+                let same = known.epoch == record.epoch;
+                let more = |lost: &failovers::Lost| lost.unacknowledged_bytes.is_some();
+                known.epoch < record.epoch || (same && more(&record.lost) && !more(&known.lost))
+            });
+            if !better {
+                return false;
             }
-            self.seen().word.last_failover.insert(change.service.clone(), record.clone());
-            let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, encode(&record));
+            self.seen().word.last_failover.insert(service.to_string(), record.clone());
+            let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, encode(record));
             if matches!(self.store.txn(&txn).await, Ok(TxnOutcome::Done { .. })) {
-                return;
+                return true;
             }
             tokio::time::sleep(RECORD_EVERY).await;
         }
+        false
     }
 
     async fn recorded(
@@ -408,6 +452,13 @@ impl Cluster {
         let known = self.seen().word.last_failover.get(service).cloned();
         Ok((known, snapshot.get(key).map_or(0, |kv| kv.rev)))
     }
+}
+
+/// What the rewind of an old leader kept aside, in bytes of WAL.
+fn kept_bytes(place: &std::path::Path) -> Option<u64> {
+    let text = std::fs::read_to_string(place.join("summary.json")).ok()?;
+    let kept: everhold_adapters::postgres::KeptWal = serde_json::from_str(&text).ok()?;
+    Some(kept.bytes)
 }
 
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Option<T> {

@@ -22,6 +22,19 @@ pub struct LastFailover {
     /// As the agents' reports show it; `None` when nobody watched.
     pub outage_ms: Option<u64>,
     pub journal: Option<String>,
+    #[serde(default)]
+    pub lost: Lost,
+}
+
+/// What the change cost. `None`: not known, or not known yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lost {
+    /// Commits that clients were told of.
+    pub acknowledged: Option<u64>,
+    /// WAL of the old leader that nobody else has.
+    pub unacknowledged_bytes: Option<u64>,
+    /// Where that is kept: NODE:diverged/EPOCH.
+    pub kept_at: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -118,9 +131,12 @@ pub fn record(change: &Change, entry: Option<&Entry>, at: String) -> LastFailove
         (Some("switchover"), _) => Kind::Switchover,
         (Some(_) | None, _) => Kind::Failover,
     };
+    // Covering sets hold every acknowledged commit; who forces a leader does without them.
+    let acknowledged = (rule.as_deref() != Some("force")).then_some(0);
     LastFailover {
         at,
         kind,
+        lost: Lost { acknowledged, ..Lost::default() },
         from: change.from.clone(),
         to: change.to.clone(),
         epoch: change.epoch,

@@ -107,7 +107,7 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         .filter_map(|(node, (status, ms))| Some((status.serving?, node.clone(), *ms)))
         .max();
     let term = from.word.terms.get(name);
-    let fresh = leader.as_ref().is_some_and(|(_, _, ms)| *ms <= DOWN_MS);
+    let serving = serving(leader.as_ref().map(|(_, _, ms)| *ms), &statuses);
     let declared = from.spec.services.get(name);
     let nodes: Vec<String> = declared.map(|s| s.nodes().to_vec()).unwrap_or_default();
     let lead_lsn =
@@ -120,11 +120,11 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         })
         .collect();
     let up = instances.values().filter(|i| i["health"] == "up").count();
-    let serving = leader.is_some() && fresh;
     let health = match (serving, up == nodes.len()) {
-        (true, true) => "up",
-        (true, false) => "degraded",
-        (false, _) => "down",
+        (Some(true), true) => "up",
+        (Some(true), false) => "degraded",
+        (Some(false), _) => "down",
+        (None, _) => "unknown",
     };
     let policy = from.spec.postgres(name).map(|postgres| &postgres.synchronous);
     let durability = match policy.map(|p| p.durability) {
@@ -135,7 +135,7 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "kind": declared.map_or("postgres", |service| service.kind()),
         "health": health,
         "serving": serving,
-        "epoch": term.map(|term| term.epoch).or(leader.as_ref().map(|(epoch, ..)| *epoch)),
+        "epoch": term.map(|term| term.epoch).max(leader.as_ref().map(|(epoch, ..)| *epoch)),
         "leader": leader.as_ref().map(|(_, node, _)| node),
         "maintenance": from.word.maintenance.get(name).copied().unwrap_or(false),
         "synchronous": term.map(|term| json!({
@@ -148,6 +148,22 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "last_failover": from.word.last_failover.get(name),
         "instances": instances,
     })
+}
+
+/// Whether clients are served. `None`: nobody is there who could know. An agent that is gone says
+/// nothing about its PostgreSQL, but a standby that streams from it does.
+fn serving(
+    leader_ms_ago: Option<u64>,
+    statuses: &BTreeMap<String, (Arc<Status>, u64)>,
+) -> Option<bool> {
+    let fresh = statuses.values().filter(|(_, ms)| *ms <= DOWN_MS);
+    let fresh: Vec<&Status> = fresh.map(|(status, _)| &**status).collect();
+    match leader_ms_ago {
+        Some(ms) if ms <= DOWN_MS => Some(true),
+        _ if fresh.is_empty() => None,
+        Some(_) => Some(fresh.iter().any(|status| status.streaming)),
+        None => Some(false),
+    }
 }
 
 /// Nodes that may still be lost, one after the other, without stopping writes for good.
@@ -229,6 +245,18 @@ fn gateways(from: &Sources<'_>) -> Value {
 
 fn holds(from: &Sources<'_>) -> Value {
     let mut holds = Vec::new();
+    let since = |node: &str, service: &str, rule: &str| {
+        let key = (node.to_string(), service.to_string(), rule.to_string());
+        from.held_since.get(&key).cloned()
+    };
+    for (key, why) in &from.word.unreadable {
+        holds.push(json!({
+            "service": null, "rule": "unreadable-record", "why": format!("{key}: {why}"),
+            "since": null, "recheck_at": null, "needs_operator": true, "evidence": [],
+            "unblocks": "the version of Everhold that wrote it; nothing was touched",
+            "journal": null,
+        }));
+    }
     for (node, (report, at)) in from.reports {
         let ms = from.now_ms.saturating_sub(*at);
         for (service, fault) in &report.faults {
@@ -243,7 +271,7 @@ fn holds(from: &Sources<'_>) -> Value {
             let Some(hold) = &status.hold else { continue };
             holds.push(json!({
                 "service": service, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
-                "since": hold.since_ms_ago.map(crate::clock::wall_ago), "recheck_at": null,
+                "since": since(node, service, &hold.rule), "recheck_at": null,
                 "evidence": [{
                     "fact": format!("{node}.instance={}", word(&status.state)),
                     "by": node, "first_hand": true, "ms_ago": ms,

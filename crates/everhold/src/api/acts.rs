@@ -4,12 +4,13 @@ use super::input::{Body, Name, Params, Text, Who};
 use super::look::{known, known_node};
 use super::{Api, ApiError, Code, Shared};
 use crate::agent::Ask;
+use crate::apply::refused;
 use crate::cluster::{Cluster, ClusterError};
 use crate::fault::{FREEZE, FREEZE_MAX, FaultError, Frozen, Injector};
 use crate::{dsn, force, spec, status};
 use axum::Json;
 use axum::extract::State;
-use everhold_core::spec::{TakesEffect, diff};
+use everhold_core::spec::diff;
 use everhold_core::status::State as InstanceState;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -51,14 +52,8 @@ pub async fn apply(
     new.keep_ports(&old);
     let changes = diff(&old, &new);
     let told = serde_json::to_value(&changes).unwrap_or_default();
-    let refused: Vec<String> = changes
-        .iter()
-        .filter_map(|change| match &change.takes_effect {
-            TakesEffect::Refused { why } => Some(format!("{}: {why}", change.path)),
-            TakesEffect::AtOnce | TakesEffect::Reload | TakesEffect::Restart => None,
-        })
-        .collect();
-    if query.dry_run || (changes.is_empty() && refused.is_empty()) {
+    let refused = refused(&changes);
+    if query.dry_run || changes.is_empty() {
         let possible = refused.is_empty();
         return Ok(Json(json!({ "applied": false, "possible": possible, "changes": told })));
     }

@@ -49,14 +49,14 @@ impl Sleeper {
         i32::try_from(self.0.id()).expect("a pid")
     }
 
-    fn waits_for_state(&self, wanted: char) -> bool {
+    async fn reaches(&self, wanted: char) -> bool {
         for _ in 0..400 {
             let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
             let state = text.ok().and_then(|text| text.rsplit_once(") ")?.1.chars().next());
             if state == Some(wanted) {
                 return true;
             }
-            std::thread::sleep(Duration::from_millis(5));
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         false
     }
@@ -75,7 +75,7 @@ struct Bed {
     sleeper: Sleeper,
 }
 
-fn bed() -> Bed {
+async fn bed() -> Bed {
     let dir = tempfile::tempdir().expect("a directory");
     // Without symbolic links, as the kernel tells a working directory.
     let root = dir.path().canonicalize().expect("there");
@@ -83,7 +83,7 @@ fn bed() -> Bed {
     let data = layout.pgdata("a", "main");
     std::fs::create_dir_all(&data).expect("a data directory");
     let sleeper = Sleeper::start(&data);
-    assert!(sleeper.waits_for_state('S'));
+    assert!(sleeper.reaches('S').await);
     Bed { _dir: dir, layout, sleeper }
 }
 
@@ -93,40 +93,40 @@ async fn injector(layout: &Layout) -> Arc<Injector> {
 
 #[tokio::test]
 async fn a_frozen_node_is_woken_by_hand_by_time_and_by_the_next_supervisor() {
-    let bed = bed();
+    let bed = bed().await;
     let faults = injector(&bed.layout).await;
     let frozen = faults.freeze_node("a", FREEZE).await.expect("frozen");
-    assert!(bed.sleeper.waits_for_state('T'));
+    assert!(bed.sleeper.reaches('T').await);
     assert_eq!(frozen.targets[0].pid, bed.sleeper.pid());
     assert_eq!(faults.active(), [frozen]);
     let again = faults.freeze_node("a", FREEZE).await;
     assert!(matches!(again, Err(FaultError::Already { .. })));
     assert_eq!(faults.heal().await.len(), 1);
-    assert!(bed.sleeper.waits_for_state('S'));
+    assert!(bed.sleeper.reaches('S').await);
     assert_eq!(faults.active(), []);
 
     faults.freeze_node("a", Duration::from_millis(100)).await.expect("frozen");
-    assert!(bed.sleeper.waits_for_state('T'));
-    assert!(bed.sleeper.waits_for_state('S'), "it wakes by itself");
+    assert!(bed.sleeper.reaches('T').await);
+    assert!(bed.sleeper.reaches('S').await, "it wakes by itself");
 
     faults.freeze_node("a", FREEZE).await.expect("frozen");
-    assert!(bed.sleeper.waits_for_state('T'));
+    assert!(bed.sleeper.reaches('T').await);
     std::fs::write(record_path(&bed.layout, "a"), "{\"node\":").expect("torn");
     assert_eq!(heal_leftovers(&bed.layout), ["a"]);
-    assert!(bed.sleeper.waits_for_state('S'));
+    assert!(bed.sleeper.reaches('S').await);
     assert_eq!(heal_leftovers(&bed.layout), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn killing_ends_what_belongs_to_the_node_and_names_what_is_not_there() {
-    let bed = bed();
+    let bed = bed().await;
     let faults = injector(&bed.layout).await;
     let foreign = faults.kill_postgres("b", bed.sleeper.pid()).await;
     assert!(matches!(foreign, Err(FaultError::Gone { .. })));
     assert!(matches!(faults.kill_node("b").await, Err(FaultError::NothingRuns { .. })));
-    assert!(bed.sleeper.waits_for_state('S'));
+    assert!(bed.sleeper.reaches('S').await);
     faults.freeze_node("a", FREEZE).await.expect("frozen");
     assert_eq!(faults.kill_node("a").await.expect("killed"), 1);
-    assert!(bed.sleeper.waits_for_state('Z'));
+    assert!(bed.sleeper.reaches('Z').await);
     assert_eq!(faults.active(), []);
 }
