@@ -145,7 +145,8 @@ fn begin_change(plan: &Plan, real: &mut Real, state: &State, node: usize, steps:
         let unsettled = state.rows[node].iter().enumerate().any(|(standby, row)| {
             row.link != Link::Gone && row.copy.priority(standby, row.incarnation) > 1
         });
-        if raising && (unsettled || it.names != it.wanted) && !plan.has(Switch::RaiseUnfinished) {
+        let unsettled = unsettled && !plan.has(Switch::RaiseUnfinished);
+        if raising && (unsettled || it.names != it.wanted) {
             continue;
         }
         let mut after = *state;

@@ -186,7 +186,7 @@ pub fn negative() -> Vec<Plan> {
         plan("N25", "k rises twice, the first rise still visible", Violation,
             Bounds { changes: 2, epochs: 2, crashes: 0, ..ALONE }, &[AnyChange, RaiseUnfinished]),
         plan("N26", "fast-forward doesn't record the line", Violation,
-            Bounds { epochs: 4, ..N3 }, &[FastForward, FastForwardKeepsLine]),
+            Bounds { epochs: 4, crashes: 0, ..N3 }, &[FastForward, FastForwardKeepsLine]),
     ]
 }
 
