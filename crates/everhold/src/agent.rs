@@ -4,7 +4,7 @@ use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
 use crate::link::{self, Link, Question, Report, Tls};
-use crate::minder::Feed;
+use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
 use crate::{clock, disk, spec_store};
@@ -163,7 +163,7 @@ async fn keep(
         journal: journal.clone(),
         record,
         replication_password: replication_password(layout, name),
-        minder: Feed::new(&dir, &node.name, name),
+        minder: feed(&site, name, &dir, port, journal)?,
         tell: Box::new(move |status, at_once| {
             sender.send_if_modified(|report| {
                 if report.services.get(&service_name) != Some(&status) {
@@ -176,6 +176,30 @@ async fn keep(
         }),
     };
     Ok(Keeper::start(parts))
+}
+
+/// The minders of the service's postmasters, one after the other.
+fn feed(
+    site: &Site<'_>,
+    name: &str,
+    dir: &Path,
+    port: u16,
+    journal: &Journal,
+) -> anyhow::Result<Feed> {
+    let office = Office {
+        dir: dir.to_path_buf(),
+        run_dir: site.layout.run(&site.node.name, name),
+        port,
+        // The running program itself, also when its file was replaced.
+        program: PathBuf::from("/proc/self/exe"),
+        now: clock::now,
+    };
+    let (journal, service) = (journal.clone(), name.to_string());
+    let note = move |text| {
+        tracing::warn!(service, text, "minder");
+        journal.append(&service, Event::Noted { text });
+    };
+    Feed::start(office, note).context("start the thread that tends the minder")
 }
 
 fn pg_config(

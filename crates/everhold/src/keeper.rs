@@ -10,6 +10,7 @@ use everhold_adapters::postgres::{self, Postgres};
 use everhold_core::agent::{Agent, Command, Input};
 use everhold_core::decide::Verdict;
 use everhold_core::ids::{Member, Time};
+use everhold_core::minder;
 use everhold_core::postgres::{PgAction, PgOutcome, StopMode};
 use everhold_core::status::Status;
 use everhold_core::view::{Cause, View};
@@ -86,7 +87,8 @@ impl Keeper {
         let prefix = parts.agent.keys().prefix.clone();
         tokio::spawn(watch_store(parts.store.clone(), prefix, shared.inputs.clone()));
         tokio::spawn(
-            Driver { parts, shared, running: BTreeMap::new(), wish: None }.run(taken, asked),
+            Driver { parts, shared, running: BTreeMap::new(), wish: None, promotion: None }
+                .run(taken, asked),
         );
         keeper
     }
@@ -224,6 +226,8 @@ struct Driver {
     shared: Arc<Shared>,
     running: BTreeMap<u64, AbortHandle>,
     wish: Option<oneshot::Sender<Result<(), String>>>,
+    /// The promotion under way.
+    promotion: Option<u64>,
 }
 
 impl Driver {
@@ -257,7 +261,13 @@ impl Driver {
                     Input::Tick
                 }
             };
+            if let Input::PgDone { id, .. } = &input
+                && self.promotion == Some(*id)
+            {
+                self.promotion = None;
+            }
             let commands = self.parts.agent.step(clock::now(), input);
+            self.tend_minder();
             self.shared.generation.store(self.parts.agent.generation(), Ordering::Release);
             let member = self.parts.agent.view.member();
             *self.shared.member.lock().unwrap_or_else(PoisonError::into_inner) = member;
@@ -270,6 +280,15 @@ impl Driver {
                 }
             }
             (self.parts.tell)(self.parts.agent.status(), at_once);
+        }
+    }
+
+    /// Each postmaster has a minder; that of a standby is at rest, armed before it is promoted.
+    fn tend_minder(&self) {
+        let view = &self.parts.agent.view;
+        self.parts.minder.tend(view.pg.pid, view.is_primary());
+        if view.is_standby() && self.promotion.is_none() {
+            self.parts.minder.rest();
         }
     }
 
@@ -312,6 +331,11 @@ impl Driver {
                 });
             }
             Command::Run { id, action } => {
+                if let PgAction::Promote { .. } = &action {
+                    self.promotion = Some(id);
+                    let right = minder::promotion(&self.parts.agent.view, clock::now());
+                    self.parts.minder.feed(right);
+                }
                 let shared = self.shared.clone();
                 let task = tokio::spawn(async move {
                     let result = perform(&shared, &action).await;
@@ -340,8 +364,7 @@ impl Driver {
             }
             Command::Probe { node, epoch } => self.probe(&node, epoch),
             Command::Mind { epoch, until, k, members } => {
-                let pid = self.parts.agent.view.pg.pid;
-                self.parts.minder.feed(pid, epoch, until, k, members);
+                self.parts.minder.feed(minder::Right { epoch, until, k, members });
             }
             Command::WishEnded { refused } => {
                 if let Some(done) = self.wish.take() {
