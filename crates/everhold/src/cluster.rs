@@ -304,8 +304,8 @@ impl Cluster {
         dir.is_dir().then_some(dir)
     }
 
-    /// An entry by its id NODE-SEQ.
-    pub async fn entry(&self, id: &str) -> Result<Option<Entry>, ClusterError> {
+    /// An entry by its id NODE-SEQ, and whether it is as it was written.
+    pub async fn entry(&self, id: &str) -> Result<Option<(Entry, bool)>, ClusterError> {
         let Some((node, _)) = id.rsplit_once('-').filter(|(n, _)| self.links.contains_key(*n))
         else {
             return Ok(None);

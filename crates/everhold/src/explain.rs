@@ -39,10 +39,10 @@ pub fn line(event: &Event) -> String {
 }
 
 /// Facts, rule and verdict of an entry, and whether the same facts give the same verdict.
-pub fn explain(entry: &Entry) -> Value {
+pub fn explain(entry: &Entry, intact: bool) -> Value {
     let mut answer = json!({
         "id": entry.id, "at": entry.at, "service": entry.service, "kind": kind(&entry.event),
-        "text": line(&entry.event), "intact": entry.is_intact(),
+        "text": line(&entry.event), "intact": intact,
     });
     let Event::Decided(decision) = &entry.event else { return answer };
     let replayed = decision.replay();

@@ -42,10 +42,32 @@ impl Entry {
         self.hash = hex(&text);
         self
     }
+}
 
-    /// The entry is as it was written.
-    pub fn is_intact(&self) -> bool {
-        self.clone().seal().hash == self.hash
+/// What every version reads of a line: enough to follow the chain.
+#[derive(Deserialize)]
+struct Chained {
+    id: String,
+    at: String,
+    service: String,
+    prev: String,
+    hash: String,
+}
+
+impl Chained {
+    /// The line is as it was written. Judged by its text: another version's facts, read and written
+    /// again by this one, would look different.
+    fn seals(&self, line: &str) -> bool {
+        let end = format!("\"hash\":\"{}\"}}", self.hash);
+        line.strip_suffix(&end)
+            .is_some_and(|head| hex(&format!("{head}\"hash\":\"\"}}")) == self.hash)
+    }
+
+    /// An entry whose facts have another shape than this version's.
+    fn foreign(self) -> Entry {
+        let text = "written by another version of Everhold, which can show it".to_string();
+        let Chained { id, at, service, prev, hash } = self;
+        Entry { id, at, service, event: Event::Noted { text }, prev, hash }
     }
 }
 
@@ -138,24 +160,40 @@ pub fn newest(dir: &Path, limit: usize) -> Vec<Entry> {
     entries.split_off(skip)
 }
 
-/// The entry of that id.
-pub fn find(dir: &Path, id: &str) -> Option<Entry> {
-    files(dir).iter().rev().flat_map(|path| entries_of(path)).find(|entry| entry.id == id)
+/// The entry of that id, and whether it is as it was written.
+pub fn find(dir: &Path, id: &str) -> Option<(Entry, bool)> {
+    let wanted = format!("{{\"id\":\"{id}\",");
+    let mut lines = files(dir).into_iter().rev().flat_map(|path| lines_of(&path));
+    let line = lines.find(|line| line.starts_with(&wanted))?;
+    let chained: Chained = serde_json::from_str(&line).ok()?;
+    let intact = chained.seals(&line);
+    Some((entry_of(&line)?, intact))
 }
 
-/// The first entry that is not as it was written, or doesn't follow the one before it.
+/// How many entries there are, or the first that is not as it was written, or doesn't follow the one
+/// before it. A line that a crash cut off is at the end of its file.
 pub fn verify(dir: &Path) -> Result<usize, String> {
-    let mut prev: Option<String> = None;
+    let mut prev: Option<Chained> = None;
     let mut count = 0;
-    for entry in files(dir).iter().flat_map(|path| entries_of(path)) {
-        if !entry.is_intact() {
-            return Err(format!("{} was changed after it was written", entry.id));
+    for path in files(dir) {
+        let mut lines = lines_of(&path).into_iter().peekable();
+        while let Some(line) = lines.next() {
+            let Ok(chained) = serde_json::from_str::<Chained>(&line) else {
+                if lines.peek().is_none() {
+                    continue;
+                }
+                let after = prev.map_or("the beginning".to_string(), |prev| prev.id);
+                return Err(format!("the line after {after} can't be read"));
+            };
+            if !chained.seals(&line) {
+                return Err(format!("{} was changed after it was written", chained.id));
+            }
+            if prev.is_some_and(|prev| prev.hash != chained.prev) {
+                return Err(format!("an entry before {} is missing", chained.id));
+            }
+            prev = Some(chained);
+            count += 1;
         }
-        if prev.is_some_and(|hash| hash != entry.prev) {
-            return Err(format!("an entry before {} is missing", entry.id));
-        }
-        prev = Some(entry.hash);
-        count += 1;
     }
     Ok(count)
 }
@@ -223,10 +261,18 @@ fn sequence(id: &str) -> u64 {
     id.rsplit('-').next().and_then(|seq| seq.parse().ok()).unwrap_or(0)
 }
 
-fn entries_of(path: &Path) -> Vec<Entry> {
+fn lines_of(path: &Path) -> Vec<String> {
     let Ok(file) = File::open(path) else { return Vec::new() };
-    let lines = BufReader::new(file).lines().map_while(Result::ok);
-    lines.filter_map(|line| serde_json::from_str(&line).ok()).collect()
+    BufReader::new(file).lines().map_while(Result::ok).collect()
+}
+
+fn entry_of(line: &str) -> Option<Entry> {
+    let foreign = |_| serde_json::from_str::<Chained>(line).map(Chained::foreign);
+    serde_json::from_str(line).or_else(foreign).ok()
+}
+
+fn entries_of(path: &Path) -> Vec<Entry> {
+    lines_of(path).iter().filter_map(|line| entry_of(line)).collect()
 }
 
 fn last_entry(path: &Path) -> Option<Entry> {
@@ -271,8 +317,37 @@ mod tests {
         assert_eq!(journal.append("main", noted("three")), "a-3");
         written(dir.path(), 3);
         assert_eq!(verify(dir.path()), Ok(3));
-        let text = std::fs::read_to_string(&first).expect("readable").replace("two", "too");
-        std::fs::write(&first, text).expect("tampered");
-        assert_eq!(verify(dir.path()), Err("a-2 was changed after it was written".to_string()));
+        let written = std::fs::read_to_string(&first).expect("readable");
+        let tampered = |text: String, fault: &str| {
+            std::fs::write(&first, text).expect("tampered");
+            assert_eq!(verify(dir.path()), Err(fault.to_string()));
+        };
+        tampered(written.replace("two", "too"), "a-2 was changed after it was written");
+        assert_eq!(
+            find(dir.path(), "a-2").map(|(entry, intact)| (entry.id, intact)),
+            Some(("a-2".into(), false))
+        );
+        assert_eq!(find(dir.path(), "a-1").map(|(_, intact)| intact), Some(true));
+        let (one, rest) = written.split_once('\n').expect("lines");
+        tampered(format!("{one}\n"), "an entry before a-3 is missing");
+        tampered(format!("x\n{one}\n{rest}"), "the line after the beginning can't be read");
+    }
+
+    #[test]
+    fn what_another_version_wrote_keeps_its_place_in_the_chain() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let begin = hex("shop");
+        let head = format!(
+            "{{\"id\":\"a-1\",\"at\":\"2026-01-01T00:00:00Z\",\"service\":\"main\",\
+             \"event\":{{\"unheard\":0.1000}},\"prev\":\"{begin}\","
+        );
+        let hash = hex(&format!("{head}\"hash\":\"\"}}"));
+        let line = format!("{head}\"hash\":\"{hash}\"}}\n");
+        std::fs::write(dir.path().join("journal-00000001.jsonl"), line).expect("written");
+        let journal = Journal::open(dir.path(), "a", "shop").expect("opened");
+        assert_eq!(journal.append("main", noted("next")), "a-2");
+        assert_eq!(written(dir.path(), 2)[0].id, "a-1");
+        assert_eq!(verify(dir.path()), Ok(2));
+        assert!(find(dir.path(), "a-1").is_some_and(|(_, intact)| intact));
     }
 }

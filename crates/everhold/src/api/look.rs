@@ -110,14 +110,14 @@ async fn lost_head(cluster: &Cluster, node: &str) -> Option<String> {
         return None;
     }
     match cluster.entry(id).await {
-        Ok(Some(entry)) if entry.hash == hash => None,
+        Ok(Some((entry, true))) if entry.hash == hash => None,
         Ok(Some(_)) => Some(format!("{id} is not the entry whose hash stands in the store")),
         Ok(None) => Some(format!("{id} is missing, and its hash stands in the store")),
         Err(error) => Some(error.to_string()),
     }
 }
 
-async fn find(cluster: &Cluster, id: &str) -> Result<Entry, ApiError> {
+async fn find(cluster: &Cluster, id: &str) -> Result<(Entry, bool), ApiError> {
     let entry = cluster.entry(id).await?;
     entry.ok_or_else(|| {
         let text = format!("the journal holds no entry {id}");
@@ -126,14 +126,13 @@ async fn find(cluster: &Cluster, id: &str) -> Result<Entry, ApiError> {
 }
 
 pub async fn entry(State(api): State<Shared>, Name(id): Name) -> Answer {
-    let entry = find(&api.cluster, &id).await?;
-    let intact = entry.is_intact();
+    let (entry, intact) = find(&api.cluster, &id).await?;
     Ok(Json(json!({ "intact": intact, "entry": entry })))
 }
 
 pub async fn explain(State(api): State<Shared>, Name(id): Name) -> Answer {
-    let entry = find(&api.cluster, &id).await?;
-    Ok(Json(explain::explain(&entry)))
+    let (entry, intact) = find(&api.cluster, &id).await?;
+    Ok(Json(explain::explain(&entry, intact)))
 }
 
 #[derive(Deserialize)]
