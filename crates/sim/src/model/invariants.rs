@@ -33,7 +33,7 @@ pub fn broken(plan: &Plan, state: &State) -> Option<String> {
 /// its last record. The line was brought up to date by core's `last_written`.
 fn mistaken(state: &State, index: usize) -> Option<String> {
     let node = &state.nodes[index];
-    let quiet = node.role != Role::Primary && node.follows == NOBODY && node.log.len() > 0;
+    let quiet = node.role != Role::Primary && node.follows == NOBODY && !node.log.is_empty();
     let said = state.term.branch(node.line).epoch;
     let wrong = quiet && said != node.log.last();
     wrong.then(|| format!("MISTAKEN: {} takes its last record for branch {said}'s", letter(index)))

@@ -35,6 +35,8 @@ pub enum Switch {
     ChangeOfK,
     /// From any set and k to any other in one change.
     AnyChange,
+    /// A change under way may begin anew, when a member that it waits for isn't wanted any more.
+    ChangeAnew,
     /// Changes that shrink the set don't lower k.
     KeepK,
     /// The leader's changes are also guarded by the store's epoch.

@@ -125,7 +125,7 @@ fn regrant(plan: &Plan, real: &Real, state: &State, node: usize, steps: &mut Ste
     }
 }
 
-/// A change under way must end before the next.
+/// A change is under way.
 fn is_changing(state: &State, node: usize) -> bool {
     let target = state.term.target;
     state.nodes[node].before != Set::NONE || state.term.current() != target
@@ -135,18 +135,30 @@ fn begin_change(plan: &Plan, real: &mut Real, state: &State, node: usize, steps:
     let it = &state.nodes[node];
     let guarded = plan.has(Switch::ChangesGuardEpoch) && state.epoch != state.term.epoch;
     let full = plan.has(Switch::JointList) && state.term.inforce.is_full();
-    if is_changing(state, node) || state.changes >= plan.bounds.changes || guarded || full {
+    let changing = is_changing(state, node);
+    if changing && !plan.has(Switch::ChangeAnew)
+        || state.changes >= plan.bounds.changes
+        || guarded
+        || full
+    {
         return;
     }
     let from = state.term.target;
     for to in wanted_sets(plan, state, node) {
-        let raising = from.k() < to.k();
-        // A rise is seen by priorities of 2 and more: none may be left from the last one.
+        let in_vain = (0..plan.bounds.nodes)
+            .any(|n| from.member(n).is_some() && from.member(n) != to.member(n));
+        if changing && !in_vain {
+            continue;
+        }
+        let raising = state.term.current().k() < to.k();
+        // A rise is seen by priorities of 2 and more: none may be left from the last one, but
+        // those of a rise under way that goes as high.
         let unsettled = state.rows[node].iter().enumerate().any(|(standby, row)| {
             row.link != Link::Gone && row.copy.priority(standby, row.incarnation) > 1
         });
-        let unsettled = unsettled && !plan.has(Switch::RaiseUnfinished);
-        if raising && (unsettled || it.names != it.wanted) {
+        let higher = !changing || to.k() > from.k();
+        let unsettled = unsettled && higher && !plan.has(Switch::RaiseUnfinished);
+        if raising && (unsettled || !changing && it.names != it.wanted) {
             continue;
         }
         let mut after = *state;

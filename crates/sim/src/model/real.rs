@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub(super) type Memo<K, V> = HashMap<K, V, Mixing>;
 
 /// Core, with what it answered before.
+#[derive(Default)]
 pub struct Real {
     names: Memo<(u16, bool), Names>,
     /// The text behind a value of [`Names`], as core wrote it.
@@ -22,20 +23,6 @@ pub struct Real {
     last: Memo<[u64; 2], u8>,
     published: Memo<[u64; 6], Vec<Term>>,
     pub(super) leading: Memo<u128, super::leading::Leading>,
-}
-
-impl Default for Real {
-    fn default() -> Self {
-        Real {
-            names: Memo::default(),
-            texts: BTreeMap::new(),
-            changes: Memo::default(),
-            lies_on: Memo::default(),
-            last: Memo::default(),
-            published: Memo::default(),
-            leading: Memo::default(),
-        }
-    }
 }
 
 pub(super) fn member(node: usize, incarnation: u8) -> Member {

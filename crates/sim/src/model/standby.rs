@@ -80,8 +80,7 @@ fn fast_forward(plan: &Plan, state: &State, node: usize, steps: &mut Steps) {
     if it.promise <= state.term.epoch || !reports[node].told {
         return;
     }
-    for from in 0..plan.bounds.nodes {
-        let source = &state.nodes[from];
+    for (from, source) in state.nodes[..plan.bounds.nodes].iter().enumerate() {
         let sealed = source.role == Role::Standby
             && source.follows == NOBODY
             && source.promise == it.promise

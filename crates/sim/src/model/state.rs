@@ -19,7 +19,11 @@ pub struct Log(pub u16);
 
 impl Log {
     pub fn len(self) -> u8 {
-        ((16 - self.0.leading_zeros() + 3) / 4) as u8
+        (16 - self.0.leading_zeros()).div_ceil(4) as u8
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
     }
 
     pub fn at(self, place: u8) -> u8 {
@@ -28,7 +32,7 @@ impl Log {
 
     /// The branch of the last record; 0: there is none.
     pub fn last(self) -> u8 {
-        if self.0 == 0 { 0 } else { self.at(self.len() - 1) }
+        if self.is_empty() { 0 } else { self.at(self.len() - 1) }
     }
 
     pub fn push(&mut self, branch: u8) {
