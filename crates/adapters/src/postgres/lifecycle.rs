@@ -25,6 +25,10 @@ const START_SECONDS_MAX: u64 = 600;
 /// How long a server that was just started is looked at closely.
 const START_CLOSE_LOOK: Duration = Duration::from_millis(500);
 
+/// Megabytes of a WAL segment. PostgreSQL's own 16 cost a promotion 30 ms and a rewind of an idle
+/// server 64 MB more; below 4 a busy server makes dozens of files a second.
+const SEGMENT_MB: &str = "4";
+
 /// Makes the data directory beside its place, then moves it there: a crash at any point leaves
 /// either nothing of it or all.
 pub async fn bootstrap(site: &Site) -> Result<PgOutcome, PgError> {
@@ -45,6 +49,8 @@ pub async fn bootstrap(site: &Site) -> Result<PgOutcome, PgError> {
     .await?;
     let mut command = tool::command(config, "initdb", None);
     command.arg("-D").arg(&dir).args(["--username", SUPERUSER, "--data-checksums"]);
+    // A promotion copies the last segment, and a rewind copies segments whole.
+    command.args(["--wal-segsize", SEGMENT_MB]);
     command.args(["--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]);
     tool::run("initdb", command, None).await?;
     // A single-user server: nobody can connect, and it ends with a checkpoint.

@@ -217,6 +217,17 @@ impl Node {
         self.config.data_dir.join("pg_wal")
     }
 
+    /// Kills the postmaster, and says after what time that was seen.
+    pub async fn kill_postmaster(&self) -> Duration {
+        let pid = self.postmaster().await;
+        let mut death = self.pg.death();
+        let begun = Instant::now();
+        signal(pid, "KILL");
+        let seen = tokio::time::timeout(Duration::from_secs(1), death.changed()).await;
+        seen.expect("its death is seen").unwrap();
+        begun.elapsed()
+    }
+
     pub async fn postmaster(&self) -> i32 {
         self.facts().await.pid.unwrap()
     }

@@ -37,12 +37,7 @@ async fn a_dead_leader_is_replaced_rewound_and_cloned() {
     let later = load.iter().map(|(_, count)| count.load(ORDER)).sum::<u64>();
     assert_eq!(acknowledged, later, "acknowledged without a standby");
 
-    let pid = a.postmaster().await;
-    let mut death = a.pg.death();
-    let begun = Instant::now();
-    signal(pid, "KILL");
-    death.changed().await.unwrap();
-    let seen = begun.elapsed();
+    let seen = a.kill_postmaster().await;
     assert!(seen < Duration::from_millis(50), "{seen:?}");
     let begun = Instant::now();
     a.stop(StopMode::Immediate).await;

@@ -45,9 +45,7 @@ async fn processes_that_outlive_the_postmaster_are_ended() {
     let backend: i32 = value(&client, "SELECT pg_backend_pid()").await.parse().unwrap();
     // A backend that can't notice anything.
     signal(backend, "STOP");
-    let mut death = a.pg.death();
-    signal(a.postmaster().await, "KILL");
-    death.changed().await.unwrap();
+    a.kill_postmaster().await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(a.facts().await.process, Process::Remains);
     assert_eq!(a.pg.pids(), [backend]);

@@ -1,5 +1,7 @@
 //! The PostgreSQL adapter against real servers.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod cluster;
 mod failover;
 mod faults;
