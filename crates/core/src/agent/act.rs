@@ -200,13 +200,20 @@ impl Agent {
                 self.view.trimmed = None;
             }
             PgAction::Promote { .. } => self.view.parked = None,
+            PgAction::SetSync { .. } => {
+                // What was proven of these names was proven before: they may have been others since.
+                self.view.leading.observed = None;
+                self.view.leading.checkpointed = None;
+                if let Some(checkpoint) = self.running.get_mut(&Lane::Checkpoint) {
+                    checkpoint.names = None;
+                }
+            }
             PgAction::Evidence => self.view.leading.evidence = Some((now, Lsn(0))),
             PgAction::Observe => self.last_look = now,
             PgAction::Bootstrap
             | PgAction::SetSource { source: None }
             | PgAction::Park
             | PgAction::Trim { .. }
-            | PgAction::SetSync { .. }
             | PgAction::Barrier { .. }
             | PgAction::Checkpoint
             | PgAction::Slots { .. } => {}
