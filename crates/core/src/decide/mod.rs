@@ -127,7 +127,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 56] = [
+pub const RULES: [&str; 57] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -182,6 +182,7 @@ pub const RULES: [&str; 56] = [
     "switchover-refused",
     "unreadable-record",
     "upkeep",
+    "wish-ended",
     "witness",
     "wrong-branch",
 ];

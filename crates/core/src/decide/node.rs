@@ -100,11 +100,13 @@ pub(super) fn leader_source(view: &View, now: Time) -> Option<(&Term, Source)> {
 }
 
 fn source_at(view: &View, leader: &crate::status::Status) -> Source {
+    // Without a slot, a second connection of this node would not be refused while the first lingers.
+    let one = view.has(Guard::OneWalsender);
     Source {
         member: leader.member.clone(),
         host: leader.host.clone(),
         port: leader.port,
-        slot: view.member().slot(),
+        slot: if one { view.member().slot() } else { String::new() },
     }
 }
 
@@ -176,11 +178,13 @@ fn standby(view: &View, now: Time) -> Verdict {
         return verdict;
     }
     let Some(term) = view.term() else { return quiet(view, now, "no term yet") };
-    let below = term.epoch < view.durable.promise && view.has(Guard::FollowGuard);
+    let leads = term.leader.node == view.me;
+    let guard = if leads { Guard::PromoteGuard } else { Guard::FollowGuard };
+    let below = term.epoch < view.durable.promise && view.has(guard);
     if below {
         return quiet(view, now, "promised a higher epoch than the term's");
     }
-    if term.leader.node == view.me {
+    if leads {
         return promote(view, now, term);
     }
     follow(view, now, term)
