@@ -61,7 +61,12 @@ impl Member {
     /// The application name and the name of the replication slot: `a_2`. PostgreSQL folds neither,
     /// and slot names allow only lower case, digits and `_`.
     pub fn slot(&self) -> String {
-        format!("{}_{}", self.node.replace('-', "_"), self.incarnation)
+        use std::fmt::Write;
+        let mut slot = String::with_capacity(self.node.len() + 4);
+        slot.extend(self.node.chars().map(|c| if c == '-' { '_' } else { c }));
+        // Writing to a string can't fail.
+        let _ = write!(slot, "_{}", self.incarnation);
+        slot
     }
 }
 

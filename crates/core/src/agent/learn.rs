@@ -1,6 +1,6 @@
 //! How inputs change the view.
 
-use super::{Agent, Command, Input, Lane, Running};
+use super::{Agent, Command, Input, Lane, Running, tell};
 use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin};
 use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time};
@@ -51,7 +51,9 @@ impl Agent {
             Input::Heard { node, status } => {
                 let Some(peer) = self.view.peers.get_mut(&node) else { return false };
                 peer.detector.heard(now);
-                let changed = peer.status.as_ref() != Some(&status);
+                // A position alone changes no decision: the next tick sees it.
+                let known = peer.status.as_deref();
+                let changed = known.is_none_or(|known| tell::matters(known, &status));
                 if let Some(report) = &status.report {
                     self.collect(report.clone());
                 }
@@ -137,7 +139,9 @@ impl Agent {
     /// What a leader concludes from the rows of its walsenders.
     fn watch_standbys(&mut self, now: Time) {
         let leading = &mut self.view.leading;
-        for row in self.view.pg.walsenders.iter().filter(|row| row.streaming && row.owns_slot) {
+        let one = self.view.without != Some(crate::view::Guard::OneWalsender);
+        let rows = self.view.pg.walsenders.iter();
+        for row in rows.filter(|row| row.streaming && (row.owns_slot || !one)) {
             let known = leading.flushed.get(&row.name).copied();
             if known.is_none_or(|known| row.flush > known) || row.flush >= self.view.pg.lsn {
                 leading.streamed.insert(row.name.clone(), now);

@@ -63,10 +63,47 @@ pub(super) fn status(
 
 /// The change is one that others act on. Positions alone go with the next heartbeat.
 pub(super) fn matters(old: &Status, new: &Status) -> bool {
-    let steady =
-        |s: &Status| Status { lsn: Default::default(), lag_ms: None, hold: None, ..s.clone() };
-    let lag = old.lag_ms.is_some() != new.lag_ms.is_some();
-    lag || steady(old) != steady(new)
+    // Each field is named, so that a new one is thought about here.
+    let Status {
+        member,
+        host,
+        port,
+        pid,
+        state,
+        data,
+        promise,
+        sysid,
+        term,
+        report,
+        misses,
+        fell,
+        primary,
+        serving,
+        checkpoint,
+        lsn: _,
+        streaming,
+        lag_ms,
+        call,
+        hold: _,
+        overrides,
+    } = old;
+    *promise != new.promise
+        || *state != new.state
+        || *serving != new.serving
+        || *term != new.term
+        || *misses != new.misses
+        || *fell != new.fell
+        || *primary != new.primary
+        || *streaming != new.streaming
+        || *data != new.data
+        || *checkpoint != new.checkpoint
+        || lag_ms.is_some() != new.lag_ms.is_some()
+        || (*pid, *sysid, *port) != (new.pid, new.sysid, new.port)
+        || *report != new.report
+        || *call != new.call
+        || *member != new.member
+        || *host != new.host
+        || *overrides != new.overrides
 }
 
 /// A cut-off standby's lag is unknown, not 0: only a fresh message of the leader vouches for it.
