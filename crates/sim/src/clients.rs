@@ -56,6 +56,8 @@ impl World {
             Some(epoch) if epoch >= self.clients.epoch => {
                 if self.clients.route != Some(from) {
                     say!(self, "gateway: {from} serves epoch {epoch}");
+                    // Those that waited come at once.
+                    self.after(MS, Event::Read { again: false });
                 }
                 self.clients.epoch = epoch;
                 self.clients.route = Some(from);
@@ -96,7 +98,7 @@ impl World {
     }
 
     pub fn client_answer(&mut self, w: usize, attempt: u64, acked: bool) {
-        let rest = if acked { self.clients.rng.spread(20 * MS, 300 * MS) } else { RETRY };
+        let rest = if acked { self.clients.rng.spread(40 * MS, 500 * MS) } else { RETRY };
         let writer = &mut self.clients.writers[w];
         if writer.attempt != attempt || !writer.waits {
             return;
@@ -140,8 +142,10 @@ impl World {
     }
 
     /// A read of everything at the leader: what it shows must not vanish any more.
-    pub fn read(&mut self) {
-        self.after(READS, Event::Read);
+    pub fn read(&mut self, again: bool) {
+        if again {
+            self.after(READS, Event::Read { again });
+        }
         let Some(n) = self.clients.route.filter(|n| !self.net.clients[*n]) else { return };
         let node = &self.nodes[n];
         let answers = !node.frozen && !node.server.frozen && node.server.proc == Proc::Running;

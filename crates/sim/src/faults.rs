@@ -2,8 +2,8 @@
 
 use crate::random::Random;
 use crate::say;
-use crate::server::{Proc, Receiver};
-use crate::world::{Event, MS, S, World};
+use crate::server::{Proc, Receiver, Who};
+use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Command, Input};
 use everhold_core::decide::pg_name;
 use everhold_core::kv::Txn;
@@ -95,6 +95,12 @@ pub enum Kind {
     Conflict,
     SlowReload,
     TwoLosses,
+    /// The spec asks for so many acknowledgements, at least so many, at once.
+    RespecTo(u32, u32),
+    /// The next node that is promoted is lost so many µs later.
+    KillPromoted(u64),
+    /// A client writes megabytes at once.
+    Bulk,
     /// Everything but one node is lost, and the operator forces that one.
     Force,
     /// Data of another cluster is put in place of a standby's.
@@ -125,6 +131,7 @@ pub struct Plan {
     /// Of three nodes one is left: writes are to flow at this time, if the policy allows.
     survives: Option<u64>,
     force: Option<(u64, usize)>,
+    pub kill_promoted: Option<u64>,
     pub ready: bool,
 }
 
@@ -143,6 +150,7 @@ impl Plan {
             second_loss: None,
             survives: None,
             force: None,
+            kill_promoted: None,
             ready: false,
         }
     }
@@ -233,11 +241,14 @@ impl World {
         let healthy = self.plan.calm.is_some() && self.unhealthy().is_none();
         let count = self.nodes.len();
         let leader = self.leader().unwrap_or(0);
-        let single = self.plan.rng.chance(250);
+        let single = self.plan.rng.chance(400);
         let behind = (self.plan.faults.len() as u64) < FAULTS_MIN as u64 * self.now / LAST;
         let volley = if behind { 5 } else { self.plan.rng.between(2, 4) };
         let mut last = 0;
-        if healthy && single {
+        let scripted = self.plan.rng.chance(500) && self.now + 45 * S < LAST;
+        if healthy && single && scripted {
+            last = self.script(leader);
+        } else if healthy && single {
             let rng = &mut self.plan.rng;
             let kind = match rng.below(15) {
                 0..5 => Kind::KillPg,
@@ -312,7 +323,7 @@ impl World {
         }
     }
 
-    fn add(&mut self, begins: u64, fault: Fault) {
+    pub fn add(&mut self, begins: u64, fault: Fault) {
         let at = self.plan.faults.len();
         self.plan.faults.push(fault);
         self.plan.active.push(false);
@@ -424,6 +435,15 @@ impl World {
             }
             Kind::AllDown => (0..self.nodes.len()).for_each(|n| self.kill_node(n)),
             Kind::Respec => self.respec(),
+            Kind::RespecTo(wanted, floor) => {
+                self.policy.redundancy = Redundancy { wanted, floor };
+                self.tell_spec(MS);
+            }
+            Kind::KillPromoted(delay) => self.plan.kill_promoted = Some(delay),
+            Kind::Bulk => {
+                let who = Who::Client { writer: 3, attempt: 0 };
+                self.tell_server(n, MS, ForServer::Commit { who });
+            }
             Kind::Wipe => self.wipe(n),
             Kind::Conflict => self.nodes[n].server.conflict_until = self.now + most,
             Kind::SlowReload => {
@@ -489,11 +509,15 @@ impl World {
     fn respec(&mut self) {
         let count = self.nodes.len();
         self.policy.redundancy = self.plan.redundancy(count);
+        self.tell_spec(3 * S);
+    }
+
+    fn tell_spec(&mut self, within: u64) {
         say!(self, "spec: {:?}", self.policy.redundancy);
-        for n in 0..count {
+        for n in 0..self.nodes.len() {
             let input = Input::Policy { policy: self.policy.clone() };
-            let what = crate::world::ForAgent::Input(Box::new(input));
-            let delay = self.plan.rng.spread(MS, 3 * S);
+            let what = ForAgent::Input(Box::new(input));
+            let delay = self.plan.rng.spread(MS, within);
             self.tell_agent(n, delay, what);
         }
     }
@@ -531,7 +555,13 @@ impl World {
             | Kind::ClockJump
             | Kind::Switchover
             | Kind::Respec
+            | Kind::RespecTo(..)
+            | Kind::Bulk
             | Kind::Conflict => {}
+            Kind::KillPromoted(_) => {
+                self.plan.kill_promoted = None;
+                (0..count).for_each(|n| self.restart(n));
+            }
             Kind::KillAgent | Kind::KillNode | Kind::Wipe => self.restart(n),
             Kind::CutNode | Kind::CutAgents | Kind::CutOut | Kind::CutIn | Kind::CutServers => {
                 for m in 0..count {
@@ -549,7 +579,13 @@ impl World {
             Kind::StoreCut => self.net.store[n] = false,
             Kind::StoreFlaky => self.store.flaky = 0,
             Kind::SlowWatch => self.store.watch = 10 * MS,
-            Kind::SlowDisk | Kind::StalledDisk => self.nodes[n].fsync = 2 * MS,
+            Kind::SlowDisk | Kind::StalledDisk => {
+                self.nodes[n].fsync = 2 * MS;
+                // What hung in the disk is done now.
+                if let Some(id) = self.nodes[n].persisting.as_ref().map(|(id, _)| *id) {
+                    self.tell_agent(n, 2 * MS, ForAgent::Persist(id));
+                }
+            }
             Kind::FullDisk => self.nodes[n].full = false,
             Kind::CrashOn(..) => {
                 self.nodes[n].crash_on = None;

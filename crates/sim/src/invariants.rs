@@ -223,6 +223,7 @@ impl World {
                 (self.now - self.clients.last_ack) / S
             ));
         }
+        self.check_forgotten();
         for n in 0..self.nodes.len() {
             let node = &self.nodes[n];
             let superseded = self.ghost.leader.is_some_and(|(leader, epoch)| {
@@ -242,6 +243,20 @@ impl World {
                     STALE / S
                 ));
             }
+        }
+    }
+
+    /// A node sealed for a campaign that came to nothing is taken back by the leader.
+    fn check_forgotten(&mut self) {
+        let calm = self.plan.calm_since().is_some_and(|since| self.now > since + HEALS);
+        let (Some((_, serving)), true) = (self.ghost.leader, calm) else { return };
+        let forgotten = (0..self.nodes.len()).find(|n| self.nodes[*n].disk.promise > serving);
+        if let Some(n) = forgotten
+            && self.store.term <= serving
+        {
+            self.violated(format!(
+                "{n} was sealed above the serving epoch {serving} and forgotten"
+            ));
         }
     }
 

@@ -8,6 +8,7 @@ pub mod model;
 mod network;
 mod random;
 mod replication;
+mod scripts;
 mod server;
 mod steps;
 mod store;

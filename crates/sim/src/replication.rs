@@ -407,6 +407,8 @@ impl World {
             return None;
         }
         let size = match who {
+            // One that nobody counts writes in bulk.
+            Who::Client { attempt: 0, .. } => self.rng.between(2 << 20, 16 << 20),
             Who::Client { .. } => self.rng.spread(120, 8_000),
             Who::Barrier { .. } | Who::Nobody => 80,
         };
@@ -430,7 +432,8 @@ impl World {
             let delay = self.rng.spread(200, most);
             self.tell_server(n, delay, ForServer::Reload { conn });
         }
-        let delay = self.rng.spread(200, most * 10);
+        // It may be busy with a checkpoint.
+        let delay = self.rng.between(most / 2, most * 8);
         self.tell_server(n, delay, ForServer::ReloadCheckpointer);
     }
 

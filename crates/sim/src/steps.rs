@@ -3,7 +3,7 @@
 use crate::say;
 use crate::server::{Proc, Receiver, Who};
 use crate::wal::{Dir, History, Rec, START};
-use crate::world::{ForAgent, ForServer, MS, S, World};
+use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Id, Input};
 use everhold_core::ids::{Epoch, Lsn};
 use everhold_core::postgres::{
@@ -312,6 +312,9 @@ impl World {
         node.server.inherited = node.dir.wal.len();
         self.cut_receiver(n);
         self.append(n, Who::Nobody);
+        if let Some(delay) = self.plan.kill_promoted.take() {
+            self.after(delay, Event::Kill { node: n });
+        }
         (tli, parent, fork)
     }
 

@@ -21,6 +21,7 @@ pub struct Store {
     pub watch: u64,
     pub epoch: Epoch,
     pub term: Epoch,
+    pub open: bool,
     /// Kept aside while the store is empty.
     pub aside: Option<Memory>,
     pub nodes: usize,
@@ -46,6 +47,7 @@ impl Store {
             watch: 10 * MS,
             epoch: 0,
             term: 0,
+            open: false,
             aside: None,
             nodes,
         }
@@ -70,7 +72,7 @@ impl World {
         let stalled = self.store.stalled_until.saturating_sub(self.now);
         let late = stalled + delay >= TIMEOUT;
         // A request that nobody waits for any more may be carried out all the same, and late.
-        if answer_lost && self.rng.chance(300) {
+        if answer_lost && self.rng.chance(600) {
             delay += self.rng.between(0, 3 * S);
         }
         let answer = !answer_lost && !late;
@@ -199,7 +201,11 @@ impl World {
                 if term.epoch < self.store.term {
                     self.violated(format!("the term falls to epoch {}", term.epoch));
                 }
+                if term.epoch == self.store.term && self.store.open && !term.open {
+                    self.violated(format!("the open term {} is closed again", term.epoch));
+                }
                 self.store.term = term.epoch;
+                self.store.open = term.open;
             }
             "campaign" => self.check_campaign(writer, kv),
             _ => {}

@@ -103,7 +103,8 @@ pub enum Event {
     StoreApply { node: usize, gen_: u32, id: Id, txn: Box<Txn>, answer: bool },
     ClientNext { writer: usize },
     ClientAnswer { writer: usize, attempt: u64, acked: bool },
-    Read,
+    Read { again: bool },
+    Kill { node: usize },
     Minder { node: usize },
     AgentStarts { node: usize },
     Thaw { node: usize },
@@ -237,7 +238,7 @@ impl World {
         for writer in 0..world.clients.writers.len() {
             world.at(S, Event::ClientNext { writer });
         }
-        world.at(S, Event::Read);
+        world.at(S, Event::Read { again: true });
         world
     }
 
@@ -290,7 +291,8 @@ impl World {
             | Event::StoreApply { .. }
             | Event::ClientNext { .. }
             | Event::ClientAnswer { .. }
-            | Event::Read
+            | Event::Read { .. }
+            | Event::Kill { .. }
             | Event::Thaw { .. }
             | Event::ServerThaw { .. }
             | Event::Fault { .. }
@@ -339,7 +341,8 @@ impl World {
             Event::ClientAnswer { writer, attempt, acked } => {
                 self.client_answer(writer, attempt, acked);
             }
-            Event::Read => self.read(),
+            Event::Read { again } => self.read(again),
+            Event::Kill { node } => self.kill_node(node),
             Event::Minder { node } => self.mind(node),
             Event::AgentStarts { node } => self.start_agent(node),
             Event::Thaw { node } => self.thaw(node),
@@ -460,6 +463,9 @@ impl World {
     fn send_status(&mut self, n: usize) {
         let Some(agent) = &self.nodes[n].agent else { return };
         let status = agent.status();
+        if status.report.as_ref().is_some_and(|report| report.epoch > self.nodes[n].disk.promise) {
+            self.violated(format!("{n} reports an epoch that its disk does not hold"));
+        }
         for to in 0..self.nodes.len() {
             if to == n || self.nodes[to].agent.is_none() || self.lost(n, to) {
                 continue;

@@ -1,0 +1,151 @@
+//! Short sequences of faults that random ones would rarely line up: each is the shortest way in
+//! which some rule of the protocol matters, drawn with random gaps.
+
+use crate::faults::{Fault, Kind};
+use crate::world::{MS, S, World};
+
+/// A node stays down so long that the rest has to decide without it.
+const DOWN: u64 = 16 * S;
+
+/// How many there are.
+const SCRIPTS: u64 = 9;
+
+impl World {
+    /// One of the sequences, from a healthy cluster; how long it takes.
+    pub fn script(&mut self, leader: usize) -> u64 {
+        let count = self.nodes.len();
+        let b = (leader + 1 + self.plan.rng.index(count - 1)) % count;
+        let rest: Vec<usize> = (0..count).filter(|n| *n != leader && *n != b).collect();
+        match self.plan.rng.below(SCRIPTS) {
+            0 => self.unread_tail(leader, b, &rest),
+            1 => self.long_tail(leader),
+            2 => self.late_publish(leader),
+            3 => self.named_and_unaware(leader, b),
+            4 => self.raise_unseen(leader, b, &rest),
+            5 => self.raise_unflushed(leader, b, &rest),
+            6 => self.back_from_alone(leader, b, &rest),
+            7 => self.double_row(leader, b, &rest),
+            _ => self.aborted(leader),
+        }
+    }
+
+    fn then(&mut self, begins: u64, kind: Kind, node: usize, other: usize, lasts: u64) {
+        self.add(begins, Fault { kind, node, other, lasts });
+    }
+
+    fn gap(&mut self, from: u64, to: u64) -> u64 {
+        self.plan.rng.between(from * MS, to * MS)
+    }
+
+    /// A tail that only `b` has, and `b` dies as soon as it is promoted.
+    fn unread_tail(&mut self, leader: usize, b: usize, rest: &[usize]) -> u64 {
+        for c in rest {
+            self.then(3 * S, Kind::CutServers, leader, *c, S);
+        }
+        self.then(0, Kind::RespecTo(2, self.policy.redundancy.floor), leader, leader, 10 * MS);
+        let dies = 3 * S + self.gap(30, 600);
+        let late = self.gap(10, 120);
+        self.then(dies - MS, Kind::KillPromoted(late), b, b, DOWN);
+        self.then(dies, Kind::KillNode, leader, leader, DOWN);
+        dies + DOWN
+    }
+
+    /// The old leader writes far ahead, alone; the new one leads, then everything goes down.
+    fn long_tail(&mut self, leader: usize) -> u64 {
+        let cut = self.gap(1_500, 3_000);
+        self.then(0, Kind::CutNode, leader, leader, cut + S);
+        self.then(5 * MS, Kind::Bulk, leader, leader, MS);
+        let all = cut + self.gap(0, 1_500);
+        self.then(all, Kind::AllDown, leader, leader, 500 * MS);
+        all + 6 * S
+    }
+
+    /// A campaign whose publish is carried out late.
+    fn late_publish(&mut self, leader: usize) -> u64 {
+        self.then(0, Kind::StoreFlaky, leader, leader, 8 * S);
+        self.then(5 * MS, Kind::KillNode, leader, leader, DOWN);
+        DOWN
+    }
+
+    /// The node chosen doesn't hear of it, and is sealed for the next epoch meanwhile.
+    fn named_and_unaware(&mut self, leader: usize, b: usize) -> u64 {
+        let cut = self.gap(2_500, 7_000);
+        self.then(0, Kind::StoreCut, b, b, cut);
+        self.then(5 * MS, Kind::KillNode, leader, leader, DOWN);
+        DOWN
+    }
+
+    /// k rises in the record while walsenders still acknowledge by the old one.
+    fn raise_unseen(&mut self, leader: usize, b: usize, rest: &[usize]) -> u64 {
+        let floor = self.policy.redundancy.floor;
+        self.then(0, Kind::RespecTo(1, floor), leader, leader, 10 * MS);
+        self.then(3 * S, Kind::SlowReload, leader, leader, 12 * S);
+        self.then(3 * S + 10 * MS, Kind::RespecTo(2, floor), leader, leader, 10 * MS);
+        let cut = 3 * S + 10 * MS + self.gap(30, 400);
+        for c in rest {
+            self.then(cut, Kind::CutServers, leader, *c, 4 * S);
+        }
+        let dies = cut + self.gap(100, 1_200);
+        self.then(dies, Kind::KillNode, leader, leader, DOWN);
+        self.then(dies, Kind::KillNode, b, b, DOWN);
+        dies + DOWN
+    }
+
+    /// k rises while only `b` holds what was acknowledged last.
+    fn raise_unflushed(&mut self, leader: usize, b: usize, rest: &[usize]) -> u64 {
+        let floor = self.policy.redundancy.floor;
+        self.then(0, Kind::RespecTo(1, floor), leader, leader, 10 * MS);
+        let cut = 3 * S;
+        for c in rest {
+            self.then(cut, Kind::CutServers, leader, *c, 4 * S);
+        }
+        let raise = cut + self.gap(100, 1_200);
+        self.then(raise, Kind::RespecTo(2, floor), leader, leader, 10 * MS);
+        let dies = raise + self.gap(60, 600);
+        self.then(dies, Kind::KillNode, leader, leader, DOWN);
+        self.then(dies, Kind::KillNode, b, b, DOWN);
+        dies + DOWN
+    }
+
+    /// The leader was alone, `b` comes back, the checkpointer is slow to hear of it.
+    fn back_from_alone(&mut self, leader: usize, b: usize, rest: &[usize]) -> u64 {
+        self.then(0, Kind::RespecTo(1, 0), leader, leader, 10 * MS);
+        for c in rest {
+            self.then(2 * S, Kind::KillNode, *c, *c, 2 * DOWN);
+        }
+        self.then(2 * S, Kind::KillNode, b, b, 5 * S);
+        self.then(6 * S, Kind::SlowReload, leader, leader, DOWN);
+        let cut = 7 * S + self.gap(1_500, 5_000);
+        self.then(cut, Kind::CutServers, leader, b, 3 * S);
+        let dies = cut + self.gap(100, 900);
+        self.then(dies, Kind::KillNode, leader, leader, DOWN);
+        2 * S + 2 * DOWN
+    }
+
+    /// A second connection of `b` while the first one lingers, and nobody else receives.
+    fn double_row(&mut self, leader: usize, b: usize, rest: &[usize]) -> u64 {
+        let floor = self.policy.redundancy.floor;
+        self.then(0, Kind::RespecTo(2, floor), leader, leader, 10 * MS);
+        self.then(3 * S, Kind::SlowReload, leader, leader, 12 * S);
+        let cut = 3 * S + 10 * MS;
+        for c in rest {
+            self.then(cut, Kind::CutServers, leader, *c, 4 * S);
+        }
+        let reset = cut + self.gap(100, 900);
+        self.then(reset, Kind::ResetConnection, b, b, 10 * MS);
+        let dies = reset + self.gap(300, 900);
+        self.then(dies, Kind::KillNode, leader, leader, DOWN);
+        self.then(dies, Kind::KillNode, b, b, DOWN);
+        dies + DOWN
+    }
+
+    /// A campaign that was rightly begun loses its cover: the leader is back, those sealed wait.
+    fn aborted(&mut self, leader: usize) -> u64 {
+        let frozen = self.gap(800, 1_800);
+        self.then(0, Kind::FreezeNode, leader, leader, frozen);
+        for n in (0..self.nodes.len()).filter(|n| *n != leader) {
+            self.then(0, Kind::CrashOn("park", 0, false), n, n, 4 * S);
+        }
+        5 * S
+    }
+}
