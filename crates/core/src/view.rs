@@ -213,6 +213,8 @@ pub struct View {
     pub trimmed: Option<Vec<Branch>>,
     /// The epoch this process is promoting for. After a restart of the agent it isn't repeated.
     pub promoting: Option<Epoch>,
+    /// It was promoted to something else than was published: it must not lead.
+    pub misbranched: bool,
     pub rejoin: Option<Rejoin>,
     pub store: StoreView,
     pub peers: BTreeMap<String, Peer>,

@@ -110,6 +110,7 @@ impl Agent {
         self.view.trimmed = None;
         self.view.leading = Leading::default();
         self.view.promoting = None;
+        self.view.misbranched = false;
     }
 
     fn looked(&mut self, now: Time, mut facts: PgFacts) -> bool {
@@ -247,6 +248,7 @@ impl Agent {
                 self.view.parked = None;
                 self.view.promoting = None;
                 let as_published = (tli, parent, fork) == (branch.tli, branch.parent, branch.fork);
+                self.view.misbranched = !as_published;
                 if !as_published {
                     let text = format!("promoted to {tli} from {parent} at {fork}, not {branch:?}");
                     self.view.failures.insert("promote".to_string(), failure(now, text));
@@ -260,7 +262,13 @@ impl Agent {
                 self.view.leading.barrier = Some(*epoch);
                 self.view.leading.observed = None;
             }
-            (PgAction::Checkpoint, _) => self.view.leading.checkpointed = running.names.clone(),
+            (PgAction::Checkpoint, _) => {
+                // A place read before the proof may lie before a commit that nobody waited for.
+                if self.view.leading.checkpointed != running.names {
+                    self.view.leading.observed = None;
+                }
+                self.view.leading.checkpointed.clone_from(&running.names);
+            }
             (PgAction::Evidence, PgOutcome::Evidence { end }) => {
                 self.view.leading.evidence = Some((running.began, end));
             }
@@ -411,7 +419,9 @@ impl Agent {
     /// Keeps a report of the campaign under way. It stays true: the promise in it is durable.
     pub(super) fn collect(&mut self, report: Report) {
         let Some(campaign) = &mut self.view.campaign else { return };
-        if report.epoch != campaign.epoch {
+        let term = self.view.store.term.as_ref();
+        let foreign = term.is_some_and(|term| term.value.sysid != report.sysid);
+        if report.epoch != campaign.epoch || foreign {
             return;
         }
         let known = campaign.reports.get(&report.member.node);

@@ -143,6 +143,9 @@ fn change(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
     if target == term.target || (*term.current() != term.target && !waits_in_vain) {
         return None;
     }
+    if still_raising(view, term, &target) {
+        return Some(look("walsenders still show the form of the last rise"));
+    }
     let why = format!("{} becomes {target}", term.target);
     let next = if view.has(Guard::Envelope) {
         change_begun(term, &target)
@@ -150,6 +153,15 @@ fn change(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
         Term { target, ..term.clone() }
     };
     Some(Verdict::store("set-change", why, Write::Lead { term: next, term_rev: rev }))
+}
+
+/// A row that was left at the form of an earlier rise would count as one that follows the next: no
+/// rise begins before all show ANY again, unless it goes no higher than the one under way.
+fn still_raising(view: &View, term: &Term, target: &Set) -> bool {
+    let rises = target.k > term.current().k;
+    let anew = *term.current() != term.target && target.k <= term.target.k;
+    let left = view.pg.walsenders.iter().any(|row| row.priority > 1);
+    rises && !anew && left && view.has(Guard::Observed)
 }
 
 /// The members that stream stay or join, those gone for long leave; k follows the policy.
@@ -192,6 +204,7 @@ fn regrant(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
         return None;
     }
     let why = format!("epoch {highest} was promised, and no campaign is under way");
-    let write = Write::Regrant { term: regranted(term, highest + 1), term_rev: rev };
+    let epoch_rev = view.store.epoch.as_ref().map_or(0, |record| record.rev);
+    let write = Write::Regrant { term: regranted(term, highest + 1), term_rev: rev, epoch_rev };
     Some(Verdict::store("re-grant", why, write))
 }

@@ -108,10 +108,11 @@ pub enum Write {
         term: Term,
         term_rev: u64,
     },
-    /// The running leader takes a higher epoch. Guard: the term.
+    /// The running leader takes a higher epoch. Guards: the term, and the epoch, which only rises.
     Regrant {
         term: Term,
         term_rev: u64,
+        epoch_rev: u64,
     },
     Renew {
         record: CampaignRecord,

@@ -134,8 +134,8 @@ fn primary(view: &View, now: Time) -> Verdict {
         let why = format!("epoch {} is led by {}", term.epoch, term.leader);
         return stop(StopMode::Immediate, "superseded", why);
     }
-    if view.durable.grant.is_some_and(|grant| grant.tli != view.pg.tli) {
-        let why = format!("it runs on timeline {}, which was not granted", view.pg.tli);
+    if view.misbranched || view.durable.grant.is_some_and(|grant| grant.tli != view.pg.tli) {
+        let why = format!("it runs on timeline {}, not on what was published", view.pg.tli);
         return stop(StopMode::Immediate, "wrong-branch", why);
     }
     let written = view.leading.evidence.map_or(now, |(at, end)| if end.0 == 0 { at } else { now });
