@@ -111,6 +111,9 @@ pub struct Leading {
     /// A checkpoint that began after a session showed these names has ended: the checkpointer
     /// knows them too.
     pub checkpointed: Option<String>,
+    /// When this agent first saw its server lead: no standby was missed before.
+    #[serde(default)]
+    pub began: Option<Time>,
     /// When each standby, by slot, was last seen to flush something, or to lack nothing.
     pub streamed: BTreeMap<String, Time>,
     /// Up to where it had flushed then. A row outlives its standby, but it does not move.

@@ -140,6 +140,7 @@ impl Agent {
     /// What a leader concludes from the rows of its walsenders.
     fn watch_standbys(&mut self, now: Time) {
         let leading = &mut self.view.leading;
+        leading.began.get_or_insert(now);
         let one = self.view.without != Some(crate::view::Guard::OneWalsender);
         let rows = self.view.pg.walsenders.iter();
         for row in rows.filter(|row| row.streaming && (row.owns_slot || !one)) {

@@ -168,7 +168,9 @@ fn still_raising(view: &View, term: &Term, target: &Set) -> bool {
 pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
     let target = &term.target;
     let stays = |m: &&Member| {
-        let seen = view.leading.streamed.get(&m.slot()).copied().unwrap_or(view.awake);
+        // One that has not come yet is waited for as long as one that went.
+        let seen = view.leading.streamed.get(&m.slot()).copied();
+        let seen = seen.or(view.leading.began).unwrap_or(now);
         now.since(seen.max(view.awake)) < policy::GONE_MS || !view.has(Guard::GoneLeaves)
     };
     let mut members: BTreeSet<Member> = target.members.iter().filter(stays).cloned().collect();
