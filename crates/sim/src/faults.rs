@@ -138,7 +138,7 @@ pub struct Plan {
 impl Plan {
     pub fn new(seed: u64) -> Plan {
         let mut rng = Random::new(seed, 2);
-        let stray = rng.chance(20);
+        let stray = rng.chance(50);
         Plan {
             rng,
             faults: Vec::new(),
@@ -184,7 +184,8 @@ impl Plan {
     pub fn stray_history(&mut self) -> bool {
         let stray = self.stray && self.ready && self.rng.chance(50);
         if stray {
-            // What that node has is lost, one more loss than the two.
+            // What that node has is lost, one more loss than the two. Once is enough.
+            self.stray = false;
             self.survives = None;
             self.second_loss = None;
         }
@@ -241,9 +242,10 @@ impl World {
         let healthy = self.plan.calm.is_some() && self.unhealthy().is_none();
         let count = self.nodes.len();
         let leader = self.leader().unwrap_or(0);
-        let single = self.plan.rng.chance(400);
-        let behind = (self.plan.faults.len() as u64) < FAULTS_MIN as u64 * self.now / LAST;
-        let volley = if behind { 5 } else { self.plan.rng.between(2, 4) };
+        let due = (FAULTS_MIN as u64 + 8) * self.now / LAST;
+        let behind = (self.plan.faults.len() as u64) < due;
+        let single = self.plan.rng.chance(400) && !behind;
+        let volley = if behind { 6 } else { self.plan.rng.between(2, 4) };
         let mut last = 0;
         let scripted = self.plan.rng.chance(500) && self.now + 45 * S < LAST;
         if healthy && single && scripted {
