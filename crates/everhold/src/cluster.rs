@@ -35,6 +35,8 @@ const ENTRY_EVERY: Duration = Duration::from_millis(100);
 const LOSS_TRIES: u32 = 300;
 /// Among so many entries of each node the beginning of a campaign is looked for.
 const ENTRIES_LOOKED_AT: usize = 100;
+/// An agent that is there takes a note at once.
+const NOTED_WITHIN: Duration = Duration::from_secs(1);
 /// An agent that was heard so lately is there.
 const HEARD_MS: u64 = 1_000;
 
@@ -270,7 +272,8 @@ impl Cluster {
             what: what.to_string(),
         };
         for node in self.links.keys() {
-            if let Ok(answer) = self.ask(node, &ask).await {
+            // One that was just frozen still counts as heard; the next one notes it instead.
+            if let Ok(Ok(answer)) = tokio::time::timeout(NOTED_WITHIN, self.ask(node, &ask)).await {
                 return answer["journal"].as_str().map(str::to_string);
             }
         }
@@ -409,7 +412,9 @@ impl Cluster {
     fn follows(&self, service: &str, node: &str, epoch: u64) -> bool {
         let seen = self.seen();
         let told = seen.reports.get(node).and_then(|(report, _)| report.services.get(service));
-        told.is_some_and(|status| status.term >= epoch && (status.streaming || status.serving.is_some()))
+        told.is_some_and(|status| {
+            status.term >= epoch && (status.streaming || status.serving.is_some())
+        })
     }
 
     /// True when this record stands in the store: none of a later epoch was there.

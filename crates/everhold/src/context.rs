@@ -55,6 +55,15 @@ impl Context {
         disk::write_whole(&pointer, &text).with_context(|| format!("write {}", pointer.display()))
     }
 
+    /// Takes the word back, unless another cluster has left its own since.
+    pub fn withdraw(&self) {
+        let pointer = pointer();
+        let text = std::fs::read_to_string(&pointer).unwrap_or_default();
+        if serde_json::from_str::<Context>(&text).is_ok_and(|found| found == *self) {
+            let _ = std::fs::remove_file(&pointer);
+        }
+    }
+
     /// The cluster of `data`, or the one that was started last.
     pub fn find(data: Option<&Path>) -> anyhow::Result<Context> {
         let path = match data {

@@ -2,6 +2,7 @@
 
 use crate::cluster::{HeldSince, Reports, StoreWord};
 use everhold_core::durable::Data;
+use everhold_core::ids::Epoch;
 use everhold_core::spec::{Durability, Spec};
 use everhold_core::status::{State, Status};
 use everhold_core::term::Term;
@@ -116,7 +117,13 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         .iter()
         .map(|node| {
             let port = declared.and_then(|service| service.port(node));
-            (node, instance(node, port, statuses.get(node), lead_lsn))
+            let told = statuses.get(node).filter(|(_, ms)| {
+                // Of a leader that is silent, its standbys tell that it is still there.
+                let leads = leader.as_ref().is_some_and(|(_, name, _)| name == node);
+                *ms <= DOWN_MS || (leads && serving == Some(true))
+            });
+            let epoch = leader.as_ref().map(|(epoch, ..)| *epoch);
+            (node, instance(node, port, told, epoch, lead_lsn))
         })
         .collect();
     let up = instances.values().filter(|i| i["health"] == "up").count();
@@ -180,6 +187,7 @@ fn instance(
     node: &str,
     port: Option<u16>,
     told: Option<&(Arc<Status>, u64)>,
+    epoch: Option<Epoch>,
     lead_lsn: Option<u64>,
 ) -> Value {
     let Some((status, ms)) = told else {
@@ -220,7 +228,8 @@ fn instance(
         "port": status.port,
         "lag_bytes": lag,
         "lag_ms": status.lag_ms.filter(|_| known),
-        "in_route": status.serving.is_some() || (status.streaming && known),
+        "in_route": (status.serving.is_some() && status.serving == epoch)
+            || (status.streaming && known),
         "detail": {
             "timeline": status.primary.unwrap_or(status.checkpoint),
             "flush_lsn": status.lsn.to_string(),

@@ -141,6 +141,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         running.stop(STOP_WITHIN).await?;
     }
     drop(lock);
+    context.withdraw();
     say("· stopped; the data stays");
     Ok(())
 }

@@ -403,8 +403,9 @@ fn survivable(
         let unwell: Vec<String> = others
             .filter(|other| !well(other))
             .map(|other| {
-                let told = reports.get(other).and_then(|(report, _)| report.services.get(name));
-                let state = told.map_or("unknown".to_string(), |s| status::word(&s.state));
+                let told = reports.get(other).filter(|_| cluster.hears(other));
+                let told = told.and_then(|(report, _)| report.services.get(name));
+                let state = told.map_or("not heard".to_string(), |s| status::word(&s.state));
                 format!("{other} ({state})")
             })
             .collect();

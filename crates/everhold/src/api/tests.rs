@@ -156,7 +156,8 @@ async fn a_switchover_is_answered_when_another_node_serves() {
     );
     assert!(reply.body["outage_ms"].as_u64().is_some_and(|ms| ms < 10_000), "{reply:?}");
     assert_eq!(bed.asked("a"), ["switchover to b by tester"]);
-    let last = bed.send("GET", "/v1/status", "").await.body["services"]["main"]["last_failover"].clone();
+    let last =
+        bed.send("GET", "/v1/status", "").await.body["services"]["main"]["last_failover"].clone();
     assert_eq!((&last["to"], &last["epoch"]), (&json!("b"), &json!(2)));
     let key = "/everhold/local/service/main/last-failover";
     bed.until("written down", async || {
@@ -286,10 +287,7 @@ async fn the_password_file_is_there_and_its_owner_s_alone() {
     let text = std::fs::read_to_string(path).expect("there");
     let write = bed.spec.listeners["write"].bind.port();
     let read = bed.spec.listeners["read"].bind.port();
-    assert_eq!(
-        text,
-        format!("127.0.0.1:{write}:*:app:geheim\n127.0.0.1:{read}:*:app:geheim\n")
-    );
+    assert_eq!(text, format!("127.0.0.1:{write}:*:app:geheim\n127.0.0.1:{read}:*:app:geheim\n"));
     assert_eq!(std::fs::metadata(path).expect("there").mode() & 0o777, 0o600);
     assert_eq!(answer["hosts"], json!([{ "host": "127.0.0.1", "port": read }]));
 }
@@ -308,9 +306,17 @@ async fn the_status_has_the_documented_keys_and_no_others() {
         found.unwrap_or_else(|| panic!("{path} of {value}")).keys().cloned().collect()
     };
     for path in [
-        "", "/store", "/nodes/a", "/services/main", "/services/main/synchronous",
-        "/services/main/last_failover", "/services/main/instances/a", "/gateways/gateway",
-        "/gateways/gateway/listeners/write", "/holds/0", "/holds/0/evidence/0",
+        "",
+        "/store",
+        "/nodes/a",
+        "/services/main",
+        "/services/main/synchronous",
+        "/services/main/last_failover",
+        "/services/main/instances/a",
+        "/gateways/gateway",
+        "/gateways/gateway/listeners/write",
+        "/holds/0",
+        "/holds/0/evidence/0",
     ] {
         let (is, documented) = (keys(&status, path), keys(&example, path));
         let missing: Vec<_> = documented.difference(&is).collect();
@@ -343,6 +349,11 @@ fn the_openapi_document_names_every_route_and_no_other() {
     let served: BTreeSet<(String, String)> =
         routes().into_iter().map(|(method, path, _)| (method.to_string(), path.into())).collect();
     assert_eq!(documented, served);
+    let manual = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api.md");
+    let manual = std::fs::read_to_string(manual).expect("docs/api.md");
+    for (method, path) in &served {
+        assert!(manual.contains(&format!("| {method} | `{path}` |")), "{method} {path}");
+    }
     let text = document.to_string();
     for part in text.split("\"#/").skip(1) {
         let pointer = format!("/{}", part.split('"').next().unwrap_or_default());
@@ -353,6 +364,34 @@ fn the_openapi_document_names_every_route_and_no_other() {
         let wrong_place = matches!(code, Code::UnknownPath | Code::WrongMethod);
         assert!(internal || wrong_place || text.contains(code.as_str()), "{}", code.as_str());
     }
+}
+
+/// A code in the text of a program is one that somebody may see.
+#[test]
+fn every_code_in_the_sources_is_in_the_index() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let index = std::fs::read_to_string(root.join("../../docs/errors/README.md")).expect("index");
+    let mut directories = vec![root.join("src")];
+    let mut codes = BTreeSet::new();
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                let text = std::fs::read_to_string(&path).expect("readable");
+                codes.extend(text.split("\"E").skip(1).filter_map(|after| {
+                    let code = after.get(..3)?;
+                    let ends = after[3..].starts_with([' ', '"']);
+                    (ends && code.bytes().all(|b| b.is_ascii_digit())).then(|| code.to_string())
+                }));
+            }
+        }
+    }
+    assert!(codes.len() > 50, "{codes:?}");
+    let unknown: Vec<&String> =
+        codes.iter().filter(|code| !index.contains(&format!("| E{code} |"))).collect();
+    assert!(unknown.is_empty(), "not in docs/errors/README.md: {unknown:?}");
 }
 
 #[test]

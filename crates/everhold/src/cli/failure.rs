@@ -13,7 +13,7 @@ pub enum Failure {
     /// Faults of a spec or of the machine.
     Faults(Vec<Fault>),
     /// Everything was said on stdout.
-    Told,
+    Told { exit: u8 },
     /// Nobody reads what is written any more, as after `| head`: no fault of anybody.
     NobodyReads,
 }
@@ -45,7 +45,7 @@ impl Failure {
     pub fn get(&self, key: &str) -> Option<&Value> {
         match self {
             Failure::Error { error, .. } => error.get(key),
-            Failure::Faults(_) | Failure::Told | Failure::NobodyReads => None,
+            Failure::Faults(_) | Failure::Told { .. } | Failure::NobodyReads => None,
         }
     }
 
@@ -53,7 +53,7 @@ impl Failure {
     pub fn report(self, json: bool) -> ExitCode {
         match self {
             Failure::NobodyReads => ExitCode::SUCCESS,
-            Failure::Told => ExitCode::FAILURE,
+            Failure::Told { exit } => ExitCode::from(exit),
             Failure::Faults(faults) => {
                 if json {
                     say(&json!({ "faults": faults }).to_string());

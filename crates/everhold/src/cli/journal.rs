@@ -82,7 +82,7 @@ pub fn verify(client: &Client) -> Result<(), Failure> {
             })?;
         }
     }
-    if answer["ok"] == true { Ok(()) } else { Err(Failure::Told) }
+    if answer["ok"] == true { Ok(()) } else { Err(Failure::Told { exit: 1 }) }
 }
 
 pub fn explain(client: &Client, id: &str) -> Result<(), Failure> {
@@ -97,7 +97,7 @@ pub fn explain(client: &Client, id: &str) -> Result<(), Failure> {
     if !decided {
         say("this is no decision, so there is nothing to decide again");
     }
-    if good { Ok(()) } else { Err(Failure::Told) }
+    if good { Ok(()) } else { Err(Failure::Told { exit: 1 }) }
 }
 
 fn text(answer: &Value) -> String {

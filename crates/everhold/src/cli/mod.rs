@@ -223,6 +223,23 @@ mod tests {
     }
 
     #[test]
+    fn every_command_is_in_the_manual() {
+        let manual =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/commands.md");
+        let manual = std::fs::read_to_string(manual).expect("docs/commands.md");
+        for command in Cli::command().get_subcommands().filter(|it| !it.is_hide_set()) {
+            let name = command.get_name();
+            assert!(manual.contains(&format!("\n## everhold {name}\n")), "{name}");
+            for argument in command.get_arguments().filter_map(|it| it.get_long()) {
+                assert!(manual.contains(&format!("--{argument}")), "{name} --{argument}");
+            }
+            for fault in command.get_subcommands() {
+                assert!(manual.contains(&format!("{name} {}", fault.get_name())), "{name}");
+            }
+        }
+    }
+
+    #[test]
     fn what_follows_the_service_is_for_psql() {
         let check = |line: &str, read: bool, for_psql: &[&str]| {
             let words = ["everhold", "psql"].into_iter().chain(line.split(' '));

@@ -25,6 +25,11 @@ pub fn check(file: &Path, data: &Path, store: StorePorts, json: bool) -> Result<
         }
     });
     match checked {
+        // They are what was asked for, so they go to stdout for machines.
+        Err(faults) if json => {
+            print_json(&json!({ "faults": faults }))?;
+            Err(Failure::Told { exit: 2 })
+        }
         Err(faults) => Err(Failure::Faults(faults)),
         Ok(_) if json => print_json(&json!({ "faults": [] })),
         Ok(spec) => {

@@ -1,3 +1,5 @@
+//! Which processes a fault takes, and that it is undone whatever happens.
+
 use super::*;
 use std::process::{Child, Command, Stdio};
 

@@ -184,7 +184,8 @@ impl Bed {
         let mut text = "schema = 1\ncluster = \"local\"\n[node]\n".to_string();
         for (name, node) in &self.spec.nodes {
             let (first, last) = (node.ports.first, node.ports.last);
-            text += &format!("{name} = {{ address = \"127.0.0.1\", ports = \"{first}-{last}\" }}\n");
+            text +=
+                &format!("{name} = {{ address = \"127.0.0.1\", ports = \"{first}-{last}\" }}\n");
         }
         text += &format!("[service.main]\nkind = \"postgres\"\n{more}\n[listener]\n");
         for (name, role) in [("write", "primary"), ("read", "standby")] {
@@ -212,12 +213,15 @@ fn spec() -> Spec {
     let held: Vec<std::net::TcpListener> = spec
         .nodes
         .values_mut()
-        .map(|node| loop {
-            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-            let last = listener.local_addr().expect("bound").port();
-            // Ranges must not meet one another, nor the listeners of the default.
-            node.ports = PortRange { first: last - 9, last };
-            break listener;
+        .map(|node| {
+            loop {
+                let listener =
+                    std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+                let last = listener.local_addr().expect("bound").port();
+                // Ranges must not meet one another, nor the listeners of the default.
+                node.ports = PortRange { first: last - 9, last };
+                break listener;
+            }
         })
         .collect();
     drop(held);
@@ -301,7 +305,8 @@ fn start_nodes(
     spec: &Spec,
     script: &Arc<Mutex<Script>>,
 ) -> BTreeMap<String, Life> {
-    let hosts = |name: &str| [Host::Dns(name.to_string()), Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST))];
+    let hosts =
+        |name: &str| [Host::Dns(name.to_string()), Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST))];
     let senders: BTreeMap<String, watch::Sender<Arc<Report>>> = spec
         .nodes
         .keys()
