@@ -54,19 +54,13 @@ pub fn addresses(spec: &Spec, service: &str, role: Role) -> Vec<(String, u16)> {
     found
 }
 
-/// What stands after the password file, or in its place.
-pub enum Secret<'a> {
-    File(&'a str),
-    Password(&'a str),
-}
-
 /// The URL of a service; `None` if no listener leads there.
 pub fn url(
     spec: &Spec,
     name: &str,
     service: &PostgresSpec,
     role: Role,
-    secret: &Secret<'_>,
+    passfile: &str,
 ) -> Option<String> {
     let addresses = addresses(spec, name, role);
     if addresses.is_empty() {
@@ -80,14 +74,11 @@ pub fn url(
         })
         .collect();
     let (user, database) = (encode(&service.owner), encode(&service.database));
-    let (password, passfile) = match secret {
-        Secret::File(path) => (String::new(), format!("passfile={}&", encode(path))),
-        Secret::Password(password) => (format!(":{}", encode(password)), String::new()),
-    };
     let hosts = hosts.join(",");
     // Any: the gateway knows better than libpq which server is meant, and a check costs a query.
+    let passfile = encode(passfile);
     Some(format!(
-        "postgresql://{user}{password}@{hosts}/{database}?{passfile}target_session_attrs=any"
+        "postgresql://{user}@{hosts}/{database}?passfile={passfile}&target_session_attrs=any"
     ))
 }
 
@@ -118,32 +109,27 @@ mod tests {
     #[test]
     fn urls_name_every_gateway_once_and_survive_odd_paths() {
         let mut spec = Spec::default_for_one_machine();
-        let url = |spec: &Spec, role, secret: Secret<'_>| {
-            url(spec, "main", spec.postgres("main").expect("there"), role, &secret)
+        let url = |spec: &Spec, role, passfile: &str| {
+            url(spec, "main", spec.postgres("main").expect("there"), role, passfile)
         };
         assert_eq!(
-            url(&spec, Role::Primary, Secret::File("/srv/a b&c/main.pgpass")).as_deref(),
+            url(&spec, Role::Primary, "/srv/a b&c/main.pgpass").as_deref(),
             Some(
                 "postgresql://app@127.0.0.1:6432/app?passfile=/srv/a%20b%26c/main.pgpass\
                  &target_session_attrs=any"
             )
         );
-        assert_eq!(
-            url(&spec, Role::Standby, Secret::Password("p@ss")).as_deref(),
-            Some("postgresql://app:p%40ss@127.0.0.1:6433/app?target_session_attrs=any")
-        );
+        assert!(url(&spec, Role::Standby, "/x").is_some_and(|url| url.contains(":6433/")));
         let write = spec.listeners.get_mut("write").expect("there");
         write.bind = "0.0.0.0:6432".parse().expect("an address");
         for (node, host) in [("a", "10.0.0.1"), ("b", "fd00::2"), ("c", "10.0.0.1")] {
             let address = everhold_core::spec::Address::Ip(host.parse().expect("an address"));
             spec.nodes.get_mut(node).expect("there").address = address;
         }
-        assert_eq!(
-            url(&spec, Role::Primary, Secret::Password("x")).as_deref(),
-            Some("postgresql://app:x@10.0.0.1:6432,[fd00::2]:6432/app?target_session_attrs=any")
-        );
+        let hosts = "@10.0.0.1:6432,[fd00::2]:6432/";
+        assert!(url(&spec, Role::Primary, "/x").is_some_and(|url| url.contains(hosts)));
         spec.listeners.clear();
-        assert_eq!(url(&spec, Role::Primary, Secret::Password("x")), None);
+        assert_eq!(url(&spec, Role::Primary, "/x"), None);
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use super::input::{Name, Params};
 use super::{ApiError, Code, Shared};
 use crate::cluster::Cluster;
-use crate::dsn::{self, Secret};
 use crate::journal::Entry;
-use crate::{clock, explain, status};
+use crate::{clock, dsn, explain, status};
 use axum::Json;
 use axum::extract::State;
 use everhold_core::journal::Event;
@@ -153,7 +152,7 @@ pub async fn dsn(
     let service = spec.postgres(&name).ok_or_else(not_sql)?;
     let role = if query.read { Role::Standby } else { Role::Primary };
     let passfile = dsn::passfile(&api.cluster.layout, &name).display().to_string();
-    let url = dsn::url(&spec, &name, service, role, &Secret::File(&passfile)).ok_or_else(|| {
+    let url = dsn::url(&spec, &name, service, role, &passfile).ok_or_else(|| {
         let wanted = if query.read { "standby" } else { "primary" };
         ApiError::new(Code::Refused, format!("no listener leads to {name} with role {wanted}"))
             .next("declare one under [listener] and `everhold apply`")
