@@ -151,8 +151,12 @@ impl World {
         if !server.runs_as_standby()
             || server.taken.is_none()
             || server.receiver != Receiver::None
-            || server.conflict_until > self.now
         {
+            return;
+        }
+        if server.conflict_until > self.now {
+            let delay = server.conflict_until - self.now;
+            self.tell_server(n, delay, ForServer::Retry);
             return;
         }
         let conn = self.ghost.next_conn();
