@@ -27,6 +27,10 @@ pub const RANK_MS: u64 = 120;
 /// A campaign record unchanged for so long is dead: its owner renews it three times in between.
 pub const CAMPAIGN_TTL_MS: u64 = 1_000;
 pub const CAMPAIGN_RENEW_MS: u64 = 300;
+/// A fallen leader's start waits so long for the others to do without it.
+pub const MAKE_WAY_MS: u64 = 400;
+/// Slots on standbys are advanced this often, so that they hold back little WAL.
+pub const SLOTS_EVERY_MS: u64 = 30_000;
 /// A campaign that finds no cover in this time gives way.
 pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
 /// An operator's switchover or forced failover is given up after this: a lease and a stop fit in.

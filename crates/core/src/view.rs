@@ -216,6 +216,8 @@ pub struct View {
     pub trimmed: Option<Vec<Branch>>,
     /// The epoch this process is promoting for. After a restart of the agent it isn't repeated.
     pub promoting: Option<Epoch>,
+    /// When the slots of a standby were last made and advanced.
+    pub slots_kept: Option<Time>,
     /// It was promoted to something else than was published: it must not lead.
     pub misbranched: bool,
     pub rejoin: Option<Rejoin>,

@@ -210,13 +210,13 @@ impl Agent {
             }
             PgAction::Evidence => self.view.leading.evidence = Some((now, Lsn(0))),
             PgAction::Observe => self.last_look = now,
+            PgAction::Slots { .. } => self.view.slots_kept = Some(now),
             PgAction::Bootstrap
             | PgAction::SetSource { source: None }
             | PgAction::Park
             | PgAction::Trim { .. }
             | PgAction::Barrier { .. }
-            | PgAction::Checkpoint
-            | PgAction::Slots { .. } => {}
+            | PgAction::Checkpoint => {}
         }
         if lane == Lane::Local {
             self.generation += 1;

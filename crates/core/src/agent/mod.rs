@@ -226,6 +226,7 @@ impl Agent {
             parked: None,
             trimmed: None,
             promoting: None,
+            slots_kept: None,
             misbranched: false,
             rejoin: None,
             store: StoreView::default(),

@@ -128,7 +128,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 57] = [
+pub const RULES: [&str; 58] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -148,6 +148,7 @@ pub const RULES: [&str; 57] = [
     "leader-missed",
     "leader-replaced",
     "look",
+    "make-way",
     "never-opened",
     "no-cover",
     "no-standby",

@@ -7,7 +7,7 @@ use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
 use crate::postgres::{PgAction, Process, Source, StopMode};
-use crate::status::Summons;
+use crate::status::{State, Summons};
 use crate::term::{Term, lies_on, line_to};
 use crate::view::{Cause, Guard, View};
 
@@ -77,8 +77,34 @@ fn down(view: &View, now: Time) -> Verdict {
             Some((term, source)) => start(view, now, &term.line(), Some(source)),
             None => Verdict::hold("catch-up", "no leader to catch up from", "a running leader"),
         },
+        Data::Ok if makes_way(view, now) => Verdict::hold(
+            "make-way",
+            "the others may elect without this node's history",
+            "a leader that is open, or a moment without one",
+        ),
         Data::Ok => start(view, now, &view.durable.line, None),
     }
+}
+
+/// A fallen leader's recovery would compete for disk and processor with the promotion of another,
+/// and is needed only if the others find no cover among themselves.
+fn makes_way(view: &View, now: Time) -> bool {
+    let Some(record) = &view.store.term else { return false };
+    let others = view.others().any(|node| {
+        view.fresh(node, now).is_some_and(|status| {
+            matches!(status.state, State::Streaming | State::Parking | State::Sealed)
+                || status.primary.is_some()
+                || status.state == State::Promoting
+        })
+    });
+    if record.value.leader.node == view.me {
+        let fell = view.reason.as_ref().is_some_and(|(cause, since)| {
+            *cause == Cause::LeaderFell && now.since(*since) < policy::MAKE_WAY_MS
+        });
+        let alone = record.value.inforce.iter().any(|set| set.is_alone() || set.is_closed());
+        return fell && others && !alone && view.store.reachable;
+    }
+    !record.value.open && now.since(record.seen) < policy::MAKE_WAY_MS && others
 }
 
 fn start(view: &View, now: Time, line: &[crate::term::Branch], source: Option<Source>) -> Verdict {

@@ -13,11 +13,20 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if let Some(node) = probe_due(view, now) {
         actions.push(Action::Probe { node });
     }
-    let wanted = if view.is_primary() { slots_wanted(view) } else { slots_ordered(view, now) };
+    // Standbys have them too: making them is no part of a promotion then, and none is forgotten.
+    let mut wanted = slots_wanted(view);
+    wanted.extend(slots_ordered(view, now));
+    wanted.sort();
+    wanted.dedup();
     let missing = wanted.iter().any(|slot| !view.pg.slots.contains(slot));
     let extra = view.pg.slots.iter().any(|slot| !wanted.contains(slot));
-    let runs = view.is_primary() || view.is_standby();
-    if runs && (missing || extra) && view.retry_at("slots", now).is_none() {
+    let stale = view.is_standby()
+        && view.slots_kept.is_none_or(|at| now.since(at) >= policy::SLOTS_EVERY_MS);
+    let settled = view.is_primary()
+        || (view.is_standby() && view.parked.is_none() && view.pg.source.is_some());
+    let ordered = view.is_standby() && !slots_ordered(view, now).is_empty();
+    if (settled || ordered) && (missing || extra || stale) && view.retry_at("slots", now).is_none()
+    {
         actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
     }
     if let Some(term) = view.led_term() {
@@ -51,8 +60,7 @@ pub fn slots_wanted(view: &View) -> Vec<String> {
     slots
 }
 
-/// The slot of a node that a campaign lets stream from this sealed one. A standby keeps no others:
-/// they would hold its WAL back for ever.
+/// The slot of a node that a campaign lets stream from this sealed one.
 fn slots_ordered(view: &View, now: Time) -> Vec<String> {
     let own = view.campaign.as_ref().and_then(|c| c.fast_forward.as_ref());
     let told =

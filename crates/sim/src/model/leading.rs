@@ -215,6 +215,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         parked: None,
         trimmed: None,
         promoting: None,
+        slots_kept: None,
         misbranched: false,
         rejoin: None,
         store: StoreView {
