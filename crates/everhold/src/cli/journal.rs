@@ -30,7 +30,10 @@ pub fn journal(
     }
     tell(client, &first)?;
     let mut seen: BTreeSet<String> = first.iter().map(|entry| plain(&entry["id"])).collect();
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         std::thread::sleep(FOLLOW);
         let newest = entries(client, FOLLOW_LIMIT.max(limit).min(1_000), service)?;
         // Those below the first look were left out by its limit, not written since.
@@ -43,7 +46,6 @@ pub fn journal(
         tell(client, &new)?;
         seen = newest.iter().map(|entry| plain(&entry["id"])).collect();
     }
-    Ok(())
 }
 
 fn tell(client: &Client, entries: &[Value]) -> Result<(), Failure> {
