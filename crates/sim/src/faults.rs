@@ -242,12 +242,12 @@ impl World {
         let healthy = self.plan.calm.is_some() && self.unhealthy().is_none();
         let count = self.nodes.len();
         let leader = self.leader().unwrap_or(0);
-        let due = (FAULTS_MIN as u64 + 8) * self.now / LAST;
+        let due = (FAULTS_MIN as u64 + 3) * self.now / LAST;
         let behind = (self.plan.faults.len() as u64) < due;
-        let single = self.plan.rng.chance(400) && !behind;
+        let single = self.plan.rng.chance(600) && !behind;
         let volley = if behind { 6 } else { self.plan.rng.between(2, 4) };
         let mut last = 0;
-        let scripted = self.plan.rng.chance(500) && self.now + 45 * S < LAST;
+        let scripted = self.plan.rng.chance(650) && self.now + 45 * S < LAST;
         if healthy && single && scripted {
             last = self.script(leader);
         } else if healthy && single {

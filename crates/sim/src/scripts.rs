@@ -7,8 +7,8 @@ use crate::world::{MS, S, World};
 /// A node stays down so long that the rest has to decide without it.
 const DOWN: u64 = 16 * S;
 
-/// How many there are.
-const SCRIPTS: u64 = 9;
+/// How many there are; those that need more luck count twice.
+const SCRIPTS: u64 = 11;
 
 impl World {
     /// One of the sequences, from a healthy cluster; how long it takes.
@@ -17,8 +17,8 @@ impl World {
         let b = (leader + 1 + self.plan.rng.index(count - 1)) % count;
         let rest: Vec<usize> = (0..count).filter(|n| *n != leader && *n != b).collect();
         match self.plan.rng.below(SCRIPTS) {
-            0 => self.unread_tail(leader, b, &rest),
-            1 => self.long_tail(leader),
+            0 | 8 => self.unread_tail(leader, b, &rest),
+            1 | 9 => self.long_tail(leader),
             2 => self.late_publish(leader),
             3 => self.named_and_unaware(leader, b),
             4 => self.raise_unseen(leader, b, &rest),
@@ -44,7 +44,7 @@ impl World {
         }
         self.then(0, Kind::RespecTo(2, self.policy.redundancy.floor), leader, leader, 10 * MS);
         let dies = 3 * S + self.gap(30, 600);
-        let late = self.gap(10, 120);
+        let late = self.gap(2, 40);
         self.then(dies - MS, Kind::KillPromoted(late), b, b, DOWN);
         self.then(dies, Kind::KillNode, leader, leader, DOWN);
         dies + DOWN
@@ -141,11 +141,12 @@ impl World {
 
     /// A campaign that was rightly begun loses its cover: the leader is back, those sealed wait.
     fn aborted(&mut self, leader: usize) -> u64 {
-        let frozen = self.gap(800, 1_800);
-        self.then(0, Kind::FreezeNode, leader, leader, frozen);
+        let cut = self.gap(770, 1_100);
+        self.then(0, Kind::CutNode, leader, leader, cut);
         for n in (0..self.nodes.len()).filter(|n| *n != leader) {
             self.then(0, Kind::CrashOn("park", 0, false), n, n, 4 * S);
         }
-        5 * S
+        // Long enough for anybody who was forgotten to be noticed.
+        5 * S + 24 * S
     }
 }
