@@ -19,7 +19,7 @@ struct Figures {
     note: String,
 }
 
-const ROWS: [Row; 11] = [
+const ROWS: [Row; 12] = [
     ("kill-postmaster, 20 runs", "median 0.15 s, worst 0.5 s", kill_postmaster),
     ("kill-postmaster during a long query", "worst 1 s", kill_during_query),
     ("kill-node, 10 runs", "median 1.2 s, worst 2 s", kill_node),
@@ -29,6 +29,7 @@ const ROWS: [Row; 11] = [
     ("etcd frozen 60 s, and 60 s after", "no failover, gap 0.5 s", freeze_etcd),
     ("agent killed", "no failover, gap 0.5 s", kill_agent),
     ("gateway killed", "no failover, gap 1 s", kill_gateway),
+    ("slow disk and busy cores, 10 min", "no failover", slow_disk),
     ("all nodes killed, 6 orders", "lost 0", all_killed),
     ("standby, then primary lost", "writes flow again (preferred), lost 0", two_losses),
 ];
@@ -42,7 +43,9 @@ fn main() {
             continue;
         }
         let durability = if name.starts_with("standby, then") { "preferred" } else { "required" };
-        let mut stack = Stack::start(Wanted { durability, ..Wanted::default() });
+        let slow = name.starts_with("slow disk");
+        let environment = if slow { slow_fsync() } else { Vec::new() };
+        let mut stack = Stack::start(Wanted { durability, environment, ..Wanted::default() });
         stack.whole();
         let mut figures = run(&mut stack);
         figures.outages.sort();
@@ -132,7 +135,8 @@ fn freeze_node(stack: &mut Stack) -> Figures {
     std::thread::sleep(Duration::from_secs(20));
     let began = Instant::now();
     stack.whole();
-    figures.note += &format!("; whole again {:.1} s after the last resume", began.elapsed().as_secs_f64());
+    figures.note +=
+        &format!("; whole again {:.1} s after the last resume", began.elapsed().as_secs_f64());
     figures
 }
 
@@ -163,6 +167,51 @@ fn freeze_etcd(stack: &mut Stack) -> Figures {
     signal("CONT", &etcd);
     std::thread::sleep(Duration::from_secs(60));
     let outages = vec![load.outage_since(from)];
+    let lost = load.finish().lost;
+    let note = if stack.epoch() == epoch { "no failover" } else { "FAILED OVER" };
+    Figures { outages, lost, note: note.to_string() }
+}
+
+/// A library that delays fsync, and the file that switches it on.
+fn slow_fsync() -> Vec<(String, String)> {
+    let dir = std::env::temp_dir().join(format!("everhold-slow-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a directory");
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .expect("mode");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/slow_fsync.c");
+    let library = dir.join("slow_fsync.so");
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-O2", "-o"])
+        .arg(&library)
+        .args([source, "-ldl"])
+        .status();
+    assert!(built.is_ok_and(|status| status.success()), "cc builds the library");
+    let path = |path: std::path::PathBuf| path.display().to_string();
+    vec![
+        ("LD_PRELOAD".to_string(), path(library)),
+        ("SLOW_FSYNC_SWITCH".to_string(), path(dir.join("on"))),
+    ]
+}
+
+fn slow_disk(stack: &mut Stack) -> Figures {
+    let switch = stack.environment("SLOW_FSYNC_SWITCH").expect("the switch");
+    let epoch = stack.epoch();
+    let load = Load::start(stack.write_port(), &stack.password());
+    std::fs::write(&switch, "").expect("switched on");
+    let busy = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let spin = || {
+        let busy = busy.clone();
+        std::thread::spawn(move || while busy.load(std::sync::atomic::Ordering::Relaxed) {})
+    };
+    let spinning = [spin(), spin()];
+    let from = Instant::now();
+    std::thread::sleep(Duration::from_secs(600));
+    let outages = vec![load.outage_since(from)];
+    busy.store(false, std::sync::atomic::Ordering::Relaxed);
+    for thread in spinning {
+        thread.join().expect("it ends");
+    }
+    let _ = std::fs::remove_file(&switch);
     let lost = load.finish().lost;
     let note = if stack.epoch() == epoch { "no failover" } else { "FAILED OVER" };
     Figures { outages, lost, note: note.to_string() }

@@ -13,7 +13,7 @@ use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
-use everhold_core::spec::{Durability, PostgresSpec, Spec};
+use everhold_core::spec::{Durability, PostgresSpec, ServiceSpec, Spec};
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
@@ -29,6 +29,10 @@ use tokio::sync::{mpsc, watch};
 const QUESTIONS_MAX: usize = 64;
 /// Reports of other nodes not yet handed on.
 const REPORTS_MAX: usize = 1_024;
+/// The journal's thread writes its last entry meanwhile.
+const RESTART_AFTER: Duration = Duration::from_millis(100);
+/// Entries of one answer: with the facts in them some megabytes, well below a frame's bound.
+const PAGE_MAX: usize = 1_000;
 /// Between two mirrors of the journal's head.
 const HEAD_EVERY: Duration = Duration::from_secs(5);
 
@@ -117,7 +121,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     tokio::spawn(listen(hear, keepers.clone()));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
-    tokio::spawn(follow_spec(specs, keepers.clone()));
+    tokio::spawn(follow_spec(specs, spec.clone(), journal.clone(), keepers.clone()));
     answer(asked, &keepers, &journal, &layout.node(&node.name).join("journal")).await;
     drop(links);
     Ok(())
@@ -299,11 +303,34 @@ async fn listen(
     }
 }
 
-/// A changed spec changes how failover judges at once.
-async fn follow_spec(mut specs: mpsc::Receiver<Spec>, keepers: BTreeMap<String, Keeper>) {
+/// A changed spec changes how failover judges at once. What only a start of the agent takes up
+/// (settings of PostgreSQL, addresses, new services) makes it end: whoever supervises it starts it
+/// again, and PostgreSQL doesn't notice.
+async fn follow_spec(
+    mut specs: mpsc::Receiver<Spec>,
+    mut known: Spec,
+    journal: Journal,
+    keepers: BTreeMap<String, Keeper>,
+) {
     while let Some(spec) = specs.recv().await {
+        let settings = |spec: &Spec| {
+            let of = |(name, service): (&String, &ServiceSpec)| {
+                let ServiceSpec::Postgres(postgres) = service;
+                let ports: Vec<u16> = postgres.instances.values().map(|i| i.port).collect();
+                (name.clone(), postgres.parameters.clone(), ports)
+            };
+            (spec.nodes.clone(), spec.services.iter().map(of).collect::<Vec<_>>())
+        };
+        if settings(&spec) != settings(&known) {
+            let text = "the spec changed what only a new agent takes up; it starts again";
+            journal.append("", Event::Noted { text: text.to_string() });
+            tracing::info!("{text}");
+            tokio::time::sleep(RESTART_AFTER).await;
+            std::process::exit(0);
+        }
+        known = spec;
         for (name, keeper) in &keepers {
-            if let Some(service) = spec.postgres(name) {
+            if let Some(service) = known.postgres(name) {
                 keeper.policy(policy(service)).await;
             }
         }
@@ -374,7 +401,7 @@ async fn reply(
         }
         Ask::Journal { limit } => {
             let read =
-                tokio::task::spawn_blocking(move || journal::newest(&dir, limit.min(10_000)));
+                tokio::task::spawn_blocking(move || journal::newest(&dir, limit.min(PAGE_MAX)));
             serde_json::to_value(read.await.map_err(|e| e.to_string())?).map_err(text)
         }
         Ask::Entry { id } => {

@@ -125,7 +125,12 @@ impl Postgres {
             copying: Arc::default(),
             alone: None,
         };
-        site.look_for_postmaster().await?;
+        if site.look_for_postmaster().await?.is_some() {
+            // The spec may have changed while no agent was there to say so.
+            let config = site.config.clone();
+            site.blocking(move || settings::write_parameters(&config)).await?;
+            site.reload().await?;
+        }
         Ok(Postgres {
             site,
             look: Mutex::default(),

@@ -221,6 +221,21 @@ pub fn write_all(
     source: Option<&Source>,
 ) -> Result<(), PgError> {
     let paths = Paths::of(config);
+    write_parameters(config)?;
+    write(config, &paths.hba, HBA)?;
+    let mut ident = String::new();
+    for name in local_names {
+        let _ = writeln!(ident, "everhold \"{name}\" {SUPERUSER}");
+    }
+    write(config, &paths.ident, &ident)?;
+    write_passfile(config)?;
+    Dynamic { source: source.cloned(), names: CLOSED.to_string() }.write(config)
+}
+
+/// Writes the operator's parameters over our defaults. A running server takes them at a reload, as
+/// far as it can without a start.
+pub fn write_parameters(config: &PgConfig) -> Result<(), PgError> {
+    let paths = Paths::of(config);
     let mut main =
         String::from("# Written by Everhold before each start: changes here are lost.\n");
     let mut parameters: BTreeMap<&str, &str> = DEFAULTS.iter().copied().collect();
@@ -233,15 +248,7 @@ pub fn write_all(
         }
     }
     let _ = writeln!(main, "include = {}", quoted(&paths.dynamic.display().to_string()));
-    write(config, &paths.main, &main)?;
-    write(config, &paths.hba, HBA)?;
-    let mut ident = String::new();
-    for name in local_names {
-        let _ = writeln!(ident, "everhold \"{name}\" {SUPERUSER}");
-    }
-    write(config, &paths.ident, &ident)?;
-    write_passfile(config)?;
-    Dynamic { source: source.cloned(), names: CLOSED.to_string() }.write(config)
+    write(config, &paths.main, &main)
 }
 
 fn write(config: &PgConfig, path: &Path, content: &str) -> Result<(), PgError> {

@@ -72,7 +72,8 @@ impl Load {
             client.batch_execute(table).await.expect("the table");
         });
         let first = first_number(&config);
-        let (stop, told) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Told::default())));
+        let (stop, told) =
+            (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Told::default())));
         let threads = (0..WRITERS)
             .map(|writer| {
                 let (config, stop, told) = (config.clone(), stop.clone(), told.clone());
@@ -95,7 +96,8 @@ impl Load {
     /// Errors per connection since `from`: the most that one writer saw.
     pub fn errors_since(&self, from: Instant) -> usize {
         let told = self.told.lock().expect("unpoisoned");
-        let of = |writer| told.errors.iter().filter(|(at, w, _)| *w == writer && *at >= from).count();
+        let of =
+            |writer| told.errors.iter().filter(|(at, w, _)| *w == writer && *at >= from).count();
         (0..WRITERS).map(of).max().unwrap_or(0)
     }
 
@@ -111,8 +113,11 @@ impl Load {
         }
         let told = std::mem::take(&mut *self.told.lock().expect("unpoisoned"));
         let there = block_on(rows(&self.config));
-        let lost: Vec<_> =
-            told.acknowledged.iter().filter(|(_, w, n)| !there.contains(&(*w as i32, *n))).collect();
+        let lost: Vec<_> = told
+            .acknowledged
+            .iter()
+            .filter(|(_, w, n)| !there.contains(&(*w as i32, *n)))
+            .collect();
         for (at, writer, n) in lost.iter().take(5) {
             eprintln!("LOST: writer {writer} row {n}, acknowledged {:?} ago", at.elapsed());
         }
@@ -155,13 +160,7 @@ async fn rows(config: &Config) -> BTreeSet<(i32, i64)> {
     }
 }
 
-async fn write(
-    writer: u32,
-    first: i64,
-    config: &Config,
-    stop: &AtomicBool,
-    told: &Mutex<Told>,
-) {
+async fn write(writer: u32, first: i64, config: &Config, stop: &AtomicBool, told: &Mutex<Told>) {
     let mut n = first;
     let mut connected: Option<(Client, Arc<AtomicBool>)> = None;
     while !stop.load(Ordering::SeqCst) {

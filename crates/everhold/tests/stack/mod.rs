@@ -76,7 +76,8 @@ impl Stack {
 
     fn spec(&self) -> String {
         let Wanted { durability, number, parameters, .. } = &self.wanted;
-        let range = |i: u16| format!("{}-{}", self.base + i * RANGE, self.base + i * RANGE + RANGE - 1);
+        let range =
+            |i: u16| format!("{}-{}", self.base + i * RANGE, self.base + i * RANGE + RANGE - 1);
         format!(
             "schema = 1\ncluster = \"test\"\n\
              [node]\n\
@@ -91,8 +92,19 @@ impl Stack {
              write = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"primary\" }}\n\
              read = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1s\" }}\n\
              [api]\nbind = \"127.0.0.1:{}\"\n",
-            range(0), range(1), range(2), self.write_port(), self.read_port(), self.api_port()
+            range(0),
+            range(1),
+            range(2),
+            self.write_port(),
+            self.read_port(),
+            self.api_port()
         )
+    }
+
+    /// A variable of the environment it was started with.
+    pub fn environment(&self, name: &str) -> Option<String> {
+        let all = self.wanted.environment.iter();
+        all.clone().find(|(known, _)| known == name).map(|(_, value)| value.clone())
     }
 
     pub fn dir(&self) -> &Path {
@@ -242,7 +254,9 @@ impl Stack {
         let mine = processes(|pid| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let text = String::from_utf8_lossy(&line).replace('\0', " ");
-            text.contains("etcd") && text.contains(&*dir.to_string_lossy()) && !text.contains("everhold")
+            text.contains("etcd")
+                && text.contains(&*dir.to_string_lossy())
+                && !text.contains("everhold")
                 || text.split(' ').next().is_some_and(|p| p.ends_with("/etcd"))
                     && text.contains(&*dir.to_string_lossy())
         });
