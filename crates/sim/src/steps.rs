@@ -432,9 +432,8 @@ impl World {
         if other.server.life != task.life {
             return Next::Failed("the source went away");
         }
-        let consistent = other.dir.end();
         let Some(copy) = task.copy.take() else { return Next::Failed("nothing was copied") };
-        self.nodes[n].dir = Dir { consistent, ..*copy };
+        self.nodes[n].dir = *copy;
         Next::Done(PgOutcome::Copied { bytes: 1, of: 2 })
     }
 

@@ -22,9 +22,6 @@ pub struct Store {
     pub epoch: Epoch,
     pub term: Epoch,
     pub open: bool,
-    /// Kept aside while the store is empty.
-    pub aside: Option<Memory>,
-    pub nodes: usize,
 }
 
 /// An agent's reading of the store.
@@ -38,7 +35,7 @@ pub struct Watch {
 }
 
 impl Store {
-    pub fn new(nodes: usize) -> Store {
+    pub fn new() -> Store {
         Store {
             memory: Memory::new(),
             keys: Keys::new("sim", "main"),
@@ -48,8 +45,6 @@ impl Store {
             epoch: 0,
             term: 0,
             open: false,
-            aside: None,
-            nodes,
         }
     }
 

@@ -42,8 +42,6 @@ pub struct Dir {
     pub checkpoint_tli: Tli,
     /// Nothing, or the rubbish of a copy that did not end.
     pub garbage: bool,
-    /// Consistent only from here on.
-    pub consistent: u64,
 }
 
 impl Dir {

@@ -222,7 +222,7 @@ impl World {
             policy,
             nodes,
             net: Net::new(count),
-            store: Store::new(count),
+            store: Store::new(),
             clients: Clients::new(options.seed),
             ghost: Ghost::default(),
             plan,
