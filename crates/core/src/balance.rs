@@ -18,8 +18,9 @@ mod tests {
 
     #[test]
     fn the_least_loaded_usable_backend_is_chosen_and_ties_take_turns() {
+        type Case = (&'static [Option<usize>], usize, Option<usize>);
         #[rustfmt::skip]
-        let cases: &[(&[Option<usize>], usize, Option<usize>)] = &[
+        let cases: &[Case] = &[
             (&[],                                0, None),
             (&[None, None],                      3, None),
             (&[Some(4), Some(2), Some(3)],       0, Some(1)),

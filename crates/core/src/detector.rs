@@ -13,6 +13,10 @@ const WINDOW: usize = 100;
 /// Less spread than this is never assumed, in ms: a quiet past must not make a detector nervous.
 const DEVIATION_MIN_MS: f64 = 60.0;
 
+/// A longer silence was an outage and says nothing about the rhythm: one of 20 s, learned as it is,
+/// would hide the next one for 10 s.
+const INTERVAL_MS_MAX: u64 = 1_000;
+
 /// What is known about the heartbeats of one peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Detector {
@@ -33,7 +37,7 @@ impl Detector {
     /// A heartbeat came.
     pub fn heard(&mut self, now: Time) {
         if let Some(last) = self.last {
-            let interval = now.since(last) as f64;
+            let interval = now.since(last).min(INTERVAL_MS_MAX) as f64;
             self.seen = (self.seen + 1).min(WINDOW);
             let weight = 1.0 / self.seen as f64;
             self.mean += (interval - self.mean) * weight;
@@ -93,6 +97,14 @@ mod tests {
         let jittery = patience(&[100, 100, 100, 400]);
         assert!((300..700).contains(&steady), "{steady}");
         assert!(jittery > steady * 3 / 2, "{jittery} against {steady}");
+    }
+
+    #[test]
+    fn an_outage_is_not_learned_as_a_rhythm() {
+        let (mut detector, now) = after(&[100]);
+        let back = now.plus(20_000);
+        detector.heard(back);
+        assert!(detector.phi(back.plus(1_000)) >= 8.0, "{}", detector.phi(back.plus(1_000)));
     }
 
     #[test]

@@ -1,20 +1,20 @@
 //! What judges in Everhold: types, decisions, checks. No I/O, no clock, no randomness.
 
+pub mod agent;
 pub mod balance;
-pub mod durable;
-pub mod ids;
-pub mod kv;
-pub mod postgres;
-pub mod route;
-pub mod spec;
-pub mod term;
+pub mod check;
 pub mod decide;
 pub mod detector;
-pub mod policy;
-pub mod status;
-pub mod view;
-pub mod agent;
-pub mod check;
+pub mod durable;
+pub mod ids;
 pub mod journal;
+pub mod kv;
 pub mod minder;
+pub mod policy;
+pub mod postgres;
 pub mod records;
+pub mod route;
+pub mod spec;
+pub mod status;
+pub mod term;
+pub mod view;

@@ -13,9 +13,9 @@ use tokio::process::Command;
 
 /// The first restart comes at once: an agent that died is missed within a second.
 const BACKOFF: Duration = Duration::from_millis(20);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A process that ran for so long failed for a new reason.
-const HEALTHY: Duration = Duration::from_secs(10);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// A process that ran for so long failed for a new reason: one that can't start ends sooner.
+const HEALTHY: Duration = Duration::from_secs(2);
 /// A log is moved aside at a start when it is larger.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 
@@ -146,8 +146,10 @@ fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
         std::fs::rename(&log, child.dir.join("log.1"))?;
     }
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
-    // A group of its own, so that Ctrl-C in the terminal reaches the supervisor alone.
-    Command::new(std::env::current_exe()?)
+    // This very program, also after its file was replaced by a newer version. In a group of its own,
+    // so that Ctrl-C in the terminal reaches the supervisor alone.
+    Command::new("/proc/self/exe")
+        .arg0("everhold")
         .args(&child.arguments)
         .process_group(0)
         .stdin(Stdio::null())

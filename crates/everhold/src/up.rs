@@ -252,7 +252,6 @@ fn etcd_config(
     })
 }
 
-
 /// The store's spec wins over the built-in one; a file given by hand is a new revision.
 async fn put_spec(store: &everhold_store::Etcd, spec: Spec, given: bool) -> anyhow::Result<Spec> {
     let key = spec_store::key(&spec.cluster);

@@ -148,9 +148,7 @@ impl World {
     /// The startup process begins to connect if it has a source and nothing to stream.
     fn startup_wants(&mut self, n: usize) {
         let server = &self.nodes[n].server;
-        if !server.runs_as_standby()
-            || server.taken.is_none()
-            || server.receiver != Receiver::None
+        if !server.runs_as_standby() || server.taken.is_none() || server.receiver != Receiver::None
         {
             return;
         }

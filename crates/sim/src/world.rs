@@ -304,7 +304,7 @@ impl World {
             if node.frozen {
                 // One tick is enough to begin again with.
                 let tick = matches!(event, Event::Agent { what: ForAgent::Tick, .. });
-                let known = node.deferred.iter().any(|e| is_tick(e));
+                let known = node.deferred.iter().any(is_tick);
                 if !(tick && known) {
                     node.deferred.push(event);
                 }

@@ -16,6 +16,7 @@ macro_rules! codes {
 
         impl Code {
             /// Every code, in order.
+            #[cfg(test)]
             pub const ALL: &[Code] = &[$(Code::$name),*];
 
             pub fn as_str(self) -> &'static str {
@@ -23,6 +24,7 @@ macro_rules! codes {
             }
 
             /// The heading of its section in `docs/errors/`.
+            #[cfg(test)]
             pub fn title(self) -> &'static str {
                 match self { $(Code::$name => $title),* }
             }

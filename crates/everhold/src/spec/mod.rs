@@ -23,12 +23,7 @@ pub use validate::{StorePorts, duration_ms};
 /// A spec names dozens of things, not thousands; a larger file is the wrong file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads a spec, with the embedded store on its usual ports. `filename` is only used in faults.
-pub fn load(text: &str, filename: &str) -> Result<Spec, Vec<Fault>> {
-    load_with(text, filename, StorePorts::default())
-}
-
-/// Reads a spec for a machine whose embedded store has other ports.
+/// Reads a spec with the embedded store's ports. `filename` is only used in faults.
 pub fn load_with(text: &str, filename: &str, store: StorePorts) -> Result<Spec, Vec<Fault>> {
     let mut faults = fault::Faults::new(text, filename);
     let Some(document) = raw::document(text, &mut faults) else { return Err(faults.sorted()) };

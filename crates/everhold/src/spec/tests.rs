@@ -4,6 +4,10 @@ use everhold_core::spec::{Durability, Role, ServiceSpec};
 
 use super::*;
 
+fn load(text: &str, filename: &str) -> Result<Spec, Vec<Fault>> {
+    load_with(text, filename, StorePorts::default())
+}
+
 const HEAD: &str = "schema = 1\ncluster = \"shop\"\n[service.main]\nkind = \"postgres\"\n";
 
 /// Compares the faults of a document, without file and next step.

@@ -2,9 +2,9 @@
 
 mod commands;
 mod healing;
-mod tidy;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod tidy;
 #[path = "../stack/torture.rs"]
 mod torture;

@@ -182,15 +182,16 @@ async fn write(writer: u32, first: i64, config: &Config, stop: &AtomicBool, told
                 }
             }
         };
-        let mut told = told.lock().expect("unpoisoned");
-        match result {
-            Ok(()) => told.acknowledged.push((Instant::now(), writer, n)),
-            Err(error) => {
-                told.errors.push((Instant::now(), writer, error));
-                connected = None;
+        {
+            let mut told = told.lock().expect("unpoisoned");
+            match result {
+                Ok(()) => told.acknowledged.push((Instant::now(), writer, n)),
+                Err(error) => {
+                    told.errors.push((Instant::now(), writer, error));
+                    connected = None;
+                }
             }
         }
-        drop(told);
         n += 1;
         if connected.is_none() {
             tokio::time::sleep(Duration::from_millis(5)).await;
