@@ -231,15 +231,32 @@ mod tests {
     #[test]
     fn each_walsender_releases_by_its_own_copy() {
         #[rustfmt::skip]
-        let cases: [(&[(&str, &str, u64)], u64, Option<u64>); 6] = [
-            (&[("b_1", "ANY 1 (\"b_1\", \"c_1\")", 5), ("c_1", "ANY 1 (\"b_1\", \"c_1\")", 7)], 5, Some(7)),
-            (&[("b_1", "ANY 2 (\"b_1\", \"c_1\")", 5), ("c_1", "ANY 2 (\"b_1\", \"c_1\")", 7)], 7, Some(5)),
+        type Case = (&'static [(&'static str, &'static str, u64)], u64, Option<u64>);
+        let cases: [Case; 6] = [
+            (
+                &[("b_1", "ANY 1 (\"b_1\", \"c_1\")", 5), ("c_1", "ANY 1 (\"b_1\", \"c_1\")", 7)],
+                5,
+                Some(7),
+            ),
+            (
+                &[("b_1", "ANY 2 (\"b_1\", \"c_1\")", 5), ("c_1", "ANY 2 (\"b_1\", \"c_1\")", 7)],
+                7,
+                Some(5),
+            ),
             (&[("b_1", "ANY 1 (\"-\")", 5)], 5, None),
             // A lingering second connection of the same standby counts twice.
-            (&[("b_1", "ANY 2 (\"b_1\", \"c_1\")", 5), ("b_1", "ANY 2 (\"b_1\", \"c_1\")", 4)], 5, Some(4)),
+            (
+                &[("b_1", "ANY 2 (\"b_1\", \"c_1\")", 5), ("b_1", "ANY 2 (\"b_1\", \"c_1\")", 4)],
+                5,
+                Some(4),
+            ),
             // One walsender has reloaded, the other has not.
             (&[("b_1", "ANY 2 (\"b_1\", \"c_1\")", 9), ("c_1", "ANY 1 (\"c_1\")", 3)], 3, Some(9)),
-            (&[("b_1", "FIRST 2 (\"-\", \"b_1\", \"c_1\")", 9), ("c_1", "ANY 1 (\"c_1\")", 3)], 9, Some(3)),
+            (
+                &[("b_1", "FIRST 2 (\"-\", \"b_1\", \"c_1\")", 9), ("c_1", "ANY 1 (\"c_1\")", 3)],
+                9,
+                Some(3),
+            ),
         ];
         for (rows, conn, expected) in cases {
             let mut server = Server::new();
