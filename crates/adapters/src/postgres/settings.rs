@@ -42,11 +42,11 @@ const LIMITS: [(&str, u64); 4] = [
 
 /// Defaults that an operator may change.
 const DEFAULTS: &[(&str, &str)] = &[
-    // A rewind copies the source's whole pg_wal, so it holds little more than what slots need:
-    // no segments kept ready for later, a short tail for standbys without a slot.
+    // A rewind copies the source's whole pg_wal, so it holds no more than what slots need: no
+    // segments kept ready for later, no tail for standbys without a slot, since all have one.
     ("wal_recycle", "off"),
     ("min_wal_size", "32MB"),
-    ("wal_keep_size", "64MB"),
+    ("wal_keep_size", "0"),
     // A standby that is gone for longer is cloned again, rather than the leader's disk filled.
     ("max_slot_wal_keep_size", "10GB"),
     // A dead client is noticed within half a minute.

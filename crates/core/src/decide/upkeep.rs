@@ -29,6 +29,11 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     {
         actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
     }
+    // What its slots hold back begins at its last restartpoint: without one it holds back all that
+    // a rewind towards it would have to copy.
+    if stale && settled && view.retry_at("checkpoint", now).is_none() {
+        actions.push(Action::Pg { action: PgAction::Checkpoint });
+    }
     if let Some(term) = view.led_term() {
         leading(view, now, term, &mut actions);
     }
