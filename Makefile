@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test test-e2e check fix bench bench-gateway bench-rewind torture model simulate clean
+.PHONY: setup build up test check fix bench bench-gateway torture model simulate clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -51,7 +51,7 @@ simulate:
 
 # The exhaustive check of the protocol, with the heavy runs.
 model:
-	cargo run -p everhold-sim --bin model -- all
+	cargo run -p everhold-sim --bin model -- all deep
 
 clean:
 	cargo clean

@@ -56,3 +56,75 @@ pub fn facts(
     let all = words.values().filter_map(|word| resolve(&word.status)).collect();
     Some(ServiceFacts { epoch, primary, standbys, all })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::durable::Data;
+    use everhold_core::ids::{Lsn, Member};
+
+    /// `NODE:STATE:TERM:SERVING:MS_AGO`, 0 for not serving.
+    fn word(text: &str) -> (String, Word) {
+        let parts: Vec<&str> = text.split(':').collect();
+        let number = |i: usize| parts[i].parse::<u64>().expect("a number");
+        let state = match parts[1] {
+            "open" => State::Open,
+            "streaming" => State::Streaming,
+            _ => State::Unknown,
+        };
+        let status = Status {
+            member: Member::new(parts[0], 1),
+            host: "127.0.0.1".to_string(),
+            port: u16::from(parts[0].as_bytes()[0]),
+            pid: None,
+            state,
+            data: Data::Ok,
+            promise: number(2),
+            sysid: None,
+            term: number(2),
+            report: None,
+            misses: None,
+            fell: None,
+            primary: None,
+            serving: Some(number(3)).filter(|epoch| *epoch > 0),
+            checkpoint: 1,
+            lsn: Lsn(0),
+            streaming: state == State::Streaming,
+            lag_ms: Some(0),
+            call: None,
+            hold: None,
+            overrides: Vec::new(),
+        };
+        (parts[0].to_string(), Word { status: Arc::new(status), ms_ago: number(4) })
+    }
+
+    #[test]
+    fn the_highest_serving_epoch_leads_and_silence_changes_nothing() {
+        #[rustfmt::skip]
+        let cases = [
+            // words                                               epoch, primary, readable standbys
+            ("a:open:1:1:10 b:streaming:1:0:10 c:streaming:1:0:10", "1 a b,c"),
+            // A dead agent's last word stays; a higher epoch takes its place.
+            ("a:open:1:1:9000 b:streaming:1:0:10",                  "1 a b"),
+            ("a:open:1:1:9000 b:open:2:2:10 c:streaming:2:0:10",    "2 b c"),
+            // A silent standby's lag is unknown.
+            ("a:open:1:1:10 b:streaming:1:0:9000",                  "1 a -"),
+            ("a:unknown:1:0:10 b:streaming:1:0:10",                 "1 - b"),
+            // An agent that has just begun knows nothing; with all silent nothing is doubted.
+            ("a:unknown:0:0:10",                                    "nothing"),
+            ("a:open:1:1:9000 b:streaming:1:0:9000",                "nothing"),
+        ];
+        for (words, expected) in cases {
+            let words = words.split(' ').map(word).collect();
+            let resolve = |s: &Status| format!("{}:{}", s.host, s.port).parse().ok();
+            let shown = facts(&words, resolve).map_or("nothing".to_string(), |facts| {
+                let readable = facts.standbys.iter().filter(|s| s.readable && s.lag_ms.is_some());
+                let names: Vec<&str> = readable.map(|s| s.instance.name.as_str()).collect();
+                let primary = facts.primary.map_or("-".to_string(), |p| p.name);
+                let names = if names.is_empty() { "-".to_string() } else { names.join(",") };
+                format!("{} {primary} {names}", facts.epoch)
+            });
+            assert_eq!(shown, expected);
+        }
+    }
+}

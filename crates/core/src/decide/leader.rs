@@ -45,7 +45,7 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if let Some(verdict) = regrant(view, now, term, rev) {
         return verdict;
     }
-    if term.target.is_closed() || nobody_acknowledges(view, term) {
+    if term.target.is_closed() || acknowledging(view, term) < term.target.k {
         return blocked(view, term);
     }
     let here = term.target.members.len();
@@ -67,16 +67,20 @@ fn wanted_names(view: &View, term: &Term) -> String {
     sync_names(&term.target, raising)
 }
 
-fn nobody_acknowledges(view: &View, term: &Term) -> bool {
-    let streaming = term.target.members.iter().filter(|m| view.walsender(m).is_some()).count();
-    (streaming as u32) < term.target.k
+/// Members that can acknowledge now.
+fn acknowledging(view: &View, term: &Term) -> u32 {
+    term.target.members.iter().filter(|m| view.walsender(m).is_some()).count() as u32
 }
 
 fn blocked(view: &View, term: &Term) -> Verdict {
     let names: Vec<&str> = view.others().collect();
     Verdict::hold(
         "no-standby",
-        format!("writes wait: {} of {} acknowledgements possible", 0, term.target.k),
+        format!(
+            "writes wait: {} of {} acknowledgements possible",
+            acknowledging(view, term),
+            term.target.k
+        ),
         format!("one of {} streams", names.join(", ")),
     )
 }

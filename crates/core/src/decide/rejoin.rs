@@ -7,7 +7,7 @@ use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time, Tli};
 use crate::policy;
 use crate::postgres::PgAction;
-use crate::term::{Branch, Term, lies_on};
+use crate::term::{Branch, Term};
 use crate::view::{Guard, Rejoin, View};
 
 /// The next step of a rewind, a clone, or the first one.
@@ -167,9 +167,4 @@ pub fn copied(view: &View, now: Time) -> Option<Action> {
         ..view.durable.clone()
     };
     Some(Action::Persist { durable: Box::new(durable), intent: Intent::Plain })
-}
-
-/// A history that is a part of the leader's needs no rejoin.
-pub fn follows(view: &View, term: &Term, end: Lsn) -> bool {
-    view.durable.last_record(end).is_some_and(|last| lies_on(last, end, &term.line()))
 }
