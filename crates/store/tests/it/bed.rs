@@ -2,15 +2,22 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use everhold_adapters::etcd as process;
 use everhold_adapters::pki::{Authority, Host, Usage};
 use everhold_store::{DEADLINE, Etcd, EtcdConfig, MemoryStore, Store, TlsFiles};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// A server's first fsyncs may wait for all that was written to its disk before: what isn't about
+/// deadlines waits for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 pub trait Bed {
     type Store: Store;
     fn store(&self) -> &Self::Store;
+    /// One that gives up after [`DEADLINE`].
+    async fn hasty(&self) -> Self::Store;
     fn freeze(&self);
     fn thaw(&self);
     /// Kills the server and starts it again on the same data and port.
@@ -31,6 +38,10 @@ impl Bed for MemoryBed {
 
     fn store(&self) -> &MemoryStore {
         &self.0
+    }
+
+    async fn hasty(&self) -> MemoryStore {
+        self.0.clone()
     }
 
     fn freeze(&self) {
@@ -73,12 +84,13 @@ impl EtcdBed {
         };
         let mut bed = EtcdBed { member, store: None, running: None, authority, _dir: dir };
         bed.start().await;
-        bed.store = Some(bed.client(vec![bed.member.client_addr.to_string()]).await);
+        let endpoints = vec![bed.member.client_addr.to_string()];
+        bed.store = Some(bed.client_within(PATIENCE, endpoints).await);
         bed
     }
 
-    pub async fn client(&self, endpoints: Vec<String>) -> Etcd {
-        Etcd::new(EtcdConfig { endpoints, tls: self.tls(), deadline: DEADLINE }).await.unwrap()
+    pub async fn client_within(&self, deadline: Duration, endpoints: Vec<String>) -> Etcd {
+        Etcd::new(EtcdConfig { endpoints, tls: self.tls(), deadline }).await.unwrap()
     }
 
     pub fn tls(&self) -> TlsFiles {
@@ -111,6 +123,10 @@ impl Bed for EtcdBed {
 
     fn store(&self) -> &Etcd {
         self.store.as_ref().unwrap()
+    }
+
+    async fn hasty(&self) -> Etcd {
+        self.client_within(DEADLINE, vec![self.member.client_addr.to_string()]).await
     }
 
     fn freeze(&self) {
