@@ -39,6 +39,8 @@ const QUOTA_BYTES: u64 = 1 << 30;
 /// Entries held in memory before etcd writes a snapshot; its default of 100,000 is for far larger
 /// machines.
 const SNAPSHOT_ENTRIES: u32 = 10_000;
+/// The flags that only a member without data reads begin like this.
+const BEGINNING: &str = "--initial-cluster";
 /// Beyond this size the log moves to `etcd.log.1`, which is then replaced.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 const LOG_LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -56,10 +58,22 @@ pub struct EtcdConfig {
     pub data_dir: PathBuf,
     pub client_addr: SocketAddr,
     pub peer_addr: SocketAddr,
+    /// What an empty data directory begins with; later starts find it there.
+    pub beginning: Beginning,
     /// Good for server and client, with both addresses among its hosts.
     pub certs: CertPair,
     /// The program; looked for in `PATH` if not given.
     pub binary: Option<PathBuf>,
+}
+
+/// How a member without data begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// As the only member of a new store.
+    Alone,
+    /// As one that the members of a store have added: these, by name and peer URL, itself among
+    /// them.
+    Added(Vec<(String, String)>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +112,7 @@ impl Etcd {
         let arguments = arguments(config, &data_dir);
 
         if let Some((process, running)) = find_running(&data_dir)? {
-            if running == arguments {
+            if lasting(&running).eq(lasting(&arguments)) {
                 let etcd = Etcd { process, adopted: true, log };
                 return etcd.ready(config.client_addr).await;
             }
@@ -120,6 +134,11 @@ impl Etcd {
         bound_log(&log).map_err(io_error("rotate", &log))?;
         let process = spawn(&setsid, &binary, &arguments, &log)?;
         Etcd { process, adopted: false, log }.ready(config.client_addr).await
+    }
+
+    /// Whether a member has begun in this directory.
+    pub fn has_data(data_dir: &Path) -> bool {
+        data_dir.join("data/member/wal").is_dir()
     }
 
     pub fn pid(&self) -> i32 {
@@ -235,6 +254,14 @@ fn arguments(config: &EtcdConfig, data_dir: &Path) -> Vec<OsString> {
         argument.push(path);
         argument
     };
+    let (members, state) = match &config.beginning {
+        Beginning::Alone => (format!("{}=https://{peer}", config.name), "new"),
+        Beginning::Added(members) => {
+            let members: Vec<String> =
+                members.iter().map(|(name, url)| format!("{name}={url}")).collect();
+            (members.join(","), "existing")
+        }
+    };
     let mut arguments = vec![
         data_dir_argument(data_dir),
         path("--trusted-ca-file=", &certs.ca),
@@ -250,8 +277,8 @@ fn arguments(config: &EtcdConfig, data_dir: &Path) -> Vec<OsString> {
         format!("--advertise-client-urls=https://{client}"),
         format!("--listen-peer-urls=https://{peer}"),
         format!("--initial-advertise-peer-urls=https://{peer}"),
-        format!("--initial-cluster={}=https://{peer}", config.name),
-        "--initial-cluster-state=new".to_owned(),
+        format!("{BEGINNING}={members}"),
+        format!("{BEGINNING}-state={state}"),
         "--client-cert-auth=true".to_owned(),
         "--peer-client-cert-auth=true".to_owned(),
         format!("--heartbeat-interval={HEARTBEAT_MS}"),
@@ -266,6 +293,11 @@ fn arguments(config: &EtcdConfig, data_dir: &Path) -> Vec<OsString> {
     ];
     arguments.extend(plain.map(OsString::from));
     arguments
+}
+
+/// The flags that mean something after the first start too.
+fn lasting(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
+    arguments.iter().filter(|it| !it.as_encoded_bytes().starts_with(BEGINNING.as_bytes()))
 }
 
 fn data_dir_argument(data_dir: &Path) -> OsString {

@@ -86,7 +86,24 @@ impl Authority {
     pub fn create(dir: &Path) -> Result<Self, PkiError> {
         let (key, cert_pem) = new_authority()
             .map_err(|source| PkiError::Generate { name: "the authority".to_owned(), source })?;
+        Authority::place(dir, &cert_pem, &key.serialize_pem())
+    }
 
+    /// Makes the directory of an authority that another machine has made. One that is there already
+    /// must be the same.
+    pub fn import(dir: &Path, cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
+        if !dir.join(CA_CERT).exists() && !dir.join(CA_KEY).exists() {
+            return Authority::place(dir, cert_pem, key_pem);
+        }
+        let known = Authority::load(dir)?;
+        if known.cert_pem == cert_pem {
+            Ok(known)
+        } else {
+            Err(PkiError::Exists { dir: dir.to_owned() })
+        }
+    }
+
+    fn place(dir: &Path, cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         // What a crash left of an earlier attempt was never in use, since it was never renamed.
         let unfinished = dir.with_extension("unfinished");
         match fs::remove_dir_all(&unfinished) {
@@ -100,8 +117,8 @@ impl Authority {
             .recursive(true)
             .create(&unfinished)
             .map_err(io_error("create", &unfinished))?;
-        write_new(&unfinished.join(CA_KEY), &key.serialize_pem())?;
-        write_new(&unfinished.join(CA_CERT), &cert_pem)?;
+        write_new(&unfinished.join(CA_KEY), key_pem)?;
+        write_new(&unfinished.join(CA_CERT), cert_pem)?;
         fs::rename(&unfinished, dir).map_err(|e| match e.kind() {
             io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotADirectory => {
                 PkiError::Exists { dir: dir.to_owned() }
@@ -141,6 +158,11 @@ impl Authority {
 
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem
+    }
+
+    /// For [`Authority::import`] on another machine, and for nothing else.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
     }
 
     /// Gives out `name.pem` and `name.key`. A pair that is there already is checked and kept; it is

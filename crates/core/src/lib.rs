@@ -9,6 +9,7 @@ pub mod durable;
 pub mod ids;
 pub mod journal;
 pub mod kv;
+pub mod members;
 pub mod minder;
 pub mod policy;
 pub mod postgres;

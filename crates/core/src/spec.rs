@@ -261,9 +261,20 @@ impl Spec {
         ])
     }
 
-    /// The node that runs the embedded store's only member: the first by name.
+    /// On one machine: the node that runs the store's only member, the first by name.
     pub fn store_node(&self) -> Option<(&str, &NodeSpec)> {
         self.nodes.first_key_value().map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// On many machines: the nodes that run the store's members, the first one, three or five by
+    /// name. An even number would need one more vote for the same safety.
+    pub fn store_nodes(&self) -> impl Iterator<Item = (&str, &NodeSpec)> {
+        let count = match self.nodes.len() {
+            0..=2 => 1,
+            3..=4 => 3,
+            _ => 5,
+        };
+        self.nodes.iter().take(count).map(|(name, node)| (name.as_str(), node))
     }
 
     /// The PostgreSQL service of that name.

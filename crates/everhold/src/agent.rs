@@ -13,7 +13,7 @@ use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
-use everhold_core::spec::{Durability, PostgresSpec, ServiceSpec, Spec};
+use everhold_core::spec::{Address, Durability, PostgresSpec, ServiceSpec, Spec};
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
@@ -117,7 +117,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         }
     }
     let (told, hear) = mpsc::channel(REPORTS_MAX);
-    let links = dial_others(&node.name, &spec, &tls, told);
+    let links = dial_others(Some(&node.name), &spec, &tls, told);
     tokio::spawn(listen(hear, keepers.clone()));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
@@ -267,24 +267,25 @@ pub fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
     found.with_context(|| format!("E222 cannot resolve {host}; next step: use an IP address"))
 }
 
-/// Links to the agents of all nodes but this one.
+/// `HOST:PORT`, with brackets where they are needed.
+pub fn host_and_port(address: &Address, port: u16) -> String {
+    match address {
+        Address::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
+        Address::Host(host) => format!("{host}:{port}"),
+    }
+}
+
+/// Links to the agents of all nodes but this one's own.
 pub fn dial_others(
-    me: &str,
+    me: Option<&str>,
     spec: &Spec,
     tls: &Tls,
     told: mpsc::Sender<(String, Arc<Report>)>,
 ) -> Vec<Link> {
-    let others = spec.nodes.iter().filter(|(name, _)| *name != me);
+    let others = spec.nodes.iter().filter(|(name, _)| Some(name.as_str()) != me);
     others
         .map(|(name, node)| {
-            let addr = match &node.address {
-                everhold_core::spec::Address::Ip(ip) => {
-                    SocketAddr::new(*ip, node.agent_port()).to_string()
-                }
-                everhold_core::spec::Address::Host(host) => {
-                    format!("{host}:{}", node.agent_port())
-                }
-            };
+            let addr = host_and_port(&node.address, node.agent_port());
             link::dial(name.clone(), addr, tls.clone(), told.clone())
         })
         .collect()

@@ -10,6 +10,7 @@ use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
 use crate::layout::Layout;
 use crate::link::{Link, LinkError, Report, Tls};
+use crate::machine::join::{self, InviteError};
 use crate::node_file::NodeFile;
 use crate::spec::StorePorts;
 use crate::{clock, spec_store};
@@ -105,8 +106,8 @@ impl Agreed {
 /// What a cluster is made from.
 pub struct Parts {
     pub name: String,
-    /// The name of this process, which it does not dial.
-    pub me: String,
+    /// The node of this machine; `None` where all nodes are on one.
+    pub here: Option<String>,
     pub layout: Layout,
     pub spec: Spec,
     pub store: Agreed,
@@ -117,6 +118,8 @@ pub struct Parts {
 /// Everything together.
 pub struct Cluster {
     pub name: String,
+    /// The node of this machine; `None` where all nodes are on one.
+    pub here: Option<String>,
     pub layout: Layout,
     pub store_ports: StorePorts,
     store: Agreed,
@@ -136,6 +139,7 @@ impl Cluster {
     /// Dials all agents and follows the store.
     pub async fn connect(
         own: &NodeFile,
+        here: Option<String>,
         layout: &Layout,
         spec: Spec,
         store: Etcd,
@@ -147,7 +151,7 @@ impl Cluster {
         };
         Ok(Cluster::start(Parts {
             name: own.cluster.clone(),
-            me: own.name.clone(),
+            here,
             layout: layout.clone(),
             spec,
             store: Agreed::Etcd(store),
@@ -159,9 +163,10 @@ impl Cluster {
     /// The same from its parts.
     pub fn start(parts: Parts) -> Arc<Cluster> {
         let (told, hear) = mpsc::channel(1_024);
-        let links = dial_others(&parts.me, &parts.spec, &parts.tls, told);
+        let links = dial_others(None, &parts.spec, &parts.tls, told);
         let cluster = Arc::new(Cluster {
             name: parts.name,
+            here: parts.here,
             layout: parts.layout,
             store_ports: parts.store_ports,
             store: parts.store,
@@ -237,6 +242,24 @@ impl Cluster {
         let txn = if on { txn.put(&key, encode(&clock::wall())) } else { txn.delete(&key) };
         self.store.txn(&txn).await?;
         self.read_again().await
+    }
+
+    /// A token with which one machine can join as `node`.
+    pub async fn invite(
+        &self,
+        node: &str,
+        lasts: Duration,
+        replace: bool,
+    ) -> Result<String, InviteError> {
+        match &self.store {
+            Agreed::Etcd(store) => {
+                join::invite(store, &self.layout, &self.name, node, lasts, replace).await
+            }
+            #[cfg(test)]
+            Agreed::Memory(store) => {
+                join::invite(store, &self.layout, &self.name, node, lasts, replace).await
+            }
+        }
     }
 
     /// The word of the store as it is now, not as it was last told.

@@ -61,7 +61,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let config = Config { table: table.clone(), threads, limits: Limits::default() };
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
-    let links = dial_others(&node.name, &spec, &tls, told);
+    let links = dial_others(None, &spec, &tls, told);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
     let (tables, to_keep) = watch::channel(table.clone());

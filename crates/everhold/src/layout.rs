@@ -67,6 +67,15 @@ impl Layout {
         self.root.join("secrets")
     }
 
+    /// What all machines of the cluster, and nobody else, know.
+    pub fn cluster_secret(&self) -> PathBuf {
+        self.secrets().join("cluster")
+    }
+
+    pub fn api_token(&self) -> PathBuf {
+        self.secrets().join("api.token")
+    }
+
     pub fn node(&self, node: &str) -> PathBuf {
         self.root.join(node)
     }

@@ -11,6 +11,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -332,7 +333,11 @@ async fn converse(
     reader.abort();
 }
 
-async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::io::Result<()> {
+/// Writes one frame.
+pub async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    frame: &impl Serialize,
+) -> std::io::Result<()> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, frame)?;
     let length = u32::try_from(bytes.len() - 4).unwrap_or(u32::MAX);
@@ -341,7 +346,8 @@ async fn send(to: &mut (impl AsyncWrite + Unpin), frame: &Frame) -> std::io::Res
     to.flush().await
 }
 
-async fn receive(from: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+/// Reads one frame; `None` when there is none that can be understood.
+pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Option<T> {
     let length = from.read_u32().await.ok().filter(|length| *length <= FRAME_BYTES_MAX)?;
     let mut bytes = vec![0; length as usize];
     from.read_exact(&mut bytes).await.ok()?;

@@ -20,12 +20,14 @@ mod journal;
 mod keeper;
 mod layout;
 mod link;
+mod machine;
 mod minder;
 mod node_file;
 mod secrets;
 mod spec;
 mod spec_store;
 mod status;
+mod supervisor;
 mod up;
 
 fn main() -> std::process::ExitCode {

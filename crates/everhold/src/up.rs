@@ -4,27 +4,28 @@
 //! same code as `everhold agent` and `everhold gateway`. They outlive a killed supervisor, and the
 //! next one takes them over.
 
-use crate::agent::{self, Ask};
 use crate::api;
-use crate::children::{Child, Supervised};
+use crate::children::Supervised;
 use crate::cluster::Cluster;
 use crate::context::Context;
-use crate::layout::{ClusterRecord, Layout};
+use crate::layout::Layout;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
-use crate::spec::{self, Fault, StorePorts, record};
-use crate::{disk, secrets, spec_store};
+use crate::spec::{self, StorePorts, record};
+use crate::supervisor::{
+    Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, lock, prepare, say, stop,
+};
+use crate::{secrets, spec_store};
 use anyhow::{Context as _, bail};
-use everhold_adapters::etcd::{Etcd, EtcdConfig};
+use everhold_adapters::etcd::{Beginning, Etcd, EtcdConfig};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
 use everhold_store::Store;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -34,31 +35,10 @@ pub struct Options {
     pub store: StorePorts,
 }
 
-/// The name of the gateway's process and certificate on one machine.
-pub const GATEWAY: &str = "gateway";
 /// The API's own certificate.
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// For a clean stop of everything.
-const STOP_WITHIN: Duration = Duration::from_secs(20);
-
-/// Faults of spec or machine: printed one per line, exit 2.
-#[derive(Debug)]
-pub struct Faults(pub Vec<Fault>);
-
-impl std::fmt::Display for Faults {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(Fault::to_string).collect();
-        f.write_str(&lines.join("\n"))
-    }
-}
-
-impl std::error::Error for Faults {}
-
-fn say(text: impl std::fmt::Display) {
-    eprintln!("{text}");
-}
 
 /// Runs until SIGINT or SIGTERM.
 pub async fn run(options: Options) -> anyhow::Result<()> {
@@ -80,7 +60,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     say(format_args!("· data directory {data}, cluster {}", spec.cluster));
     let lock = match lock {
         Some(lock) => lock,
-        None => prepare(&layout, &spec)?,
+        None => prepare(&layout, &spec.cluster)?,
     };
     let certs = certify(&layout, &spec)?;
     let store_at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), options.store.client);
@@ -112,8 +92,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         say(format_args!("· {node} was still frozen by a fault; it is woken"));
     }
     let supervised = Arc::new(Supervised::start(children).await);
-    let cluster = Cluster::connect(&own, &layout, spec.clone(), store).await?;
-    let token_file = layout.secrets().join("api.token");
+    let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store).await?;
+    let token_file = layout.api_token();
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
@@ -128,14 +108,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     greet(&spec, began);
 
     let etcd = tokio::spawn(keep_etcd(etcd, member.clone()));
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    asked_to_end().await?;
     say("· stopping");
-    stop(&cluster, &supervised, &spec).await;
+    stop(&cluster, &supervised, &cluster.nodes()).await;
     etcd.abort();
     if let Ok(running) = Etcd::start(&member).await {
         running.stop(STOP_WITHIN).await?;
@@ -164,50 +139,6 @@ pub fn check(spec: &Spec, layout: &Layout, store: StorePorts) -> anyhow::Result<
     if faults.is_empty() { Ok(()) } else { Err(Faults(faults).into()) }
 }
 
-/// The lock of the data directory, if that exists: two supervisors would fight over everything.
-fn lock(layout: &Layout) -> anyhow::Result<Option<std::fs::File>> {
-    let path = layout.supervisor().join("up.lock");
-    if !path.exists() {
-        return Ok(None);
-    }
-    take_lock(&path).map(Some)
-}
-
-fn take_lock(path: &Path) -> anyhow::Result<std::fs::File> {
-    let file = std::fs::File::create(path).with_context(|| format!("open {}", path.display()))?;
-    let flag = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    if rustix::fs::flock(&file, flag).is_err() {
-        bail!(
-            "E231 another `everhold up` runs on this data directory ({} is locked); next step: \
-             `everhold status`, or end it with Ctrl-C",
-            path.display()
-        );
-    }
-    Ok(file)
-}
-
-/// The directories, the record of whose they are, and the secrets.
-fn prepare(layout: &Layout, spec: &Spec) -> anyhow::Result<std::fs::File> {
-    use std::os::unix::fs::DirBuilderExt;
-    // PostgreSQL's own user passes through here to its directories, and sees nothing else.
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(layout.root())?;
-    secrets::private_dir(&layout.supervisor())?;
-    let lock = take_lock(&layout.supervisor().join("up.lock"))?;
-    let text = serde_json::to_string(&ClusterRecord::of(&spec.cluster))?;
-    disk::write_whole(&layout.cluster_record(), &text).context("write cluster.json")?;
-    Ok(lock)
-}
-
-fn make_secrets(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
-    secrets::private_dir(&layout.secrets()).context("make the directory of secrets")?;
-    for service in spec.services.keys() {
-        secrets::make_once(&agent::owner_password(layout, service))?;
-        secrets::make_once(&agent::replication_password(layout, service))?;
-    }
-    secrets::make_once(&layout.secrets().join("api.token"))?;
-    Ok(())
-}
-
 struct Certs {
     etcd: CertPair,
     nodes: Vec<(String, CertPair)>,
@@ -217,7 +148,7 @@ struct Certs {
 
 /// The cluster's own authority and a certificate for each process.
 fn certify(layout: &Layout, spec: &Spec) -> anyhow::Result<Certs> {
-    make_secrets(layout, spec)?;
+    secrets::make_all(layout, spec).context("make the secrets")?;
     let authority = Authority::open(&layout.pki())?;
     let local = || Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
     let issue = |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage);
@@ -247,6 +178,7 @@ fn etcd_config(
         data_dir: layout.etcd(),
         client_addr: SocketAddr::new(local, ports.client),
         peer_addr: SocketAddr::new(local, ports.peer),
+        beginning: Beginning::Alone,
         certs: certs.etcd.clone(),
         binary: Some(binary),
     })
@@ -284,19 +216,6 @@ async fn put_spec(store: &everhold_store::Etcd, spec: Spec, given: bool) -> anyh
         TxnOutcome::Done { .. } => Ok(wanted),
         TxnOutcome::Refused { .. } => bail!("E232 the spec was changed meanwhile; try again"),
     }
-}
-
-fn child(layout: &Layout, role: &str, name: &str, file: &NodeFile) -> anyhow::Result<Child> {
-    use std::os::unix::fs::DirBuilderExt;
-    let dir = layout.node(name);
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&dir)?;
-    let path = dir.join("node.toml");
-    file.write(&path).with_context(|| format!("write {}", path.display()))?;
-    Ok(Child {
-        name: name.to_string(),
-        arguments: vec![role.to_string(), "--node-file".to_string(), path.display().to_string()],
-        dir,
-    })
 }
 
 async fn wait_ready(cluster: &Cluster, spec: &Spec) {
@@ -373,25 +292,5 @@ async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
                 }
             }
         }
-    }
-}
-
-/// Clients first, then leaders (their standbys get all they have), then standbys, then agents.
-async fn stop(cluster: &Cluster, supervised: &Supervised, spec: &Spec) {
-    supervised.end(GATEWAY, STOP_WITHIN).await;
-    let leaders: Vec<String> = cluster
-        .reports()
-        .iter()
-        .filter(|(_, (report, _))| report.services.values().any(|s| s.primary.is_some()))
-        .map(|(node, _)| node.clone())
-        .collect();
-    let others = spec.nodes.keys().filter(|node| !leaders.contains(node));
-    let order: Vec<String> = leaders.iter().chain(others).cloned().collect();
-    for node in &order {
-        let halted = tokio::time::timeout(STOP_WITHIN, cluster.ask(node, &Ask::Halt)).await;
-        if let Ok(Err(error)) = halted {
-            say(format_args!("· {node}: {error}"));
-        }
-        supervised.end(node, STOP_WITHIN).await;
     }
 }

@@ -28,6 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         data_dir: dir.path().join("etcd"),
         client_addr: free_addr()?,
         peer_addr: free_addr()?,
+        beginning: process::Beginning::Alone,
         certs,
         binary: None,
     };

@@ -1,6 +1,7 @@
 //! The store in etcd (3.4 and later), over mutual TLS.
 
 mod link;
+mod members;
 mod watcher;
 
 use std::collections::BTreeSet;
@@ -15,6 +16,7 @@ use everhold_core::kv::{
 
 use crate::{Health, Store, StoreError, Watch};
 use link::{Kind, Link};
+pub use members::Member;
 
 /// How long a call may take unless the configuration says otherwise. An election takes 1 to 2 s;
 /// whoever needs to know sooner that the store is slow sets a shorter one.
@@ -50,6 +52,11 @@ impl Etcd {
     /// Prepares a client. It connects with the first call, so the server need not be there yet.
     pub async fn new(config: EtcdConfig) -> Result<Self, StoreError> {
         Ok(Etcd { link: Arc::new(Link::new(config).await?) })
+    }
+
+    /// Where to call from now on, most wanted first. A connection to an endpoint that stays is kept.
+    pub fn set_endpoints(&self, endpoints: Vec<String>) {
+        self.link.set_endpoints(endpoints);
     }
 
     /// Forgets the history up to and including `rev`. etcd does so by itself when it is configured

@@ -21,7 +21,15 @@ impl Scratch {
         let (client_addr, peer_addr) = (free_addr(), free_addr());
         let data_dir = dir.path().join("etcd");
         let name = "e".to_owned();
-        let config = EtcdConfig { name, data_dir, client_addr, peer_addr, certs, binary: None };
+        let config = EtcdConfig {
+            name,
+            data_dir,
+            client_addr,
+            peer_addr,
+            certs,
+            binary: None,
+            beginning: Beginning::Alone,
+        };
         Scratch { config, _dir: dir }
     }
 }

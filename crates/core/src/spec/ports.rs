@@ -1,7 +1,8 @@
 //! Which process listens where on a node.
 //!
-//! The agent has the last port of its node's range. Instances take ports from the first upwards, in
-//! order of their service's name, and keep what they have when others come or go.
+//! Everhold itself takes ports from the last of its node's range downwards: the agent's links, and
+//! where machines join. Instances take ports from the first upwards, in order of their service's
+//! name, and keep what they have when others come or go.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,6 +18,9 @@ pub(super) const UNASSIGNED: u16 = 0;
 const PORT_MIN: u16 = 1024;
 /// The least size of a range: the agent, an instance, and room for a few services to come.
 const LENGTH_MIN: u16 = 10;
+
+/// Ports at the end of each range that are Everhold's own.
+const OWN: u16 = 2;
 
 /// Ports of one node, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -35,9 +39,9 @@ impl PortRange {
         self.first <= other.last && other.first <= self.last
     }
 
-    /// How many instances fit beside the agent.
+    /// How many instances fit beside Everhold's own ports.
     pub fn instances_max(&self) -> usize {
-        usize::from(self.last - self.first)
+        usize::from((self.last - self.first + 1).saturating_sub(OWN))
     }
 
     /// The same range further up. The caller knows that it stays below 65536.
@@ -52,15 +56,20 @@ impl NodeSpec {
         self.ports.last
     }
 
+    /// Where a machine that wants to join knocks.
+    pub fn join_port(&self) -> u16 {
+        self.ports.last - 1
+    }
+
     /// The port of the instance at `index`, counted from zero; `None` when the range is full.
     pub fn instance_port(&self, index: usize) -> Option<u16> {
         let port =
             u16::try_from(index).ok().and_then(|index| self.ports.first.checked_add(index))?;
-        (port < self.agent_port()).then_some(port)
+        self.may_use(port).then_some(port)
     }
 
     fn may_use(&self, port: u16) -> bool {
-        self.ports.contains(port) && port != self.agent_port()
+        self.ports.contains(port) && port <= self.ports.last - OWN
     }
 }
 

@@ -3,10 +3,11 @@
 use super::input::{Body, Name, Params, Text, Who};
 use super::look::{known, known_node};
 use super::{Api, ApiError, Code, Shared};
-use crate::agent::Ask;
+use crate::agent::{self, Ask};
 use crate::apply::refused;
 use crate::cluster::{Cluster, ClusterError};
 use crate::fault::{FREEZE, FREEZE_MAX, FaultError, Frozen, Injector};
+use crate::machine::join::InviteError;
 use crate::{dsn, force, spec, status};
 use axum::Json;
 use axum::extract::State;
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 const SWITCHED_WITHIN: Duration = Duration::from_secs(25);
 /// The old leader's lease (5 s), then a campaign.
 const FORCED_WITHIN: Duration = Duration::from_secs(35);
+/// Time to go to the other machine; a token that was left lying about is worth nothing.
+const TOKEN_LASTS: Duration = Duration::from_secs(3_600);
 /// Between two looks at who serves.
 const LOOK: Duration = Duration::from_millis(10);
 /// How it came about is found out after the fact: from the journal of the campaigner.
@@ -68,6 +71,50 @@ pub async fn apply(
     }
     Ok(Json(json!({
         "applied": true, "possible": true, "revision": revision, "changes": told,
+        "journal": journal,
+    })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenBody {
+    node: String,
+    #[serde(default)]
+    replace: bool,
+}
+
+/// A token for one machine to join as a node.
+pub async fn token(
+    State(api): State<Shared>,
+    Who(who): Who,
+    Body(body): Body<TokenBody>,
+) -> Answer {
+    let cluster = &api.cluster;
+    let TokenBody { node, replace } = body;
+    known_node(cluster, None, &node)?;
+    let what = format!("token for {node}{}", if replace { ", to replace its machine" } else { "" });
+    let own = cluster.here.as_ref().and_then(|here| cluster.spec().nodes.get(here).cloned());
+    let Some(own) = own else {
+        let text = "this is one machine with all nodes on it, which others can't join";
+        return Err(ApiError::new(Code::Refused, text).next("begin with `everhold init`"));
+    };
+    let at = agent::host_and_port(&own.address, own.join_port());
+    let token = cluster.invite(&node, TOKEN_LASTS, replace).await.map_err(|error| {
+        let code = match &error {
+            InviteError::HasJoined { .. } => Code::Refused,
+            InviteError::Store(_) => Code::OutOfReach,
+            InviteError::Local(_) => Code::Internal,
+        };
+        let next = format!("`everhold token {node} --replace`, if its machine is gone for good");
+        match code {
+            Code::Refused => ApiError::new(code, error.to_string()).next(next),
+            _ => ApiError::new(code, error.to_string()),
+        }
+    })?;
+    let journal = cluster.note("", &who, &what).await;
+    let expires_in_ms = u64::try_from(TOKEN_LASTS.as_millis()).unwrap_or(u64::MAX);
+    Ok(Json(json!({
+        "node": node, "token": format!("{token}@{at}"), "expires_in_ms": expires_in_ms,
         "journal": journal,
     })))
 }

@@ -31,7 +31,7 @@ pub fn status_of(cluster: &Cluster) -> Value {
     status::status(&status::Sources {
         cluster: &cluster.name,
         at: clock::wall(),
-        answered_by: "up",
+        answered_by: cluster.here.as_deref().unwrap_or("up"),
         now_ms: clock::now().0,
         spec: &cluster.spec(),
         reports: &cluster.reports(),

@@ -89,6 +89,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/v1/services/{service}/switchover", post(acts::switchover)),
         (Method::POST, "/v1/services/{service}/failover", post(acts::failover)),
         (Method::POST, "/v1/services/{service}/maintenance", post(acts::maintenance)),
+        (Method::POST, "/v1/tokens", post(acts::token)),
         (Method::GET, "/v1/faults", get(look::faults)),
         (Method::POST, "/v1/faults", post(acts::fault)),
     ]

@@ -46,6 +46,17 @@ pub enum Fault {
     List,
 }
 
+pub fn token(client: &Client, node: &str, replace: bool) -> Result<(), Failure> {
+    let answer = client.post("/v1/tokens", &json!({ "node": node, "replace": replace }))?;
+    if client.json {
+        return print_json(&answer);
+    }
+    print(&format!("everhold join {}\n", plain(&answer["token"])))?;
+    let lasts = duration(answer["expires_in_ms"].as_u64().unwrap_or(0));
+    say(&format!("Run this on the machine of {node} within {lasts}; it works once."));
+    Ok(())
+}
+
 pub fn switchover(client: &Client, service: &str, to: Option<&str>) -> Result<(), Failure> {
     let path = format!("/v1/services/{}/switchover", segment(service));
     let answer = client.post(&path, &json!({ "to": to }))?;

@@ -1,7 +1,7 @@
 //! Why a command failed, for people and as JSON, and the exit code.
 
 use crate::spec::Fault;
-use crate::up;
+use crate::supervisor;
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
@@ -35,7 +35,7 @@ impl Failure {
 
     /// What ended a role that should go on.
     pub fn of_role(error: anyhow::Error) -> Failure {
-        match error.downcast::<up::Faults>() {
+        match error.downcast::<supervisor::Faults>() {
             Ok(faults) => Failure::Faults(faults.0),
             Err(error) => Failure::plain(format!("{error:#}")),
         }

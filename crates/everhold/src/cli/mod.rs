@@ -12,7 +12,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, minder, up};
+use crate::{agent, context, gateway, machine, minder, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -46,6 +46,40 @@ enum Command {
         #[arg(long, default_value_t = everhold_core::spec::STORE_CLIENT_PORT,
               value_parser = clap::value_parser!(u16).range(1024..65535))]
         store_port: u16,
+    },
+    /// Make a cluster of many machines, and this its first
+    Init {
+        /// The spec, with all machines under [node]
+        #[arg(long)]
+        spec: PathBuf,
+        /// Which of the spec's nodes this machine is
+        #[arg(long)]
+        node: String,
+        /// Where to leave what this machine needs to find the rest
+        #[arg(long, default_value = machine::NODE_FILE)]
+        node_file: PathBuf,
+    },
+    /// Print what lets one machine join as a node
+    Token {
+        node: String,
+        /// The node's earlier machine is gone for good, this one takes its place
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Make this machine a node of a cluster
+    Join {
+        /// As `everhold token` prints it
+        #[arg(value_name = "TOKEN@HOST:PORT")]
+        invitation: String,
+        /// Where to leave what this machine needs to find the rest
+        #[arg(long, default_value = machine::NODE_FILE)]
+        node_file: PathBuf,
+    },
+    /// Run this machine's part of its cluster, in the foreground
+    Run {
+        /// What `init` or `join` left
+        #[arg(long, default_value = machine::NODE_FILE)]
+        node_file: PathBuf,
     },
     /// Run one node's agent
     Agent {
@@ -153,6 +187,15 @@ pub fn main() -> ExitCode {
             let data = cli.data.unwrap_or_else(context::default_data);
             serve(up::run(up::Options { spec, data, store: ports(store_port) }))
         }
+        Command::Init { spec, node, node_file } => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            serve(machine::init::init(machine::init::Options { spec, node, data, file: node_file }))
+        }
+        Command::Join { invitation, node_file } => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            serve(machine::join::join(machine::join::Options { invitation, data, file: node_file }))
+        }
+        Command::Run { node_file } => serve(machine::run(&node_file)),
         Command::Agent { node_file } => serve(agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(gateway::run(&node_file, threads)),
         Command::Check { file, store_port } => {
@@ -181,6 +224,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Psql { service, read, arguments } => {
             connect::psql(client, &service, read, &arguments)
         }
+        Command::Token { node, replace } => acts::token(client, &node, replace),
         Command::Switchover { service, to } => acts::switchover(client, &service, to.as_deref()),
         Command::Failover { service, force: _, to, token } => {
             acts::failover(client, &service, to.as_deref(), token.as_deref())
@@ -193,6 +237,9 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         }
         Command::Explain { id } => journal::explain(client, &id),
         Command::Up { .. }
+        | Command::Init { .. }
+        | Command::Join { .. }
+        | Command::Run { .. }
         | Command::Agent { .. }
         | Command::Gateway { .. }
         | Command::Check { .. }
@@ -206,7 +253,9 @@ fn ports(client: u16) -> StorePorts {
 
 /// Runs one of the roles that go on until they are ended.
 fn serve(role: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
+    // A line that a full disk doesn't take is no reason to end.
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+    log.log_internal_errors(false).init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::plain(format!("cannot start: {error}")))?;
     runtime.block_on(role).map_err(Failure::of_role)

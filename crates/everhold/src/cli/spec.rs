@@ -5,7 +5,7 @@ use super::failure::{Failure, say};
 use super::output::{plain, print, print_json, table};
 use crate::layout::Layout;
 use crate::spec::{self, Code, Fault, StorePorts};
-use crate::up;
+use crate::{supervisor, up};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -18,7 +18,7 @@ pub fn check(file: &Path, data: &Path, store: StorePorts, json: bool) -> Result<
         })?;
         match up::check(&spec, &layout, store) {
             Ok(()) => Ok(spec),
-            Err(error) => Err(match error.downcast::<up::Faults>() {
+            Err(error) => Err(match error.downcast::<supervisor::Faults>() {
                 Ok(faults) => faults.0,
                 Err(error) => vec![Fault::of_machine(Code::DataForeign, format!("{error:#}"))],
             }),

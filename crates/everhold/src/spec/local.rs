@@ -142,7 +142,8 @@ fn addresses(
             }
         }
     }
-    if let (Some(store), Some((name, node))) = (local.store, spec.store_node()) {
+    let member = local.nodes.first().and_then(|name| Some((name, spec.nodes.get(name)?)));
+    if let (Some(store), Some((name, node))) = (local.store, member) {
         for (what, port) in [("the store", store.client), ("the store's peer port", store.peer)] {
             // A node that does not resolve was reported above.
             if let Ok(address) = resolve(name, &node.address, port) {

@@ -6,14 +6,14 @@
 //! it thaws.
 
 use std::error::Error as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, ConnectError};
 
-use super::EtcdConfig;
+use super::{EtcdConfig, TlsFiles};
 use crate::StoreError;
 use crate::error::NoAnswer;
 
@@ -34,17 +34,18 @@ pub(super) enum Kind {
 }
 
 pub(super) struct Link {
-    endpoints: Vec<String>,
-    options: ConnectOptions,
+    tls: TlsFiles,
     deadline: Duration,
     current: Mutex<Current>,
 }
 
-#[derive(Clone)]
 struct Current {
+    /// Most wanted first.
+    endpoints: Vec<String>,
     /// Counts connections, so that of all calls that fail on one only the first replaces it.
     generation: u64,
-    endpoint: usize,
+    /// The one that `client` calls.
+    endpoint: String,
     client: Client,
 }
 
@@ -61,76 +62,67 @@ enum Fault {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("endpoints", &self.endpoints).finish_non_exhaustive()
+        f.debug_struct("Link").field("whom", &self.whom()).finish_non_exhaustive()
     }
 }
 
 impl Link {
     pub async fn new(config: EtcdConfig) -> Result<Self, StoreError> {
-        let read = |path: &std::path::Path| {
-            std::fs::read(path).map_err(|source| StoreError::Config {
-                why: format!("cannot read {}", path.display()),
-                source: Some(source.into()),
-            })
-        };
-        let tls = TlsOptions::new()
-            .ca_certificate(Certificate::from_pem(read(&config.tls.ca)?))
-            .identity(Identity::from_pem(read(&config.tls.cert)?, read(&config.tls.key)?));
-        let options = ConnectOptions::new()
-            .with_tls(tls)
-            .with_keep_alive(PING_EVERY, PING_ANSWER_WITHIN)
-            .with_keep_alive_while_idle(false)
-            .with_require_leader(true);
-        let Some(first) = config.endpoints.first() else {
+        let Some(first) = config.endpoints.first().cloned() else {
             return Err(StoreError::Config { why: "no endpoints".to_owned(), source: None });
         };
-        let unusable = |source: Error| StoreError::Config {
-            why: format!("cannot prepare a connection to {first}"),
-            source: Some(source.into()),
-        };
-        let client = Client::connect([first], Some(options.clone())).await.map_err(unusable)?;
-        Ok(Link {
-            endpoints: config.endpoints,
-            options,
-            deadline: config.deadline,
-            current: Mutex::new(Current { generation: 0, endpoint: 0, client }),
-        })
+        let client = prepare(&first, &config.tls).await?;
+        let endpoints = config.endpoints;
+        let current = Mutex::new(Current { endpoints, generation: 0, endpoint: first, client });
+        Ok(Link { tls: config.tls, deadline: config.deadline, current })
     }
 
     pub fn whom(&self) -> String {
-        format!("etcd at {}", self.endpoints.join(", "))
+        format!("etcd at {}", self.current().endpoints.join(", "))
     }
 
     pub fn deadline(&self) -> Duration {
         self.deadline
     }
 
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The connection to use now, and its generation for [`Link::replace`].
     pub fn client(&self) -> (u64, Client) {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current();
         (current.generation, current.client.clone())
     }
 
-    /// Gives up the connection of this generation, unless that has been done.
+    pub fn set_endpoints(&self, endpoints: Vec<String>) {
+        if !endpoints.is_empty() {
+            self.current().endpoints = endpoints;
+        }
+    }
+
+    /// Gives up the connection of this generation for one to the next endpoint, unless that has been
+    /// done. The certificate is read anew: it may have been renewed meanwhile.
     pub async fn replace(&self, generation: u64) {
-        let endpoint = {
-            let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = {
+            let current = self.current();
             if current.generation != generation {
                 return;
             }
-            (current.endpoint + 1) % self.endpoints.len()
+            let at = current.endpoints.iter().position(|it| *it == current.endpoint);
+            let next = at.map_or(0, |at| (at + 1) % current.endpoints.len());
+            current.endpoints[next].clone()
         };
-        let next = &self.endpoints[endpoint];
-        let client = match Client::connect([next], Some(self.options.clone())).await {
+        let client = match prepare(&next, &self.tls).await {
             Ok(client) => client,
             Err(error) => {
-                tracing::warn!(%error, endpoint = %next, "cannot prepare a connection to etcd");
+                tracing::warn!(%error, endpoint = next, "cannot prepare a connection to etcd");
                 return;
             }
         };
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current();
         if current.generation == generation {
-            *current = Current { generation: generation + 1, endpoint, client };
+            (current.generation, current.endpoint, current.client) = (generation + 1, next, client);
         }
     }
 
@@ -147,7 +139,7 @@ impl Link {
     {
         let deadline = Instant::now() + self.deadline;
         // A read that may be made again leaves time to ask the other endpoints.
-        let endpoints = u32::try_from(self.endpoints.len()).unwrap_or(u32::MAX);
+        let endpoints = u32::try_from(self.current().endpoints.len()).unwrap_or(u32::MAX);
         let attempt = match kind {
             Kind::Read => self.deadline / endpoints,
             Kind::Write => self.deadline,
@@ -173,6 +165,29 @@ impl Link {
             sleep(RETRY_AFTER).await;
         }
     }
+}
+
+/// A client that connects with its first call.
+async fn prepare(endpoint: &str, files: &TlsFiles) -> Result<Client, StoreError> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|source| StoreError::Config {
+            why: format!("cannot read {}", path.display()),
+            source: Some(source.into()),
+        })
+    };
+    let tls = TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(read(&files.ca)?))
+        .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?));
+    let options = ConnectOptions::new()
+        .with_tls(tls)
+        .with_keep_alive(PING_EVERY, PING_ANSWER_WITHIN)
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true);
+    let connected = Client::connect([endpoint], Some(options)).await;
+    connected.map_err(|source| StoreError::Config {
+        why: format!("cannot prepare a connection to {endpoint}"),
+        source: Some(source.into()),
+    })
 }
 
 /// Whether the server said that what was asked for does not exist.

@@ -79,6 +79,7 @@ impl EtcdBed {
             data_dir: dir.path().join("etcd"),
             client_addr: free_addr(),
             peer_addr: free_addr(),
+            beginning: process::Beginning::Alone,
             certs: authority.issue("e", &loopback, Usage::Both).unwrap(),
             binary: None,
         };

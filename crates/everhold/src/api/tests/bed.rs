@@ -87,7 +87,7 @@ impl Bed {
         let pair = authority.issue("api", &[], Usage::Client).expect("a certificate");
         let cluster = Cluster::start(Parts {
             name: spec.cluster.clone(),
-            me: "api".to_string(),
+            here: None,
             layout: layout.clone(),
             spec: spec.clone(),
             store: Agreed::Memory(store.clone()),

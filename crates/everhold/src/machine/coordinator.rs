@@ -1,0 +1,94 @@
+//! What one machine does for all: the coordinator, which is whoever holds a lease of the store.
+//!
+//! Nothing that failover needs is done here. Two coordinators at a time would do no harm either:
+//! each change of the members is checked by the store itself.
+
+use super::{joined_prefix, url};
+use crate::spec::{StorePorts, record};
+use crate::spec_store;
+use everhold_core::kv::{Expect, Txn, TxnOutcome};
+use everhold_core::members::{self, Member, Step, View};
+use everhold_core::spec::Spec;
+use everhold_store::{Etcd, Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A coordinator that is gone is succeeded after this.
+const LEASE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Under this key stands the name of the node that coordinates.
+pub fn key(cluster: &str) -> String {
+    format!("/everhold/{cluster}/coordinator")
+}
+
+/// Coordinates whenever nobody else does, for ever.
+pub async fn run(cluster: String, me: String, store: Etcd) {
+    loop {
+        if let Err(error) = term(&cluster, &me, &store).await {
+            tracing::debug!(%error, "cannot coordinate now");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Coordinates for as long as the lease lasts.
+async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
+    let key = key(cluster);
+    if store.get_prefix(&key).await?.get(&key).is_some() {
+        return Ok(());
+    }
+    let lease = store.lease_grant(LEASE).await?;
+    let txn = Txn::new().guard(&key, Expect::Absent).put_leased(&key, me, lease.id);
+    if !matches!(store.txn(&txn).await?, TxnOutcome::Done { .. }) {
+        return store.lease_revoke(lease.id).await;
+    }
+    tracing::info!("this node coordinates");
+    while store.lease_keep_alive(lease.id).await?.is_some() {
+        if let Err(error) = tend_members(cluster, store).await {
+            tracing::info!(%error, "the store's members are not as wanted yet");
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+async fn tend_members(cluster: &str, store: &Etcd) -> Result<(), StoreError> {
+    let spec_key = spec_store::key(cluster);
+    let snapshot = store.get_prefix(&spec_key).await?;
+    let Some(spec) = snapshot.get(&spec_key).and_then(|kv| record::from_json(&kv.value).ok())
+    else {
+        return Ok(());
+    };
+    let prefix = joined_prefix(cluster);
+    let joined = store.get_prefix(&prefix).await?;
+    let joined = joined.kvs.iter().filter_map(|kv| kv.key.strip_prefix(&prefix));
+    let joined = joined.map(str::to_string).collect();
+    let urls = peer_urls(&spec);
+    let listed = store.members().await?;
+    let member = |it: everhold_store::Member| Member {
+        id: it.id,
+        node: it.peer_urls.first().and_then(|url| urls.get(url)).cloned(),
+        started: !it.name.is_empty(),
+        learner: it.learner,
+    };
+    let wanted: BTreeSet<String> = spec.store_nodes().map(|(name, _)| name.to_string()).collect();
+    let members = listed.into_iter().map(member).collect();
+    let Some(step) = members::next(&View { wanted, joined, members }) else { return Ok(()) };
+    match &step {
+        Step::Add { node } => {
+            let url = urls.iter().find(|(_, name)| *name == node).map(|(url, _)| url.clone());
+            store.add_learner(&url.unwrap_or_default()).await?;
+        }
+        Step::Promote { id, .. } => store.promote(*id).await?,
+        Step::Remove { id } => store.remove_member(*id).await?,
+    }
+    tracing::info!(?step, "the store's members have changed");
+    Ok(())
+}
+
+/// Where members of the nodes reach each other, and whose address it is.
+fn peer_urls(spec: &Spec) -> BTreeMap<String, String> {
+    let peer = StorePorts::default().peer;
+    spec.nodes.iter().map(|(name, node)| (url(&node.address, peer), name.clone())).collect()
+}
