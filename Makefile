@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-gateway torture model simulate clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture model simulate clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -35,6 +35,11 @@ fix:
 # The table of outages. ROWS="kill-postmaster switchover" picks rows.
 bench: setup
 	cargo bench -p everhold --bench failover -- $(ROWS)
+
+# The same on three machines, each a network namespace. Needs root.
+bench-hosts: setup
+	@scripts/setup etcdctl:etcd-client
+	cargo bench -p everhold --bench hosts -- $(ROWS)
 
 # Beside HAProxy, transactions per processor-second of the proxy.
 bench-gateway:

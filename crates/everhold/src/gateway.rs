@@ -4,7 +4,6 @@
 
 use crate::agent::{self, dial_others};
 use crate::facts::{Word, facts};
-use crate::layout::Layout;
 use crate::link::{Link, Report, Tls};
 use crate::node_file::NodeFile;
 use crate::spec::record;
@@ -47,10 +46,10 @@ pub fn presence_prefix(cluster: &str) -> String {
 /// Runs the gateway until it is ended.
 pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
-    let layout = Layout::new(&node.data)?;
     let tls = Tls::load(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
-    let dir = layout.node(&node.name);
+    // What a gateway keeps stands beside its node file.
+    let dir = file.parent().unwrap_or(Path::new("."));
     let copy = dir.join("spec.json");
     let kept = dir.join("table.json");
     let spec = find_spec(&node.cluster, &store, &copy).await?;

@@ -49,7 +49,7 @@ pub fn status(from: &Sources<'_>) -> Value {
     } else {
         "degraded"
     };
-    json!({
+    let mut status = json!({
         "schema": 1,
         "cluster": from.cluster,
         "at": from.at,
@@ -64,7 +64,14 @@ pub fn status(from: &Sources<'_>) -> Value {
         "services": services,
         "gateways": gateways(from),
         "holds": holds(from),
-    })
+    });
+    if let Some(node) = &from.word.coordinator {
+        status["coordinator"] = json!(node);
+    }
+    if let Some(members) = &from.word.members {
+        status["store"]["members"] = json!(members);
+    }
+    status
 }
 
 fn silent_ms(from: &Sources<'_>, node: &str) -> Option<u64> {

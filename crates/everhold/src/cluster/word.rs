@@ -2,6 +2,7 @@
 
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
+use crate::machine::coordinator::Members;
 use crate::spec::record;
 use everhold_core::kv::{Kv, Snapshot};
 use everhold_core::records::decode;
@@ -21,6 +22,10 @@ pub struct StoreWord {
     /// Services in maintenance.
     pub maintenance: BTreeMap<String, bool>,
     pub terms: BTreeMap<String, Term>,
+    /// The node that coordinates, on many machines.
+    pub coordinator: Option<String>,
+    /// Who keeps the store, on many machines.
+    pub members: Option<Members>,
     /// The mirrored heads of the journals by node: id and hash of an entry.
     pub heads: BTreeMap<String, String>,
     /// The revision of the spec; 0 before it was read.
@@ -64,6 +69,10 @@ impl StoreWord {
         } else if let Some(rest) = rest.strip_prefix("service/") {
             let (service, name) = rest.split_once('/')?;
             self.learn_of_service(service, name, kv);
+        } else if rest == "coordinator" {
+            self.coordinator = kv.map(|kv| kv.value.clone());
+        } else if rest == "members" {
+            self.members = kv.and_then(|kv| decode(&kv.value).ok());
         } else if rest == "spec" {
             return self.learn_spec(kv?);
         }
@@ -84,6 +93,8 @@ impl StoreWord {
     }
 
     fn learn_gateway(&mut self, name: &str, kv: Option<&Kv>) {
+        // On many machines each one's gateway is known by its node.
+        let name = name.strip_prefix("gateway.").unwrap_or(name);
         match kv.and_then(|kv| decode(&kv.value).ok()) {
             Some(presence) => self.gateways.insert(name.to_string(), presence),
             None => self.gateways.remove(name),

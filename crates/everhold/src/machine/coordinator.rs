@@ -8,8 +8,10 @@ use crate::spec::{StorePorts, record};
 use crate::spec_store;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
+use everhold_core::records::encode;
 use everhold_core::spec::Spec;
 use everhold_store::{Etcd, Store, StoreError};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -20,6 +22,29 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Under this key stands the name of the node that coordinates.
 pub fn key(cluster: &str) -> String {
     format!("/everhold/{cluster}/coordinator")
+}
+
+/// Under this key stands who keeps the store, as the coordinator last saw it.
+pub fn members_key(cluster: &str) -> String {
+    format!("/everhold/{cluster}/members")
+}
+
+/// The members of the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    pub voters: BTreeSet<String>,
+    /// They copy and don't vote yet.
+    pub learners: BTreeSet<String>,
+}
+
+impl Members {
+    fn of(members: &[Member]) -> Members {
+        let named = |learner: bool| {
+            let of = members.iter().filter(move |member| member.learner == learner);
+            of.map(|member| member.node.clone().unwrap_or_else(|| format!("{:x}", member.id)))
+        };
+        Members { voters: named(false).collect(), learners: named(true).collect() }
+    }
 }
 
 /// Coordinates whenever nobody else does, for ever.
@@ -44,8 +69,9 @@ async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
         return store.lease_revoke(lease.id).await;
     }
     tracing::info!("this node coordinates");
+    let mut told = None;
     while store.lease_keep_alive(lease.id).await?.is_some() {
-        if let Err(error) = tend_members(cluster, store).await {
+        if let Err(error) = tend_members(cluster, store, &mut told).await {
             tracing::info!(%error, "the store's members are not as wanted yet");
         }
         tokio::time::sleep(LOOK).await;
@@ -53,7 +79,12 @@ async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
     Ok(())
 }
 
-async fn tend_members(cluster: &str, store: &Etcd) -> Result<(), StoreError> {
+/// Makes the next change of the members, and tells who they are when that has changed.
+async fn tend_members(
+    cluster: &str,
+    store: &Etcd,
+    told: &mut Option<Members>,
+) -> Result<(), StoreError> {
     let spec_key = spec_store::key(cluster);
     let snapshot = store.get_prefix(&spec_key).await?;
     let Some(spec) = snapshot.get(&spec_key).and_then(|kv| record::from_json(&kv.value).ok())
@@ -73,7 +104,12 @@ async fn tend_members(cluster: &str, store: &Etcd) -> Result<(), StoreError> {
         learner: it.learner,
     };
     let wanted: BTreeSet<String> = spec.store_nodes().map(|(name, _)| name.to_string()).collect();
-    let members = listed.into_iter().map(member).collect();
+    let members: Vec<Member> = listed.into_iter().map(member).collect();
+    let now = Members::of(&members);
+    if told.as_ref() != Some(&now) {
+        store.txn(&Txn::new().put(members_key(cluster), encode(&now))).await?;
+        *told = Some(now);
+    }
     let Some(step) = members::next(&View { wanted, joined, members }) else { return Ok(()) };
     match &step {
         Step::Add { node } => {

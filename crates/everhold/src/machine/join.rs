@@ -153,7 +153,6 @@ pub struct Host {
     pub cluster: String,
     pub layout: Layout,
     pub store: Etcd,
-    pub spec_copy: PathBuf,
 }
 
 /// Listens for machines that want to join, until the process ends.

@@ -161,12 +161,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
     let knock = agent::resolve(&own.address.to_string(), own.join_port())?;
-    let host = join::Host {
-        cluster: node.cluster.clone(),
-        layout: layout.clone(),
-        store: store.clone(),
-        spec_copy: copy,
-    };
+    let host =
+        join::Host { cluster: node.cluster.clone(), layout: layout.clone(), store: store.clone() };
     join::serve(knock, &certs.agent, host).await?;
     tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store));
     let context = Context {

@@ -2,6 +2,7 @@
 
 mod commands;
 mod healing;
+mod hosts;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;

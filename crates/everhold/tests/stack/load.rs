@@ -2,10 +2,14 @@
 //!
 //! Acknowledged means COMMIT without a warning. The outage is the longest gap without one.
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::collections::BTreeSet;
 use std::future::poll_fn;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
 
@@ -23,8 +27,44 @@ struct Told {
 pub struct Load {
     stop: Arc<AtomicBool>,
     told: Arc<Mutex<Told>>,
-    threads: Vec<std::thread::JoinHandle<()>>,
-    config: Config,
+    threads: Vec<JoinHandle<()>>,
+    target: Target,
+}
+
+/// Whom the writers write to.
+#[derive(Clone)]
+pub struct Target {
+    /// For one writer after the other.
+    pub configs: Vec<Config>,
+    /// The network namespace they are in; their own otherwise.
+    pub space: Option<PathBuf>,
+    /// A writer gives up on a reply after this and connects anew.
+    pub reply: Duration,
+}
+
+impl Target {
+    /// Runs something as a client on a thread of its own.
+    fn spawn<T: Send + 'static, F: Future<Output = T>>(
+        &self,
+        run: impl FnOnce() -> F + Send + 'static,
+    ) -> JoinHandle<T> {
+        let space = self.space.clone();
+        std::thread::spawn(move || {
+            if let Some(space) = space {
+                let space = std::fs::File::open(space).expect("the namespace");
+                move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("moved into the namespace");
+            }
+            block_on(run())
+        })
+    }
+
+    fn run<T: Send + 'static, F: Future<Output = T>>(
+        &self,
+        run: impl FnOnce() -> F + Send + 'static,
+    ) -> T {
+        self.spawn(run).join().expect("a client ends")
+    }
 }
 
 /// What clients saw.
@@ -65,22 +105,26 @@ pub async fn connect(config: &Config) -> Result<(Client, Arc<AtomicBool>), Strin
 impl Load {
     /// Makes the table, if need be, and starts to write.
     pub fn start(port: u16, password: &str) -> Load {
-        let config = config(port, password);
-        block_on(async {
-            let (client, _) = connect(&config).await.expect("a connection");
-            let table = "CREATE TABLE IF NOT EXISTS written (writer int, n bigint, primary key (writer, n))";
-            client.batch_execute(table).await.expect("the table");
-        });
-        let first = first_number(&config);
+        let configs = vec![config(port, password)];
+        Load::on(Target { configs, space: None, reply: REPLY })
+    }
+
+    /// The same to any target.
+    pub fn on(target: Target) -> Load {
+        let config = target.configs[0].clone();
+        let first = target.run(move || async move { first_number(&config).await });
         let (stop, told) =
             (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Told::default())));
         let threads = (0..WRITERS)
             .map(|writer| {
-                let (config, stop, told) = (config.clone(), stop.clone(), told.clone());
-                std::thread::spawn(move || block_on(write(writer, first, &config, &stop, &told)))
+                let config = target.configs[writer as usize % target.configs.len()].clone();
+                let (stop, told, reply) = (stop.clone(), told.clone(), target.reply);
+                target.spawn(move || async move {
+                    write(writer, first, &config, reply, &stop, &told).await;
+                })
             })
             .collect();
-        Load { stop, told, threads, config }
+        Load { stop, told, threads, target }
     }
 
     /// The longest gap between acknowledgements since `from`, up to now.
@@ -112,7 +156,8 @@ impl Load {
             thread.join().expect("a writer ends");
         }
         let told = std::mem::take(&mut *self.told.lock().expect("unpoisoned"));
-        let there = block_on(rows(&self.config));
+        let config = self.target.configs[0].clone();
+        let there = self.target.run(move || async move { rows(&config).await });
         let lost: Vec<_> = told
             .acknowledged
             .iter()
@@ -135,13 +180,14 @@ fn longest_gap(mut times: Vec<Instant>) -> Duration {
     times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
 }
 
-/// Numbers of earlier runs are not used again.
-fn first_number(config: &Config) -> i64 {
-    block_on(async {
-        let (client, _) = connect(config).await.expect("a connection");
-        let row = client.query_one("SELECT coalesce(max(n), 0) FROM written", &[]).await;
-        row.expect("the last number").get::<_, i64>(0) + 1
-    })
+/// Makes the table, if need be. Numbers of earlier runs are not used again.
+async fn first_number(config: &Config) -> i64 {
+    let (client, _) = connect(config).await.expect("a connection");
+    let table =
+        "CREATE TABLE IF NOT EXISTS written (writer int, n bigint, primary key (writer, n))";
+    client.batch_execute(table).await.expect("the table");
+    let row = client.query_one("SELECT coalesce(max(n), 0) FROM written", &[]).await;
+    row.expect("the last number").get::<_, i64>(0) + 1
 }
 
 async fn rows(config: &Config) -> BTreeSet<(i32, i64)> {
@@ -160,7 +206,14 @@ async fn rows(config: &Config) -> BTreeSet<(i32, i64)> {
     }
 }
 
-async fn write(writer: u32, first: i64, config: &Config, stop: &AtomicBool, told: &Mutex<Told>) {
+async fn write(
+    writer: u32,
+    first: i64,
+    config: &Config,
+    reply: Duration,
+    stop: &AtomicBool,
+    told: &Mutex<Told>,
+) {
     let mut n = first;
     let mut connected: Option<(Client, Arc<AtomicBool>)> = None;
     while !stop.load(Ordering::SeqCst) {
@@ -174,7 +227,7 @@ async fn write(writer: u32, first: i64, config: &Config, stop: &AtomicBool, told
             },
             Some((client, warned)) => {
                 let sql = format!("INSERT INTO written VALUES ({writer}, {n})");
-                match tokio::time::timeout(REPLY, client.batch_execute(&sql)).await {
+                match tokio::time::timeout(reply, client.batch_execute(&sql)).await {
                     Ok(Ok(())) if !warned.swap(false, Ordering::SeqCst) => Ok(()),
                     Ok(Ok(())) => Err("acknowledged with a warning".to_string()),
                     Ok(Err(error)) => Err(error.to_string()),
