@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::Config;
 
@@ -65,7 +66,10 @@ impl Hosts {
     pub fn bare() -> Hosts {
         remove_leftovers();
         let prefix = format!("eh{}", std::process::id());
-        let dir = std::env::temp_dir().join(format!("everhold-hosts-{}", std::process::id()));
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let nth = MADE.fetch_add(1, Ordering::SeqCst);
+        let dir = format!("everhold-hosts-{}-{nth}", std::process::id());
+        let dir = std::env::temp_dir().join(dir);
         fs::create_dir(&dir).expect("a fresh directory");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
         let hosts = Hosts { dir, prefix, running: (0..3).map(|_| None).collect() };
