@@ -151,6 +151,16 @@ fn without_a_cluster_each_command_says_so_and_what_to_do() {
         true,
         &format!("next: `everhold up --data {}", bed.data().display()),
     );
+    // The same cluster, found by the word that its `up` left, wherever that was told to leave it.
+    let word = std::fs::read_to_string(bed.data().join("run/context.json")).expect("there");
+    let pointer = bed.file("pointer.json", &word);
+    let mut bare = bed.command(&["status"]);
+    bare.env_remove("EVERHOLD_DATA").env("EVERHOLD_POINTER", &pointer);
+    check(&bare.output().expect("it runs"), 1, true, "E235 cannot reach the API of cluster shop");
+    std::fs::remove_file(&pointer).expect("removed");
+    let gone = format!("E230 no running cluster found ({pointer} is not there)");
+    check(&bare.output().expect("it runs"), 1, true, &gone);
+
     std::fs::remove_file(bed.data().join("secrets/api.token")).expect("removed");
     check(&bed.run(&["status"]), 1, true, "E236");
     std::fs::write(bed.data().join("run/context.json"), "{\"clu").expect("torn");
@@ -300,6 +310,14 @@ fn an_operator_s_hour_with_a_real_cluster() {
     let leader = stack.leader();
     let same = stack.command(&["switchover", "main", "--to", &leader]).output().expect("it runs");
     check(&same, 1, true, "leads main already");
+
+    // Its word to commands stands where it was told to, and leads them here.
+    let mut bare = stack.command(&["status", "--json"]);
+    let found = bare.env_remove("EVERHOLD_DATA").output().expect("it runs");
+    let found: Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    assert_eq!(found["cluster"], "test");
+    let word = std::fs::read_to_string(stack.dir().join("up.json")).expect("the pointer");
+    assert!(word.contains(&stack.data().display().to_string()), "{word}");
 
     // A killed server heals, and the journal says why.
     let epoch = stack.epoch();
