@@ -4,6 +4,7 @@
 use crate::detector::Detector;
 use crate::durable::Durable;
 use crate::ids::{Epoch, Lsn, Member, Time, Tli};
+use crate::minder::Right;
 use crate::policy::{self, Policy};
 use crate::postgres::{PgFacts, Process, Walsender};
 use crate::status::{FastForward, Status, Summons};
@@ -119,13 +120,19 @@ pub struct Leading {
     /// Up to where it had flushed then. A row outlives its standby, but it does not move.
     #[serde(default)]
     pub flushed: BTreeMap<String, Lsn>,
-    /// The record waited for: written at, ending at.
+    /// The newest record: written at, ending at.
     pub evidence: Option<(Time, Lsn)>,
+    /// Those that were flushed here and prove nothing yet, oldest first.
+    #[serde(default)]
+    pub records: Vec<(Time, Lsn)>,
     /// The newest instant at which k acknowledgements were surely possible.
     pub proven: Option<Time>,
     /// The lease counts from here: before its last renewal was sent.
     pub leased: Option<Time>,
     pub lease_beat: u64,
+    /// What the minder was told last.
+    #[serde(default)]
+    pub minded: Option<Right>,
 }
 
 /// How the operator's last request stands.

@@ -1,11 +1,12 @@
 //! How inputs change the view.
 
 use super::{Agent, Command, Input, Lane, Running, tell};
-use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin};
+use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin, upkeep};
 use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time};
 use crate::journal::Event;
 use crate::kv::{Kv, Op, TxnOutcome};
+use crate::minder;
 use crate::policy;
 use crate::postgres::{PgAction, PgFacts, PgOutcome, Process};
 use crate::status::Summons;
@@ -156,22 +157,21 @@ impl Agent {
         let written = term.open || self.view.leading.barrier == Some(term.epoch);
         let follow = leader::rows_follow(&self.view, &term.target, raising);
         let here = self.view.pg.lsn;
-        let counted = |end: Lsn| {
-            let holds = |m: &&crate::ids::Member| {
-                self.view.walsender(m).is_some_and(|row| row.flush >= end)
-            };
-            term.target.members.iter().filter(holds).count() as u32 >= term.target.k
-        };
-        let proven = match self.view.leading.evidence {
-            Some((at, end)) if end.0 > 0 && counted(end) => Some(at),
-            Some(_) | None => None,
-        };
+        // An older record is worth less and is held earlier: a standby that is always behind the
+        // newest one vouches by those.
+        let holding = term.target.members.iter().filter_map(|m| self.view.walsender(m));
+        let flushed = holding.map(|row| (row.name.clone(), row.flush)).collect();
+        let proven = minder::proven(&self.view.leading.records, &flushed, &upkeep::vouching(term));
         let known = self.view.leading.observed.as_ref().map(|(shown, _)| shown) == names.as_ref();
         let unseen = !follow && self.view.has(crate::view::Guard::Observed);
         if !known && written && !unseen {
             self.view.leading.observed = names.map(|names| (names, here));
         }
-        self.view.leading.proven = self.view.leading.proven.max(proven);
+        let leading = &mut self.view.leading;
+        leading.proven = leading.proven.max(proven);
+        leading
+            .records
+            .retain(|(at, _)| Some(*at) > leading.proven && now.since(*at) < policy::EVIDENCE_MS);
     }
 
     fn persisted(
@@ -271,7 +271,12 @@ impl Agent {
                 self.view.leading.checkpointed.clone_from(&running.names);
             }
             (PgAction::Evidence, PgOutcome::Evidence { end }) => {
-                self.view.leading.evidence = Some((running.began, end));
+                let leading = &mut self.view.leading;
+                leading.evidence = Some((running.began, end));
+                if leading.records.len() == policy::EVIDENCE_RECORDS_MAX {
+                    leading.records.remove(0);
+                }
+                leading.records.push((running.began, end));
             }
             (PgAction::Bootstrap, PgOutcome::Bootstrapped { sysid }) => {
                 let root = Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) };

@@ -2,6 +2,7 @@
 
 use super::{Action, Verdict, Write};
 use crate::ids::{Member, Time};
+use crate::minder::Right;
 use crate::policy;
 use crate::postgres::PgAction;
 use crate::term::Term;
@@ -107,9 +108,8 @@ fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
     {
         actions.push(Action::Pg { action: PgAction::Checkpoint });
     }
-    let due =
-        view.leading.evidence.is_none_or(|(at, _)| now.since(at) >= policy::EVIDENCE_EVERY_MS);
-    if due {
+    let every = evidence_every_ms(view, now);
+    if view.leading.evidence.is_none_or(|(at, _)| now.since(at) >= every) {
         actions.push(Action::Pg { action: PgAction::Evidence });
     }
     let leased = view.leading.leased;
@@ -118,18 +118,38 @@ fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
         let term_rev = view.store.term.as_ref().map_or(0, |record| record.rev);
         actions.push(Action::Store { write: Box::new(Write::Lease { record, term_rev }) });
     }
-    if let Some(until) = running_until(view, term) {
-        let members = term.target.members.iter().map(Member::slot).collect();
-        let mind = Action::Mind { epoch: term.epoch, until, k: term.target.k, members };
-        if due {
-            actions.push(mind);
-        }
+    // Whatever it was told holds until it is told something else: neither sooner nor again.
+    if let Some(Right { epoch, until, k, members }) =
+        right(view, term).filter(|right| view.leading.minded.as_ref() != Some(right))
+    {
+        actions.push(Action::Mind { epoch, until, k, members });
     }
+}
+
+/// A lease that was renewed lately reaches further than any evidence.
+fn evidence_every_ms(view: &View, now: Time) -> u64 {
+    let renewed = |at: Time| now.since(at) < 2 * policy::LEASE_RENEW_MS;
+    match view.leading.leased.is_some_and(renewed) {
+        true => policy::EVIDENCE_EVERY_MS,
+        false => policy::EVIDENCE_ALONE_EVERY_MS,
+    }
+}
+
+/// Until when this leader may run without news, and who can vouch for it.
+pub fn right(view: &View, term: &Term) -> Option<Right> {
+    let until = running_until(view, term)?;
+    Some(Right { until, ..vouching(term) })
+}
+
+/// Who can vouch for the leader of a term, and no right yet.
+pub fn vouching(term: &Term) -> Right {
+    let members = term.target.members.iter().map(Member::slot).collect();
+    Right { epoch: term.epoch, until: Time(0), k: term.target.k, members }
 }
 
 /// The later of two deadlines: the lease, and the evidence that k acknowledge. Alone, only the
 /// lease counts.
-pub fn running_until(view: &View, term: &Term) -> Option<Time> {
+fn running_until(view: &View, term: &Term) -> Option<Time> {
     let lease = view.leading.leased.map(|at| at.plus(policy::LEASE_MS - policy::LEASE_MARGIN_MS));
     let proof = view.leading.proven.map(|at| at.plus(policy::EVIDENCE_MS));
     if term.target.is_alone() { lease } else { lease.max(proof) }
