@@ -260,7 +260,12 @@ impl View {
 
     /// The term, if this node in this incarnation leads it.
     pub fn my_term(&self) -> Option<&Term> {
-        self.term().filter(|term| term.leader == self.member())
+        self.term().filter(|term| self.is_me(&term.leader))
+    }
+
+    /// It is this node in this incarnation.
+    pub fn is_me(&self, member: &Member) -> bool {
+        member.node == self.me && member.incarnation == self.durable.incarnation
     }
 
     /// The term, if this node leads it and was granted it: what a leader acts on.
@@ -349,9 +354,10 @@ impl View {
 
     /// The row of a member that acknowledges for it: streaming, and not a lingering second one.
     pub fn walsender(&self, member: &Member) -> Option<&Walsender> {
-        let slot = member.slot();
         self.pg.walsenders.iter().find(|row| {
-            row.name == slot && row.streaming && (row.owns_slot || !self.has(Guard::OneWalsender))
+            row.streaming
+                && (row.owns_slot || !self.has(Guard::OneWalsender))
+                && member.has_slot(&row.name)
         })
     }
 

@@ -130,8 +130,9 @@ impl Agent {
         if facts.process == Process::Down && self.view.pg.process != Process::Down {
             self.server_left(Process::Down);
         }
-        let same = self.view.pg == facts;
-        self.view.pg = facts;
+        // Places alone change no decision: the next tick sees them.
+        let old = std::mem::replace(&mut self.view.pg, facts);
+        let same = only_moved(old, &self.view.pg);
         if self.view.is_primary() {
             self.watch_standbys(now);
         }
@@ -448,6 +449,21 @@ impl Agent {
             self.view.reason = cause.map(|cause| (cause, now));
         }
     }
+}
+
+/// Nothing but places in the log, and ages, differs.
+fn only_moved(mut old: PgFacts, new: &PgFacts) -> bool {
+    old.lsn = new.lsn;
+    if let (Some(old), Some(new)) = (&mut old.replay_lag_ms, new.replay_lag_ms) {
+        *old = new;
+    }
+    if let (Some(old), Some(new)) = (&mut old.receiver, &new.receiver) {
+        (old.message_ms_ago, old.flushed) = (new.message_ms_ago, new.flushed);
+    }
+    for (old, new) in old.walsenders.iter_mut().zip(&new.walsenders) {
+        old.flush = new.flush;
+    }
+    old == *new
 }
 
 fn failure(now: Time, text: String) -> Failure {

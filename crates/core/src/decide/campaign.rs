@@ -60,12 +60,13 @@ pub fn reason(view: &View, now: Time) -> Option<Cause> {
     }
     let mine = term.leader.node == view.me;
     let told = view.fresh(&term.leader.node, now);
-    let (member, fell) = if mine {
-        (Some(view.member()), fell(view) == Some(term.epoch))
+    let (same, fell) = if mine {
+        (view.is_me(&term.leader), fell(view) == Some(term.epoch))
     } else {
-        (told.map(|s| s.member.clone()), told.is_some_and(|s| s.fell == Some(term.epoch)))
+        let same = told.is_none_or(|status| status.member == term.leader);
+        (same, told.is_some_and(|s| s.fell == Some(term.epoch)))
     };
-    if member.is_some_and(|member| member != term.leader) {
+    if !same {
         return Some(Cause::LeaderReplaced);
     }
     if fell {
@@ -103,9 +104,12 @@ pub fn misses(view: &View, now: Time) -> bool {
     let peer = view.peers.get(node);
     let heard = peer.and_then(|p| p.detector.last()).unwrap_or(view.awake);
     let silent = now.since(heard.max(view.awake));
+    if silent < policy::SILENCE_MS {
+        return false;
+    }
     let improbable =
         peer.is_none_or(|p| p.detector.last().is_none() || p.detector.phi(now) >= policy::PHI);
-    if silent < policy::SILENCE_MS || !improbable {
+    if !improbable {
         return false;
     }
     let recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) < policy::SILENCE_MS);

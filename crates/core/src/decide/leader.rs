@@ -125,10 +125,10 @@ fn flushed(view: &View, member: &Member) -> Option<Lsn> {
 
 /// Each walsender's own copy of the names is the new one, as far as its priority can show it.
 pub fn rows_follow(view: &View, target: &Set, raising: bool) -> bool {
-    let slots: BTreeSet<String> = target.members.iter().map(Member::slot).collect();
+    let listed = |name: &str| target.members.iter().any(|member| member.has_slot(name));
     let least = if raising { 2 } else { 1 };
     view.pg.walsenders.iter().all(|row| {
-        if slots.contains(&row.name) && !target.is_alone() && !target.is_closed() {
+        if listed(&row.name) && !target.is_alone() && !target.is_closed() {
             row.priority >= least
         } else {
             row.priority == 0

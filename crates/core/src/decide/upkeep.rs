@@ -15,20 +15,20 @@ pub fn decide(view: &View, now: Time) -> Verdict {
         actions.push(Action::Probe { node });
     }
     // Standbys have them too: making them is no part of a promotion then, and none is forgotten.
-    let mut wanted = slots_wanted(view);
-    wanted.extend(slots_ordered(view, now));
-    wanted.sort();
-    wanted.dedup();
-    let missing = wanted.iter().any(|slot| !view.pg.slots.contains(slot));
-    let extra = view.pg.slots.iter().any(|slot| !wanted.contains(slot));
+    let mut wanted = members_wanted(view);
+    let order = member_ordered(view, now);
+    wanted.extend(order);
+    let slots = &view.pg.slots;
+    let missing = wanted.iter().any(|member| !slots.iter().any(|slot| member.has_slot(slot)));
+    let extra = slots.iter().any(|slot| !wanted.iter().any(|member| member.has_slot(slot)));
     let stale = view.is_standby()
         && view.slots_kept.is_none_or(|at| now.since(at) >= policy::SLOTS_EVERY_MS);
     let settled = view.is_primary()
         || (view.is_standby() && view.parked.is_none() && view.pg.source.is_some());
-    let ordered = view.is_standby() && !slots_ordered(view, now).is_empty();
+    let ordered = view.is_standby() && order.is_some();
     if (settled || ordered) && (missing || extra || stale) && view.retry_at("slots", now).is_none()
     {
-        actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
+        actions.push(Action::Pg { action: PgAction::Slots { names: slots_of(wanted) } });
     }
     // What its slots hold back begins at its last restartpoint: without one it holds back all that
     // a rewind towards it would have to copy.
@@ -46,43 +46,42 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 
 /// A slot for each other member known, under its newest incarnation.
 pub fn slots_wanted(view: &View) -> Vec<String> {
-    let told = view.others().filter_map(|node| {
-        let status = view.peers.get(node)?.status.as_deref()?;
-        (status.member.incarnation > 0).then(|| status.member.slot())
-    });
-    let mut slots: Vec<String> = told.collect();
-    // A member that was not heard of since this agent began keeps its slot.
-    if let Some(term) = view.term() {
-        let named = term.inforce.iter().flat_map(|set| &set.members);
-        for member in named.filter(|m| m.node != view.me) {
-            let newer = |slot: &String| slot.starts_with(&prefix(member));
-            if !slots.iter().any(newer) {
-                slots.push(member.slot());
-            }
-        }
-    }
+    slots_of(members_wanted(view))
+}
+
+fn slots_of(members: Vec<&Member>) -> Vec<String> {
+    let mut slots: Vec<String> = members.into_iter().map(Member::slot).collect();
     slots.sort();
     slots.dedup();
     slots
 }
 
-/// The slot of a node that a campaign lets stream from this sealed one.
-fn slots_ordered(view: &View, now: Time) -> Vec<String> {
+fn members_wanted(view: &View) -> Vec<&Member> {
+    let told = view.others().filter_map(|node| {
+        let status = view.peers.get(node)?.status.as_deref()?;
+        (status.member.incarnation > 0).then_some(&status.member)
+    });
+    let mut members: Vec<&Member> = told.collect();
+    // A member that was not heard of since this agent began keeps its slot.
+    if let Some(term) = view.term() {
+        let named = term.inforce.iter().flat_map(|set| &set.members);
+        for member in named.filter(|m| m.node != view.me) {
+            if !members.iter().any(|newer| newer.node == member.node) {
+                members.push(member);
+            }
+        }
+    }
+    members
+}
+
+/// A node that a campaign lets stream from this sealed one.
+fn member_ordered(view: &View, now: Time) -> Option<&Member> {
     let own = view.campaign.as_ref().and_then(|c| c.fast_forward.as_ref());
     let told =
         view.others().find_map(|node| view.fresh(node, now)?.call.as_ref()?.fast_forward.as_ref());
-    let order = own.or(told).filter(|order| order.from == view.me);
-    let Some(order) = order else { return Vec::new() };
-    if order.node == view.me {
-        return Vec::new();
-    }
-    let told = view.peers.get(&order.node).and_then(|peer| peer.status.as_deref());
-    told.map(|status| status.member.slot()).into_iter().collect()
-}
-
-fn prefix(member: &Member) -> String {
-    let slot = member.slot();
-    slot[..=slot.rfind('_').unwrap_or(0)].to_string()
+    let order = own.or(told).filter(|order| order.from == view.me)?;
+    let status = view.peers.get(&order.node)?.status.as_deref()?;
+    Some(&status.member)
 }
 
 /// The leader is silent: its PostgreSQL is asked, before it is suspected.
