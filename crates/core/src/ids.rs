@@ -68,6 +68,23 @@ impl Member {
         let _ = write!(slot, "_{}", self.incarnation);
         slot
     }
+
+    /// `name` is its slot. Rows are compared with members all the time: this makes no text for it.
+    pub fn has_slot(&self, name: &str) -> bool {
+        let mut letters = name.bytes().rev();
+        let mut digits = self.incarnation;
+        loop {
+            if letters.next() != Some(b'0' + (digits % 10) as u8) {
+                return false;
+            }
+            digits /= 10;
+            if digits == 0 {
+                break;
+            }
+        }
+        let node = self.node.bytes().rev().map(|b| if b == b'-' { b'_' } else { b });
+        letters.next() == Some(b'_') && letters.eq(node)
+    }
 }
 
 impl fmt::Display for Member {
@@ -131,5 +148,18 @@ mod tests {
             assert!(text.parse::<Lsn>().is_err(), "{text}");
         }
         assert_eq!(Member::new("db-1", 2).slot(), "db_1_2");
+    }
+
+    #[test]
+    fn a_slot_is_known_without_making_it() {
+        let members = [("a", 0), ("a", 1), ("a", 10), ("a", 101), ("b-1", 1), ("b", 11), ("1", 1)];
+        let members = members.map(|(node, incarnation)| Member::new(node, incarnation));
+        let odd =
+            ["", "_", "a", "a_", "_1", "a_01", "a_1_", "1", "b-1_1", "aa_1"].map(String::from);
+        for name in members.iter().map(Member::slot).chain(odd) {
+            for member in &members {
+                assert_eq!(member.has_slot(&name), member.slot() == name, "{member} {name}");
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! instant is one of CLOCK_BOOTTIME and counts from before what it rests on, so that news may arrive
 //! late, after a freeze too, and still be read first: late news extends nothing.
 
+use crate::decide::upkeep;
 use crate::ids::{Epoch, Lsn, Time};
 use crate::policy;
 use crate::view::View;
@@ -168,12 +169,11 @@ pub fn proven(
 
 /// What the minder is told before a promotion begins.
 pub fn promotion(view: &View, now: Time) -> Right {
-    let (k, members) = match view.term() {
-        Some(term) => (term.target.k, term.target.members.iter().map(|m| m.slot()).collect()),
-        None => (0, Vec::new()),
-    };
-    let epoch = view.term().map_or(0, |term| term.epoch);
-    Right { epoch, until: now.plus(PROMOTION_MS), k, members }
+    let until = now.plus(PROMOTION_MS);
+    match view.term() {
+        Some(term) => Right { until, ..upkeep::vouching(term) },
+        None => Right { epoch: 0, until, k: 0, members: Vec::new() },
+    }
 }
 
 /// What a minder is told that finds a primary of which its agent can't say anything yet: as long as

@@ -50,6 +50,11 @@ pub const LEASE_MARGIN_MS: u64 = 500;
 /// Quorum evidence counts so long from before its record was written.
 pub const EVIDENCE_MS: u64 = 3_000;
 pub const EVIDENCE_EVERY_MS: u64 = 1_000;
+/// The same while the lease isn't renewed and evidence alone gives the right to run: each round
+/// reaches the minder before that begins to prove by itself.
+pub const EVIDENCE_ALONE_EVERY_MS: u64 = 500;
+/// Records that a slow standby may still come to hold: more are begun in no [`EVIDENCE_MS`].
+pub const EVIDENCE_RECORDS_MAX: usize = 8;
 /// How far a standby may be behind to join the set, in bytes: the join itself waits for the rest.
 pub const JOIN_LAG_BYTES: u64 = 1 << 20;
 /// A failed action is tried again after this, doubled each time up to the most.

@@ -178,10 +178,14 @@ pub fn sync_names(set: &crate::term::Set, raising: bool) -> String {
     if set.is_closed() {
         return CLOSED.to_string();
     }
-    let names: Vec<String> = set.members.iter().map(|m| format!("\"{}\"", m.slot())).collect();
-    if raising {
-        format!("FIRST {} (\"-\", {})", set.k, names.join(", "))
-    } else {
-        format!("ANY {} ({})", set.k, names.join(", "))
+    let mut names = match raising {
+        true => format!("FIRST {} (\"-\"", set.k),
+        false => format!("ANY {} (", set.k),
+    };
+    for member in &set.members {
+        names += if names.ends_with('(') { "\"" } else { ", \"" };
+        names += &member.slot();
+        names += "\"";
     }
+    names + ")"
 }

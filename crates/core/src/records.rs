@@ -96,9 +96,10 @@ impl Keys {
             Write::Lead { term: value, term_rev } => {
                 Txn::new().guard(&term, Expect::Rev(*term_rev)).put(&term, encode(value))
             }
-            Write::Regrant { term: value, term_rev, epoch_rev } => Txn::new()
+            Write::Regrant { term: value, term_rev, epoch_rev, campaign_rev } => Txn::new()
                 .guard(&term, Expect::Rev(*term_rev))
                 .guard(&epoch, Expect::Rev(*epoch_rev))
+                .guard(&campaign, Expect::Rev(*campaign_rev))
                 .put(&term, encode(value))
                 .put(&epoch, encode(&value.epoch))
                 .delete(&campaign),

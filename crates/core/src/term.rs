@@ -106,6 +106,12 @@ impl Term {
         self.branch().map(|tip| line_to(&self.branches, tip.tli)).unwrap_or_default()
     }
 
+    /// `line` is the leader's path.
+    pub fn is_along(&self, line: &[Branch]) -> bool {
+        let tip = self.branch().map_or(0, |tip| tip.tli);
+        path(&self.branches, tip).eq(line.iter().rev())
+    }
+
     /// The set the leader works with.
     pub fn current(&self) -> &Set {
         self.inforce.last().unwrap_or(&self.target)
@@ -135,17 +141,22 @@ impl Term {
 
 /// The path from the root to timeline `tli`, root first; empty if `tli` isn't registered.
 pub fn line_to(branches: &[Branch], tli: Tli) -> Vec<Branch> {
-    let mut line = Vec::new();
-    let mut next = tli;
-    // Each step goes to a branch that stands earlier, so a malformed record cannot loop.
-    for branch in branches.iter().rev() {
-        if branch.tli == next {
-            line.push(branch.clone());
-            next = branch.parent;
-        }
-    }
+    let mut line: Vec<Branch> = path(branches, tli).cloned().collect();
     line.reverse();
     line
+}
+
+/// The same from `tli` back to the root.
+fn path(branches: &[Branch], tli: Tli) -> impl Iterator<Item = &Branch> {
+    let mut next = tli;
+    // Each step goes to a branch that stands earlier, so a malformed record cannot loop.
+    branches.iter().rev().filter(move |branch| {
+        let found = branch.tli == next;
+        if found {
+            next = branch.parent;
+        }
+        found
+    })
 }
 
 /// The branch that wrote the last record before `end` on `line`: the newest with a fork below it.

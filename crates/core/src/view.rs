@@ -4,6 +4,7 @@
 use crate::detector::Detector;
 use crate::durable::Durable;
 use crate::ids::{Epoch, Lsn, Member, Time, Tli};
+use crate::minder::Right;
 use crate::policy::{self, Policy};
 use crate::postgres::{PgFacts, Process, Walsender};
 use crate::status::{FastForward, Status, Summons};
@@ -119,13 +120,19 @@ pub struct Leading {
     /// Up to where it had flushed then. A row outlives its standby, but it does not move.
     #[serde(default)]
     pub flushed: BTreeMap<String, Lsn>,
-    /// The record waited for: written at, ending at.
+    /// The newest record: written at, ending at.
     pub evidence: Option<(Time, Lsn)>,
+    /// Those that were flushed here and prove nothing yet, oldest first.
+    #[serde(default)]
+    pub records: Vec<(Time, Lsn)>,
     /// The newest instant at which k acknowledgements were surely possible.
     pub proven: Option<Time>,
     /// The lease counts from here: before its last renewal was sent.
     pub leased: Option<Time>,
     pub lease_beat: u64,
+    /// What the minder was told last.
+    #[serde(default)]
+    pub minded: Option<Right>,
 }
 
 /// How the operator's last request stands.
@@ -253,7 +260,12 @@ impl View {
 
     /// The term, if this node in this incarnation leads it.
     pub fn my_term(&self) -> Option<&Term> {
-        self.term().filter(|term| term.leader == self.member())
+        self.term().filter(|term| self.is_me(&term.leader))
+    }
+
+    /// It is this node in this incarnation.
+    pub fn is_me(&self, member: &Member) -> bool {
+        member.node == self.me && member.incarnation == self.durable.incarnation
     }
 
     /// The term, if this node leads it and was granted it: what a leader acts on.
@@ -342,9 +354,10 @@ impl View {
 
     /// The row of a member that acknowledges for it: streaming, and not a lingering second one.
     pub fn walsender(&self, member: &Member) -> Option<&Walsender> {
-        let slot = member.slot();
         self.pg.walsenders.iter().find(|row| {
-            row.name == slot && row.streaming && (row.owns_slot || !self.has(Guard::OneWalsender))
+            row.streaming
+                && (row.owns_slot || !self.has(Guard::OneWalsender))
+                && member.has_slot(&row.name)
         })
     }
 

@@ -28,8 +28,15 @@ pub fn default_data() -> PathBuf {
     base.unwrap_or_else(|| home.join(".local/share")).join("everhold")
 }
 
+/// Names another place for the pointer, for stacks beside the one that commands shall find.
+const POINTER: &str = "EVERHOLD_POINTER";
+
 /// Where the pointer stands: a directory that only this user can write.
 fn pointer() -> PathBuf {
+    let named = std::env::var_os(POINTER).filter(|path| !path.is_empty());
+    if let Some(path) = named.and_then(|path| std::path::absolute(path).ok()) {
+        return path;
+    }
     let uid = rustix::process::geteuid();
     if uid.is_root() {
         return PathBuf::from("/run/everhold/up.json");

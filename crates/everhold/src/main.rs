@@ -7,6 +7,7 @@ mod children;
 mod cli;
 mod clock;
 mod cluster;
+mod code;
 mod context;
 mod disk;
 mod dsn;

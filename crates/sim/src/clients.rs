@@ -26,6 +26,8 @@ pub struct Clients {
     /// The gateway's table: who serves, at which epoch.
     pub route: Option<usize>,
     pub epoch: Epoch,
+    /// The newest one that it heard of, open or not.
+    term: Epoch,
     pub last_ack: u64,
     pub acked: u64,
     /// A loss of the leader that stands alone: what kind, when, and the life of the server lost.
@@ -42,6 +44,7 @@ impl Clients {
             rng: Random::new(seed, 3),
             route: None,
             epoch: 0,
+            term: 0,
             last_ack: 0,
             acked: 0,
             outage: None,
@@ -52,8 +55,14 @@ impl Clients {
 
 impl World {
     pub fn gateway_heard(&mut self, from: usize, status: &Status) {
+        // A term newer than the one served: who served that may be elsewhere by now than its last
+        // word says, on its way to lead again, not open, with records that can vanish.
+        self.clients.term = self.clients.term.max(status.term);
+        if self.clients.term > self.clients.epoch {
+            self.clients.route = None;
+        }
         match status.serving {
-            Some(epoch) if epoch >= self.clients.epoch => {
+            Some(epoch) if epoch >= self.clients.epoch.max(self.clients.term) => {
                 if self.clients.route != Some(from) {
                     say!(self, "gateway: {from} serves epoch {epoch}");
                     // Those that waited come at once.

@@ -99,6 +99,12 @@ pub enum Kind {
     RespecTo(u32, u32),
     /// The next node that is promoted is lost so many µs later.
     KillPromoted(u64),
+    /// The node's agent dies when a campaign opens, before it can hear of it; PostgreSQL runs on.
+    KillCalled,
+    /// The next publication of a term takes so many µs to the store, and nobody hears of it.
+    LatePublish(u64),
+    /// The source of the next copy is lost so many µs after the copy has ended.
+    KillSource(u64),
     /// A client writes megabytes at once.
     Bulk,
     /// Everything but one node is lost, and the operator forces that one.
@@ -132,13 +138,16 @@ pub struct Plan {
     survives: Option<u64>,
     force: Option<(u64, usize)>,
     pub kill_promoted: Option<u64>,
+    pub late_publish: Option<u64>,
+    pub kill_called: Option<usize>,
+    pub kill_source: Option<u64>,
     pub ready: bool,
 }
 
 impl Plan {
     pub fn new(seed: u64) -> Plan {
         let mut rng = Random::new(seed, 2);
-        let stray = rng.chance(50);
+        let stray = rng.chance(80);
         Plan {
             rng,
             faults: Vec::new(),
@@ -151,6 +160,9 @@ impl Plan {
             survives: None,
             force: None,
             kill_promoted: None,
+            late_publish: None,
+            kill_called: None,
+            kill_source: None,
             ready: false,
         }
     }
@@ -182,7 +194,7 @@ impl Plan {
 
     /// A foreign history file turns up, as out of an archive.
     pub fn stray_history(&mut self) -> bool {
-        let stray = self.stray && self.ready && self.rng.chance(50);
+        let stray = self.stray && self.ready && self.rng.chance(100);
         if stray {
             // What that node has is lost, one more loss than the two. Once is enough.
             self.stray = false;
@@ -381,7 +393,11 @@ impl World {
             | Kind::SlowReload
             | Kind::Respec
             | Kind::Maintenance => (0..self.nodes.len()).collect(),
-            Kind::StoreStall | Kind::StoreFlaky | Kind::SlowWatch | Kind::StoreCut => Vec::new(),
+            Kind::StoreStall
+            | Kind::StoreFlaky
+            | Kind::SlowWatch
+            | Kind::StoreCut
+            | Kind::LatePublish(_) => Vec::new(),
             Kind::CutServers | Kind::TwoLosses => vec![fault.node, fault.other],
             _ => vec![fault.node],
         }
@@ -429,6 +445,11 @@ impl World {
             Kind::SlowDisk => self.nodes[n].fsync = self.plan.rng.spread(20 * MS, 800 * MS),
             Kind::StalledDisk => self.nodes[n].fsync = 40 * S,
             Kind::FullDisk => self.nodes[n].full = true,
+            // A server that runs is not started.
+            Kind::CrashOn("start", ..) => {
+                self.nodes[n].crash_on = Some(("start", 0));
+                self.kill_postmaster(n);
+            }
             Kind::CrashOn(moment, nth, _) => self.nodes[n].crash_on = Some((moment, nth)),
             Kind::Switchover => self.wish(n, other),
             Kind::Maintenance => {
@@ -442,6 +463,9 @@ impl World {
                 self.tell_spec(MS);
             }
             Kind::KillPromoted(delay) => self.plan.kill_promoted = Some(delay),
+            Kind::LatePublish(delay) => self.plan.late_publish = Some(delay),
+            Kind::KillCalled => self.plan.kill_called = Some(n),
+            Kind::KillSource(delay) => self.plan.kill_source = Some(delay),
             Kind::Bulk => {
                 let who = Who::Client { writer: 3, attempt: 0 };
                 self.tell_server(n, MS, ForServer::Commit { who });
@@ -517,14 +541,12 @@ impl World {
     fn tell_spec(&mut self, within: u64) {
         say!(self, "spec: {:?}", self.policy.redundancy);
         for n in 0..self.nodes.len() {
-            let input = Input::Policy { policy: self.policy.clone() };
-            let what = ForAgent::Input(Box::new(input));
             let delay = self.plan.rng.spread(MS, within);
-            self.tell_agent(n, delay, what);
+            self.tell_agent(n, delay, ForAgent::Spec);
         }
     }
 
-    /// Kills the agent right after the command it was waited for.
+    /// Kills the agent with the command it was waited for.
     pub fn crash_if_due(&mut self, n: usize, moment: &'static str) {
         let Some((waited, left)) = &mut self.nodes[n].crash_on else { return };
         if *waited != moment {
@@ -536,13 +558,28 @@ impl World {
         }
         self.nodes[n].crash_on = None;
         say!(self, "{n} crashes after {moment}");
-        if self.plan.rng.chance(300) {
+        let whole = self.plan.rng.chance(300);
+        if self.plan.rng.chance(500) {
+            // What it had to say with that still goes out.
+            let delay = self.plan.rng.between(1, 10 * MS);
+            self.tell_agent(n, delay, ForAgent::Die { whole });
+        } else {
+            self.crash(n, whole);
+        }
+        // Back at once, it finds its server starting.
+        let quick = moment == "start" && self.plan.rng.chance(600);
+        let most = if quick { 40 * MS } else { 4 * S };
+        let delay = self.plan.rng.spread(12 * MS, most);
+        self.after(delay, Event::AgentStarts { node: n });
+    }
+
+    /// The agent dies, or the whole node with it.
+    pub fn crash(&mut self, n: usize, whole: bool) {
+        if whole {
             self.kill_node(n);
         } else {
             self.kill_agent(n);
         }
-        let delay = self.plan.rng.spread(100 * MS, 4 * S);
-        self.after(delay, Event::AgentStarts { node: n });
     }
 
     pub fn heal(&mut self, at: usize) {
@@ -560,9 +597,15 @@ impl World {
             | Kind::RespecTo(..)
             | Kind::Bulk
             | Kind::Conflict => {}
-            Kind::KillPromoted(_) => {
+            Kind::KillPromoted(_) | Kind::KillSource(_) => {
                 self.plan.kill_promoted = None;
+                self.plan.kill_source = None;
                 (0..count).for_each(|n| self.restart(n));
+            }
+            Kind::LatePublish(_) => self.plan.late_publish = None,
+            Kind::KillCalled => {
+                self.plan.kill_called = None;
+                self.restart(n);
             }
             Kind::KillAgent | Kind::KillNode | Kind::Wipe => self.restart(n),
             Kind::CutNode | Kind::CutAgents | Kind::CutOut | Kind::CutIn | Kind::CutServers => {

@@ -3,7 +3,7 @@
 use crate::say;
 use crate::server::{Proc, Waiting};
 use crate::wal::Rec;
-use crate::world::{S, World};
+use crate::world::{ForAgent, S, World};
 use everhold_core::decide::Verdict;
 use everhold_core::durable::Data;
 use everhold_core::ids::Epoch;
@@ -109,7 +109,7 @@ impl World {
             self.ghost.excused = false;
             return;
         }
-        let missing: Vec<&Rec> = self.ghost.acked.iter().filter(|rec| !dir.holds(rec)).collect();
+        let missing = dir.lacks(&self.ghost.acked);
         if let Some(first) = missing.first() {
             let what = format!(
                 "LOST: {n} serves epoch {epoch} without {} acknowledged or read records, the first {first:?}",
@@ -178,6 +178,9 @@ impl World {
             return;
         }
         self.ghost.campaigns += 1;
+        if let Some(n) = self.plan.kill_called.take_if(|n| *n != writer) {
+            self.tell_agent(n, 0, ForAgent::Die { whole: false });
+        }
         let agent = self.nodes[writer].agent.as_ref();
         let cause = agent.and_then(|agent| agent.view.reason.as_ref()).map(|(cause, _)| cause);
         say!(self, "campaign of {writer} for {}: {cause:?}", record.epoch);
@@ -252,7 +255,7 @@ impl World {
         let (Some((_, serving)), true) = (self.ghost.leader, calm) else { return };
         let forgotten = (0..self.nodes.len()).find(|n| self.nodes[*n].disk.promise > serving);
         if let Some(n) = forgotten
-            && self.store.term <= serving
+            && self.store.read_term().is_none_or(|term| term.epoch <= serving)
         {
             self.violated(format!(
                 "{n} was sealed above the serving epoch {serving} and forgotten"
@@ -304,7 +307,7 @@ impl World {
             }
         }
         if let Some(term) = self.store.read_term() {
-            text += &format!("\n  {}", crate::store::show(&term));
+            text += &format!("\n  {}", crate::store::show(term));
         }
         text
     }

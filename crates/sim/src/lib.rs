@@ -6,6 +6,7 @@ pub mod faults;
 mod invariants;
 pub mod model;
 mod network;
+mod queue;
 mod random;
 mod replication;
 mod scripts;
@@ -47,6 +48,9 @@ pub fn run(options: Options) -> Outcome {
     {
         let state = world.describe();
         world.violated(format!("not healthy at the end: {why}{state}"));
+    }
+    if let Err(what) = world.store.check_memory() {
+        world.violated(what);
     }
     world.tally();
     Outcome {

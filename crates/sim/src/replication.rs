@@ -273,8 +273,8 @@ impl World {
     }
 
     pub fn pump_all(&mut self, n: usize) {
-        let conns: Vec<u64> = self.nodes[n].server.rows.iter().map(|row| row.conn).collect();
-        for conn in conns {
+        for at in 0..self.nodes[n].server.rows.len() {
+            let conn = self.nodes[n].server.rows[at].conn;
             self.pump(n, conn);
         }
     }
@@ -339,9 +339,8 @@ impl World {
     }
 
     fn release(&mut self, n: usize, ready: impl Fn(&Waiting) -> bool) {
-        let waiting = std::mem::take(&mut self.nodes[n].server.waiting);
-        let (done, rest): (Vec<Waiting>, Vec<Waiting>) = waiting.into_iter().partition(ready);
-        self.nodes[n].server.waiting = rest;
+        let waiting = &mut self.nodes[n].server.waiting;
+        let done: Vec<Waiting> = waiting.extract_if(.., |commit| ready(commit)).collect();
         for commit in done {
             self.acknowledge(n, commit);
         }
@@ -431,7 +430,10 @@ impl World {
         let most = self.net.reload;
         let conns: Vec<u64> = self.nodes[n].server.rows.iter().map(|row| row.conn).collect();
         for conn in conns {
-            let delay = self.rng.spread(200, most);
+            // Some at once, some as late as they can be.
+            let late = self.rng.chance(400);
+            let delay =
+                if late { self.rng.between(most / 2, most) } else { self.rng.spread(200, most) };
             self.tell_server(n, delay, ForServer::Reload { conn });
         }
         // It may be busy with a checkpoint.

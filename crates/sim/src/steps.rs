@@ -5,11 +5,11 @@ use crate::server::{Proc, Receiver, Who};
 use crate::wal::{Dir, History, Rec, START};
 use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Id, Input};
-use everhold_core::ids::{Epoch, Lsn};
+use everhold_core::ids::{Epoch, Lsn, Member};
 use everhold_core::postgres::{
     PgAction, PgFacts, PgOutcome, Process, Receiver as Receiving, Source, StopMode, Walsender,
 };
-use everhold_core::term::Branch;
+use everhold_core::term::{Branch, Set};
 use std::collections::BTreeMap;
 
 /// A session that gets no answer gives up.
@@ -270,7 +270,11 @@ impl World {
             return Next::Failed("not running");
         }
         // Where nobody else could lead after it, only an operator can help: not this simulation.
-        let others = self.store.read_term().is_some_and(|term| !term.target.is_alone());
+        let fit =
+            |m: &Member| self.nodes[n].name != m.node && self.policy.preferences[&m.node].failover;
+        let does_without = |set: &Set| !set.is_alone() && set.members.iter().any(fit);
+        let others =
+            self.store.read_term().is_some_and(|term| term.inforce.iter().all(does_without));
         let stray = task.stage == 1 && others && self.plan.stray_history();
         let node = &mut self.nodes[n];
         match task.stage {
@@ -434,6 +438,9 @@ impl World {
         }
         let Some(copy) = task.copy.take() else { return Next::Failed("nothing was copied") };
         self.nodes[n].dir = *copy;
+        if let Some(delay) = self.plan.kill_source.take() {
+            self.after(delay, Event::Kill { node: from });
+        }
         Next::Done(PgOutcome::Copied { bytes: 1, of: 2 })
     }
 

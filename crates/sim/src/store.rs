@@ -20,8 +20,7 @@ pub struct Store {
     /// How long a watch takes to tell, at most.
     pub watch: u64,
     pub epoch: Epoch,
-    pub term: Epoch,
-    pub open: bool,
+    led: Option<Term>,
 }
 
 /// An agent's reading of the store.
@@ -43,8 +42,7 @@ impl Store {
             flaky: 0,
             watch: 10 * MS,
             epoch: 0,
-            term: 0,
-            open: false,
+            led: None,
         }
     }
 
@@ -53,8 +51,20 @@ impl Store {
         self.memory.range(&key).kvs.into_iter().find(|kv| kv.key == key)
     }
 
-    pub fn read_term(&self) -> Option<Term> {
-        decode(&self.record("term")?.value).ok()
+    /// The term's record as last written, which is not read anew each time it is asked for.
+    pub fn read_term(&self) -> Option<&Term> {
+        self.led.as_ref()
+    }
+
+    /// What is remembered of the records is what they say.
+    pub fn check_memory(&self) -> Result<(), String> {
+        let written = |name: &str| self.record(name).map(|kv| kv.value);
+        let term = written("term").and_then(|text| decode::<Term>(&text).ok());
+        let epoch = written("epoch").and_then(|text| epoch_of(&text).ok());
+        if term == self.led && epoch.unwrap_or(0) == self.epoch {
+            return Ok(());
+        }
+        Err(format!("the simulation remembers {:?}, the store holds {term:?}", self.led))
     }
 }
 
@@ -70,7 +80,12 @@ impl World {
         if answer_lost && self.rng.chance(600) {
             delay += self.rng.between(0, 3 * S);
         }
-        let answer = !answer_lost && !late;
+        let mut answer = !answer_lost && !late;
+        if self.publishes(&txn)
+            && let Some(late) = self.plan.late_publish.take()
+        {
+            (delay, answer) = (delay + late, false);
+        }
         if !request_lost && (stalled == 0 || self.rng.chance(600)) {
             let txn = Box::new(txn);
             self.after(stalled + delay, Event::StoreApply { node: n, gen_, id, txn, answer });
@@ -80,6 +95,14 @@ impl World {
         }
         let result = Err("no answer".to_string());
         self.tell_agent(n, TIMEOUT, ForAgent::Input(Box::new(Input::Written { id, result })));
+    }
+
+    /// It makes a term, and ends the campaign for it.
+    fn publishes(&self, txn: &Txn) -> bool {
+        let keys = &self.store.keys;
+        let touches =
+            |name: &str| txn.ops.iter().any(|op| op.key().strip_prefix(&keys.prefix) == Some(name));
+        touches("term") && touches("campaign") && !touches("epoch")
     }
 
     pub fn store_apply(&mut self, n: usize, gen_: u32, id: Id, txn: &Txn, answer: bool) {
@@ -193,14 +216,15 @@ impl World {
             "term" => {
                 let Ok(term) = decode::<Term>(&kv.value) else { return };
                 crate::say!(self, "store: term by {writer}: {}", show(&term));
-                if term.epoch < self.store.term {
+                let (epoch, open) =
+                    self.store.led.as_ref().map_or((0, false), |t| (t.epoch, t.open));
+                if term.epoch < epoch {
                     self.violated(format!("the term falls to epoch {}", term.epoch));
                 }
-                if term.epoch == self.store.term && self.store.open && !term.open {
+                if term.epoch == epoch && open && !term.open {
                     self.violated(format!("the open term {} is closed again", term.epoch));
                 }
-                self.store.term = term.epoch;
-                self.store.open = term.open;
+                self.store.led = Some(term);
             }
             "campaign" => self.check_campaign(writer, kv),
             _ => {}

@@ -59,6 +59,20 @@ impl Dir {
         self.wal.get(at).is_some_and(|other| other.uid == rec.uid)
     }
 
+    /// Those of `recs` that it does not hold. Most stand here in the order in which they come: each
+    /// is looked for behind the one before first.
+    pub fn lacks<'a>(&self, recs: &'a [Rec]) -> Vec<&'a Rec> {
+        let mut next = 0;
+        let mut found = |rec: &Rec| {
+            while self.wal.get(next).is_some_and(|other| other.end < rec.end) {
+                next += 1;
+            }
+            let here = self.wal.get(next).is_some_and(|other| other.uid == rec.uid);
+            here || self.holds(rec)
+        };
+        recs.iter().filter(|rec| !found(rec)).collect()
+    }
+
     /// All of it is the beginning of `other`.
     pub fn is_prefix_of(&self, other: &Dir) -> bool {
         self.wal.len() <= other.wal.len() && self.wal[..] == other.wal[..self.wal.len()]

@@ -4,6 +4,7 @@ use crate::clients::Clients;
 use crate::faults::{CrashOn, Plan};
 use crate::invariants::Ghost;
 use crate::network::Net;
+use crate::queue::Queue;
 use crate::random::Random;
 use crate::server::{Proc, Server, Who};
 use crate::steps::Task;
@@ -16,8 +17,7 @@ use everhold_core::kv::Txn;
 use everhold_core::policy::{HEARTBEAT_MS, Policy};
 use everhold_core::status::Status;
 use everhold_core::view::Guard;
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Virtual time counts in microseconds.
@@ -34,6 +34,11 @@ pub enum ForAgent {
     Tick,
     Wake,
     Input(Box<Input>),
+    /// It reads the spec as it stands then.
+    Spec,
+    Die {
+        whole: bool,
+    },
     /// A look at the server is taken now and told a moment later.
     Look,
     /// The next stage of an action.
@@ -114,29 +119,6 @@ pub enum Event {
     Second,
 }
 
-struct Queued {
-    at: u64,
-    seq: u64,
-    event: Event,
-}
-
-impl PartialEq for Queued {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-impl Eq for Queued {}
-impl PartialOrd for Queued {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Queued {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.seq).cmp(&(self.at, self.seq))
-    }
-}
-
 /// The process that stops PostgreSQL when nobody vouches for it.
 #[derive(Clone, Debug)]
 pub struct Minder {
@@ -182,8 +164,7 @@ pub struct Options {
 
 pub struct World {
     pub now: u64,
-    queue: BinaryHeap<Queued>,
-    seq: u64,
+    queue: Queue<Event>,
     pub rng: Random,
     pub policy: Policy,
     pub nodes: Vec<Node>,
@@ -216,8 +197,7 @@ impl World {
         let nodes = nodes.collect();
         let mut world = World {
             now: 0,
-            queue: BinaryHeap::new(),
-            seq: 0,
+            queue: Queue::new(),
             rng,
             policy,
             nodes,
@@ -244,7 +224,7 @@ impl World {
 
     /// Runs to the end, or to the first violation.
     pub fn run(&mut self) {
-        while let Some(Queued { at, event, .. }) = self.queue.pop() {
+        while let Some((at, event)) = self.queue.pop() {
             if at > self.ends_at || self.ghost.violation.is_some() {
                 break;
             }
@@ -259,8 +239,7 @@ impl World {
     }
 
     pub fn at(&mut self, at: u64, event: Event) {
-        self.seq += 1;
-        self.queue.push(Queued { at, seq: self.seq, event });
+        self.queue.push(at, event);
     }
 
     pub fn after(&mut self, delay: u64, event: Event) {
@@ -373,6 +352,8 @@ impl World {
             }
             ForAgent::Wake => self.give(n, Input::Tick),
             ForAgent::Input(input) => self.give(n, *input),
+            ForAgent::Spec => self.give(n, Input::Policy { policy: self.policy.clone() }),
+            ForAgent::Die { whole } => self.crash(n, whole),
             ForAgent::Look => self.look(n),
             ForAgent::Step(id) => self.step(n, id),
             ForAgent::Persist(id) => self.persist(n, id),

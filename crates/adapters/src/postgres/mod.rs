@@ -7,6 +7,7 @@ mod control;
 mod copy;
 mod error;
 mod files;
+mod functions;
 mod history;
 mod kept;
 mod leader;

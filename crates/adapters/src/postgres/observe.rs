@@ -1,6 +1,7 @@
 //! One look at the server: what a session that is kept open tells in one exchange.
 
 use super::error::PgError;
+use super::functions::Functions;
 use super::session::{ANSWER_MS_MAX, Row, Session, within};
 use super::settings;
 use super::{Site, leader, postmaster, tool};
@@ -59,6 +60,8 @@ struct Live {
     session: Session,
     sysid: Option<u64>,
     overrides: Vec<String>,
+    /// Of a primary: on a standby the same functions are there and acknowledge nothing.
+    functions: Option<Functions>,
     slow_at: Option<Instant>,
 }
 
@@ -168,7 +171,15 @@ async fn ask(site: &Site, pid: i32, live: Option<Live>) -> Result<(Live, PgFacts
         live.overrides = look_closely(site, &live.session).await?;
         live.slow_at = Some(Instant::now());
     }
+    match facts.in_recovery {
+        Some(false) if live.functions.is_none() => {
+            live.functions = Some(Functions::watch(site.config.clone()));
+        }
+        Some(true) => live.functions = None,
+        Some(false) | None => {}
+    }
     facts.overrides.clone_from(&live.overrides);
+    facts.overrides.extend(live.functions.iter().flat_map(Functions::found));
     Ok((live, facts))
 }
 
@@ -181,6 +192,7 @@ async fn connect(site: &Site, pid: i32) -> Result<Live, PgError> {
         session,
         sysid: sysid.and_then(|sysid| sysid.parse().ok()),
         overrides: Vec::new(),
+        functions: None,
         slow_at: None,
     })
 }

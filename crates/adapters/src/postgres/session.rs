@@ -47,7 +47,7 @@ pub async fn within<T>(
     }
 }
 
-/// A superuser's session over the socket, in the database `postgres`. Closed when dropped.
+/// A superuser's session over the socket. Closed when dropped.
 pub struct Session {
     client: Client,
     warnings: Arc<Mutex<Vec<String>>>,
@@ -61,11 +61,21 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// A new session, in at most [`ANSWER_MS_MAX`]. `purpose` ends its application name, `options`
+    /// A new session in the database `postgres`, in at most [`ANSWER_MS_MAX`]. `purpose` ends its application name, `options`
     /// are further settings.
     pub async fn open(config: &PgConfig, purpose: &str, options: &str) -> Result<Session, PgError> {
+        Session::open_in(config, "postgres", purpose, options).await
+    }
+
+    /// The same in another database.
+    pub async fn open_in(
+        config: &PgConfig,
+        database: &str,
+        purpose: &str,
+        options: &str,
+    ) -> Result<Session, PgError> {
         let mut to = tokio_postgres::Config::new();
-        to.host_path(&config.run_dir).port(config.port).user(SUPERUSER).dbname("postgres");
+        to.host_path(&config.run_dir).port(config.port).user(SUPERUSER).dbname(database);
         to.application_name(format!("{APPLICATION} {purpose}"));
         to.options(format!("{OPTIONS} {options}"));
         within("connect", ANSWER_MS_MAX, Session::connect(&to)).await

@@ -186,3 +186,57 @@ async fn settings_that_weaken_a_guarantee_are_undone_or_told() {
     late.run(PgAction::Barrier { epoch: 1 }).await;
     late.run(PgAction::Evidence).await;
 }
+
+#[tokio::test]
+async fn functions_with_settings_of_their_own_are_told_from_every_database() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    a.run(PgAction::SetSync { names: String::new() }).await;
+    let admin = a.admin().await;
+    let function = |name: &str, setting: &str| {
+        format!("CREATE FUNCTION {name} RETURNS int LANGUAGE sql {setting} AS 'SELECT 1'")
+    };
+    for sql in [
+        "CREATE DATABASE other",
+        "CREATE DATABASE shut ALLOW_CONNECTIONS false",
+        "CREATE SCHEMA \"a b\"",
+        &function("f(a int, b text)", ""),
+        &function("g()", "SET work_mem = '7MB' SET synchronous_commit = on"),
+        "ALTER FUNCTION f SET synchronous_commit = off",
+        "ALTER FUNCTION f SET search_path = public",
+        "CREATE PROCEDURE \"a b\".p() LANGUAGE sql SET zero_damaged_pages = on AS 'SELECT 1'",
+    ] {
+        execute(&admin, sql).await;
+    }
+    let mut to = tokio_postgres::Config::new();
+    to.host_path(&a.config.run_dir).port(a.config.port).user("everhold").dbname("other");
+    let other = crate::cluster::connect(&to).await;
+    execute(&other, &function("h()", "SET synchronous_commit = local")).await;
+
+    let wanted = [
+        "ALTER FUNCTION public.f(integer,text) in app: synchronous_commit=off",
+        "ALTER PROCEDURE \"a b\".p() in app: zero_damaged_pages=on",
+        "ALTER FUNCTION public.h() in other: synchronous_commit=local",
+    ];
+    let again = Node::open("a", a.config.clone()).await;
+    let begun = Instant::now();
+    while again.facts().await.overrides != wanted {
+        let is = again.facts().await.overrides;
+        assert!(begun.elapsed().as_secs() < 90, "{is:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The next look of one that has looked before sees what was undone.
+    for (client, sql) in [
+        (&admin, "ALTER FUNCTION f RESET synchronous_commit"),
+        (&admin, "DROP PROCEDURE \"a b\".p"),
+        (&other, "DROP FUNCTION h"),
+    ] {
+        execute(client, sql).await;
+    }
+    let begun = Instant::now();
+    while !again.facts().await.overrides.is_empty() {
+        let is = again.facts().await.overrides;
+        assert!(begun.elapsed().as_secs() < 90, "{is:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -6,6 +6,7 @@ use crate::decide::{Action, CONTROLLERS, Intent, Verdict};
 use crate::durable::Durable;
 use crate::ids::{Lsn, Time};
 use crate::journal::{Decision, Event, RULES};
+use crate::minder::Right;
 use crate::postgres::{PgAction, Process};
 use crate::status::Summons;
 use crate::term::first_uncovered;
@@ -119,6 +120,8 @@ impl Agent {
                 out.push(Command::WishEnded { refused });
             }
             Action::Mind { epoch, until, k, members } => {
+                let right = Right { epoch, until, k, members: members.clone() };
+                self.view.leading.minded = Some(right);
                 out.push(Command::Mind { epoch, until, k, members });
                 return false;
             }

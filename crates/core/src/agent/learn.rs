@@ -1,11 +1,12 @@
 //! How inputs change the view.
 
 use super::{Agent, Command, Input, Lane, Running, tell};
-use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin};
+use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin, upkeep};
 use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time};
 use crate::journal::Event;
 use crate::kv::{Kv, Op, TxnOutcome};
+use crate::minder;
 use crate::policy;
 use crate::postgres::{PgAction, PgFacts, PgOutcome, Process};
 use crate::status::Summons;
@@ -129,8 +130,9 @@ impl Agent {
         if facts.process == Process::Down && self.view.pg.process != Process::Down {
             self.server_left(Process::Down);
         }
-        let same = self.view.pg == facts;
-        self.view.pg = facts;
+        // Places alone change no decision: the next tick sees them.
+        let old = std::mem::replace(&mut self.view.pg, facts);
+        let same = only_moved(old, &self.view.pg);
         if self.view.is_primary() {
             self.watch_standbys(now);
         }
@@ -156,22 +158,21 @@ impl Agent {
         let written = term.open || self.view.leading.barrier == Some(term.epoch);
         let follow = leader::rows_follow(&self.view, &term.target, raising);
         let here = self.view.pg.lsn;
-        let counted = |end: Lsn| {
-            let holds = |m: &&crate::ids::Member| {
-                self.view.walsender(m).is_some_and(|row| row.flush >= end)
-            };
-            term.target.members.iter().filter(holds).count() as u32 >= term.target.k
-        };
-        let proven = match self.view.leading.evidence {
-            Some((at, end)) if end.0 > 0 && counted(end) => Some(at),
-            Some(_) | None => None,
-        };
+        // An older record is worth less and is held earlier: a standby that is always behind the
+        // newest one vouches by those.
+        let holding = term.target.members.iter().filter_map(|m| self.view.walsender(m));
+        let flushed = holding.map(|row| (row.name.clone(), row.flush)).collect();
+        let proven = minder::proven(&self.view.leading.records, &flushed, &upkeep::vouching(term));
         let known = self.view.leading.observed.as_ref().map(|(shown, _)| shown) == names.as_ref();
         let unseen = !follow && self.view.has(crate::view::Guard::Observed);
         if !known && written && !unseen {
             self.view.leading.observed = names.map(|names| (names, here));
         }
-        self.view.leading.proven = self.view.leading.proven.max(proven);
+        let leading = &mut self.view.leading;
+        leading.proven = leading.proven.max(proven);
+        leading
+            .records
+            .retain(|(at, _)| Some(*at) > leading.proven && now.since(*at) < policy::EVIDENCE_MS);
     }
 
     fn persisted(
@@ -271,7 +272,12 @@ impl Agent {
                 self.view.leading.checkpointed.clone_from(&running.names);
             }
             (PgAction::Evidence, PgOutcome::Evidence { end }) => {
-                self.view.leading.evidence = Some((running.began, end));
+                let leading = &mut self.view.leading;
+                leading.evidence = Some((running.began, end));
+                if leading.records.len() == policy::EVIDENCE_RECORDS_MAX {
+                    leading.records.remove(0);
+                }
+                leading.records.push((running.began, end));
             }
             (PgAction::Bootstrap, PgOutcome::Bootstrapped { sysid }) => {
                 let root = Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) };
@@ -443,6 +449,21 @@ impl Agent {
             self.view.reason = cause.map(|cause| (cause, now));
         }
     }
+}
+
+/// Nothing but places in the log, and ages, differs.
+fn only_moved(mut old: PgFacts, new: &PgFacts) -> bool {
+    old.lsn = new.lsn;
+    if let (Some(old), Some(new)) = (&mut old.replay_lag_ms, new.replay_lag_ms) {
+        *old = new;
+    }
+    if let (Some(old), Some(new)) = (&mut old.receiver, &new.receiver) {
+        (old.message_ms_ago, old.flushed) = (new.message_ms_ago, new.flushed);
+    }
+    for (old, new) in old.walsenders.iter_mut().zip(&new.walsenders) {
+        old.flush = new.flush;
+    }
+    old == *new
 }
 
 fn failure(now: Time, text: String) -> Failure {

@@ -4,6 +4,8 @@
 mod act;
 mod learn;
 mod tell;
+#[cfg(test)]
+mod tests;
 
 use crate::decide::{Action, Intent, Verdict, Write};
 use crate::detector::Detector;

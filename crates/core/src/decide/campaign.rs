@@ -5,8 +5,8 @@ use crate::ids::{Epoch, Time};
 use crate::policy;
 use crate::status::{FastForward, State, Summons};
 use crate::term::{
-    Choice, Report, Reports, Term, Uncovered, choose, covered_but, first_uncovered, most_advanced,
-    published,
+    Choice, Report, Reports, Term, Uncovered, choose, covered_but, first_uncovered, lies_on,
+    line_to, most_advanced, published,
 };
 use crate::view::{Campaign, CampaignRecord, Cause, Guard, View};
 use std::collections::BTreeMap;
@@ -60,12 +60,13 @@ pub fn reason(view: &View, now: Time) -> Option<Cause> {
     }
     let mine = term.leader.node == view.me;
     let told = view.fresh(&term.leader.node, now);
-    let (member, fell) = if mine {
-        (Some(view.member()), fell(view) == Some(term.epoch))
+    let (same, fell) = if mine {
+        (view.is_me(&term.leader), fell(view) == Some(term.epoch))
     } else {
-        (told.map(|s| s.member.clone()), told.is_some_and(|s| s.fell == Some(term.epoch)))
+        let same = told.is_none_or(|status| status.member == term.leader);
+        (same, told.is_some_and(|s| s.fell == Some(term.epoch)))
     };
-    if member.is_some_and(|member| member != term.leader) {
+    if !same {
         return Some(Cause::LeaderReplaced);
     }
     if fell {
@@ -103,9 +104,12 @@ pub fn misses(view: &View, now: Time) -> bool {
     let peer = view.peers.get(node);
     let heard = peer.and_then(|p| p.detector.last()).unwrap_or(view.awake);
     let silent = now.since(heard.max(view.awake));
+    if silent < policy::SILENCE_MS {
+        return false;
+    }
     let improbable =
         peer.is_none_or(|p| p.detector.last().is_none() || p.detector.phi(now) >= policy::PHI);
-    if silent < policy::SILENCE_MS || !improbable {
+    if !improbable {
         return false;
     }
     let recent = |at: Option<Time>| at.is_some_and(|at| now.since(at) < policy::SILENCE_MS);
@@ -295,7 +299,8 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
     };
     let preferences = preferences(view, campaign, term);
     let tried = now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS;
-    let choice = choose(reports, &preferences, wanted.filter(|_| !tried));
+    let able = able(term, reports);
+    let choice = choose(&able, &preferences, wanted.filter(|_| !tried));
     let leader = match (choice, view.has(Guard::HistoryOrder)) {
         (Choice::Lead(leader), true) => leader,
         (Choice::FastForward { node, from }, true) => {
@@ -305,6 +310,10 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
                 end: from.end,
             };
             let why = format!("{} shall lead and lacks what {} holds", order.node, order.from);
+            if tried {
+                let write = Write::GiveUp { campaign_rev: record.rev };
+                return Verdict::store("fast-forward", why, write);
+            }
             return Verdict::act("fast-forward", why, Action::FastForward { order });
         }
         (Choice::Nobody, true) => {
@@ -320,6 +329,15 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
         },
     };
     publish(view, campaign, term, leader)
+}
+
+/// Those whose history is a part of the newest one: nobody else can lead, even after streaming what
+/// it lacks.
+fn able(term: &Term, reports: &Reports) -> Reports {
+    let newest = most_advanced(reports).first().map_or(0, |report| report.last.tli);
+    let line = line_to(&term.branches, newest);
+    let on_line = reports.iter().filter(|(_, report)| lies_on(report.last, report.end, &line));
+    on_line.map(|(node, report)| (node.clone(), report.clone())).collect()
 }
 
 /// A switchover away from a node must not choose it again while another is as good.

@@ -17,6 +17,10 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     let Some(rev) = view.store.term.as_ref().map(|record| record.rev) else {
         return Verdict::Steady;
     };
+    // Before anything that may wait for those who wait for this.
+    if let Some(verdict) = regrant(view, now, term, rev) {
+        return verdict;
+    }
     let names = wanted_names(view, term);
     if view.pg.sync_names.as_ref() != Some(&names) {
         if let Some(hold) = backing_off(view, now, "set-sync", "set-change") {
@@ -40,9 +44,6 @@ pub fn decide(view: &View, now: Time) -> Verdict {
             return verdict;
         }
     } else if let Some(verdict) = change(view, now, term, rev) {
-        return verdict;
-    }
-    if let Some(verdict) = regrant(view, now, term, rev) {
         return verdict;
     }
     if term.target.is_closed() || acknowledging(view, term) < term.target.k {
@@ -124,10 +125,10 @@ fn flushed(view: &View, member: &Member) -> Option<Lsn> {
 
 /// Each walsender's own copy of the names is the new one, as far as its priority can show it.
 pub fn rows_follow(view: &View, target: &Set, raising: bool) -> bool {
-    let slots: BTreeSet<String> = target.members.iter().map(Member::slot).collect();
+    let listed = |name: &str| target.members.iter().any(|member| member.has_slot(name));
     let least = if raising { 2 } else { 1 };
     view.pg.walsenders.iter().all(|row| {
-        if slots.contains(&row.name) && !target.is_alone() && !target.is_closed() {
+        if listed(&row.name) && !target.is_alone() && !target.is_closed() {
             row.priority >= least
         } else {
             row.priority == 0
@@ -211,6 +212,8 @@ fn regrant(view: &View, now: Time, term: &Term, rev: u64) -> Option<Verdict> {
     }
     let why = format!("epoch {highest} was promised, and no campaign is under way");
     let epoch_rev = view.store.epoch.as_ref().map_or(0, |record| record.rev);
-    let write = Write::Regrant { term: regranted(term, highest + 1), term_rev: rev, epoch_rev };
+    let campaign_rev = view.store.campaign.as_ref().map_or(0, |record| record.rev);
+    let term = regranted(term, highest + 1);
+    let write = Write::Regrant { term, term_rev: rev, epoch_rev, campaign_rev };
     Some(Verdict::store("re-grant", why, write))
 }

@@ -108,11 +108,14 @@ pub enum Write {
         term: Term,
         term_rev: u64,
     },
-    /// The running leader takes a higher epoch. Guards: the term, and the epoch, which only rises.
+    /// The running leader takes a higher epoch. Guards: the term, the epoch, which only rises, and
+    /// the campaign, so that none is ended whose epoch was read and whose record was not yet.
     Regrant {
         term: Term,
         term_rev: u64,
         epoch_rev: u64,
+        #[serde(default)]
+        campaign_rev: u64,
     },
     Renew {
         record: CampaignRecord,

@@ -336,9 +336,8 @@ fn promote(view: &View, now: Time, term: &Term) -> Verdict {
 }
 
 fn follow(view: &View, now: Time, term: &Term) -> Verdict {
-    let line = term.line();
     let from_leader = view.pg.source.as_ref().is_some_and(|s| s.member == term.leader);
-    if from_leader && view.durable.line == line {
+    if from_leader && term.is_along(&view.durable.line) {
         if view.durable.promise < term.epoch {
             let promise = Durable { promise: term.epoch, ..view.durable.clone() };
             let why = format!("epoch {} of the same leader", term.epoch);
@@ -364,6 +363,7 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
             "move this data directory away; a clone follows",
         );
     }
+    let line = term.line();
     let Some((end, _)) = view.parked else { return Verdict::Steady };
     let ours = view.durable.last_record(end).is_some_and(|last| lies_on(last, end, &line));
     if !ours && view.has(Guard::HistoryCheck) {
@@ -411,7 +411,7 @@ fn catching_up(view: &View, now: Time, until: crate::ids::Lsn) -> Verdict {
     let from = view.pg.source.as_ref().map(|source| &source.member);
     match (view.term(), from) {
         (Some(term), Some(from)) if *from == term.leader => {
-            if view.durable.line != term.line() {
+            if !term.is_along(&view.durable.line) {
                 return rejoin::again(view, "the leader changed branch before the copy was whole");
             }
             if view.pg.lsn >= until {
@@ -421,7 +421,7 @@ fn catching_up(view: &View, now: Time, until: crate::ids::Lsn) -> Verdict {
             }
             Verdict::hold("catch-up", format!("replayed to {} of {until}", view.pg.lsn), "replay")
         }
-        (Some(term), _) if term.leader.node == view.me || view.durable.line != term.line() => {
+        (Some(term), _) if term.leader.node == view.me || !term.is_along(&view.durable.line) => {
             rejoin::again(view, "the leader changed before the copy was whole")
         }
         _ => match leader {

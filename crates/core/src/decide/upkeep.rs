@@ -2,6 +2,7 @@
 
 use super::{Action, Verdict, Write};
 use crate::ids::{Member, Time};
+use crate::minder::Right;
 use crate::policy;
 use crate::postgres::PgAction;
 use crate::term::Term;
@@ -14,20 +15,20 @@ pub fn decide(view: &View, now: Time) -> Verdict {
         actions.push(Action::Probe { node });
     }
     // Standbys have them too: making them is no part of a promotion then, and none is forgotten.
-    let mut wanted = slots_wanted(view);
-    wanted.extend(slots_ordered(view, now));
-    wanted.sort();
-    wanted.dedup();
-    let missing = wanted.iter().any(|slot| !view.pg.slots.contains(slot));
-    let extra = view.pg.slots.iter().any(|slot| !wanted.contains(slot));
+    let mut wanted = members_wanted(view);
+    let order = member_ordered(view, now);
+    wanted.extend(order);
+    let slots = &view.pg.slots;
+    let missing = wanted.iter().any(|member| !slots.iter().any(|slot| member.has_slot(slot)));
+    let extra = slots.iter().any(|slot| !wanted.iter().any(|member| member.has_slot(slot)));
     let stale = view.is_standby()
         && view.slots_kept.is_none_or(|at| now.since(at) >= policy::SLOTS_EVERY_MS);
     let settled = view.is_primary()
         || (view.is_standby() && view.parked.is_none() && view.pg.source.is_some());
-    let ordered = view.is_standby() && !slots_ordered(view, now).is_empty();
+    let ordered = view.is_standby() && order.is_some();
     if (settled || ordered) && (missing || extra || stale) && view.retry_at("slots", now).is_none()
     {
-        actions.push(Action::Pg { action: PgAction::Slots { names: wanted } });
+        actions.push(Action::Pg { action: PgAction::Slots { names: slots_of(wanted) } });
     }
     // What its slots hold back begins at its last restartpoint: without one it holds back all that
     // a rewind towards it would have to copy.
@@ -45,43 +46,42 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 
 /// A slot for each other member known, under its newest incarnation.
 pub fn slots_wanted(view: &View) -> Vec<String> {
-    let told = view.others().filter_map(|node| {
-        let status = view.peers.get(node)?.status.as_deref()?;
-        (status.member.incarnation > 0).then(|| status.member.slot())
-    });
-    let mut slots: Vec<String> = told.collect();
-    // A member that was not heard of since this agent began keeps its slot.
-    if let Some(term) = view.term() {
-        let named = term.inforce.iter().flat_map(|set| &set.members);
-        for member in named.filter(|m| m.node != view.me) {
-            let newer = |slot: &String| slot.starts_with(&prefix(member));
-            if !slots.iter().any(newer) {
-                slots.push(member.slot());
-            }
-        }
-    }
+    slots_of(members_wanted(view))
+}
+
+fn slots_of(members: Vec<&Member>) -> Vec<String> {
+    let mut slots: Vec<String> = members.into_iter().map(Member::slot).collect();
     slots.sort();
     slots.dedup();
     slots
 }
 
-/// The slot of a node that a campaign lets stream from this sealed one.
-fn slots_ordered(view: &View, now: Time) -> Vec<String> {
+fn members_wanted(view: &View) -> Vec<&Member> {
+    let told = view.others().filter_map(|node| {
+        let status = view.peers.get(node)?.status.as_deref()?;
+        (status.member.incarnation > 0).then_some(&status.member)
+    });
+    let mut members: Vec<&Member> = told.collect();
+    // A member that was not heard of since this agent began keeps its slot.
+    if let Some(term) = view.term() {
+        let named = term.inforce.iter().flat_map(|set| &set.members);
+        for member in named.filter(|m| m.node != view.me) {
+            if !members.iter().any(|newer| newer.node == member.node) {
+                members.push(member);
+            }
+        }
+    }
+    members
+}
+
+/// A node that a campaign lets stream from this sealed one.
+fn member_ordered(view: &View, now: Time) -> Option<&Member> {
     let own = view.campaign.as_ref().and_then(|c| c.fast_forward.as_ref());
     let told =
         view.others().find_map(|node| view.fresh(node, now)?.call.as_ref()?.fast_forward.as_ref());
-    let order = own.or(told).filter(|order| order.from == view.me);
-    let Some(order) = order else { return Vec::new() };
-    if order.node == view.me {
-        return Vec::new();
-    }
-    let told = view.peers.get(&order.node).and_then(|peer| peer.status.as_deref());
-    told.map(|status| status.member.slot()).into_iter().collect()
-}
-
-fn prefix(member: &Member) -> String {
-    let slot = member.slot();
-    slot[..=slot.rfind('_').unwrap_or(0)].to_string()
+    let order = own.or(told).filter(|order| order.from == view.me)?;
+    let status = view.peers.get(&order.node)?.status.as_deref()?;
+    Some(&status.member)
 }
 
 /// The leader is silent: its PostgreSQL is asked, before it is suspected.
@@ -107,9 +107,8 @@ fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
     {
         actions.push(Action::Pg { action: PgAction::Checkpoint });
     }
-    let due =
-        view.leading.evidence.is_none_or(|(at, _)| now.since(at) >= policy::EVIDENCE_EVERY_MS);
-    if due {
+    let every = evidence_every_ms(view, now);
+    if view.leading.evidence.is_none_or(|(at, _)| now.since(at) >= every) {
         actions.push(Action::Pg { action: PgAction::Evidence });
     }
     let leased = view.leading.leased;
@@ -118,18 +117,38 @@ fn leading(view: &View, now: Time, term: &Term, actions: &mut Vec<Action>) {
         let term_rev = view.store.term.as_ref().map_or(0, |record| record.rev);
         actions.push(Action::Store { write: Box::new(Write::Lease { record, term_rev }) });
     }
-    if let Some(until) = running_until(view, term) {
-        let members = term.target.members.iter().map(Member::slot).collect();
-        let mind = Action::Mind { epoch: term.epoch, until, k: term.target.k, members };
-        if due {
-            actions.push(mind);
-        }
+    // Whatever it was told holds until it is told something else: neither sooner nor again.
+    if let Some(Right { epoch, until, k, members }) =
+        right(view, term).filter(|right| view.leading.minded.as_ref() != Some(right))
+    {
+        actions.push(Action::Mind { epoch, until, k, members });
     }
+}
+
+/// A lease that was renewed lately reaches further than any evidence.
+fn evidence_every_ms(view: &View, now: Time) -> u64 {
+    let renewed = |at: Time| now.since(at) < 2 * policy::LEASE_RENEW_MS;
+    match view.leading.leased.is_some_and(renewed) {
+        true => policy::EVIDENCE_EVERY_MS,
+        false => policy::EVIDENCE_ALONE_EVERY_MS,
+    }
+}
+
+/// Until when this leader may run without news, and who can vouch for it.
+pub fn right(view: &View, term: &Term) -> Option<Right> {
+    let until = running_until(view, term)?;
+    Some(Right { until, ..vouching(term) })
+}
+
+/// Who can vouch for the leader of a term, and no right yet.
+pub fn vouching(term: &Term) -> Right {
+    let members = term.target.members.iter().map(Member::slot).collect();
+    Right { epoch: term.epoch, until: Time(0), k: term.target.k, members }
 }
 
 /// The later of two deadlines: the lease, and the evidence that k acknowledge. Alone, only the
 /// lease counts.
-pub fn running_until(view: &View, term: &Term) -> Option<Time> {
+fn running_until(view: &View, term: &Term) -> Option<Time> {
     let lease = view.leading.leased.map(|at| at.plus(policy::LEASE_MS - policy::LEASE_MARGIN_MS));
     let proof = view.leading.proven.map(|at| at.plus(policy::EVIDENCE_MS));
     if term.target.is_alone() { lease } else { lease.max(proof) }

@@ -340,6 +340,7 @@ fn the_first_publication() {
     let next = published(None, 1, &first, &all, Redundancy { wanted: 1, floor: 1 });
     assert_eq!(shown(&next.inforce), "a+1()");
     assert!(next.target.is_closed() && !next.open);
+    assert!(next.is_along(&next.line()) && !next.is_along(&next.line()[1..]));
     let tlis: Vec<Tli> = next.line().iter().map(|branch| branch.tli).collect();
     assert_eq!(tlis, [1, 2]);
 }

@@ -5,10 +5,12 @@ mod error;
 mod guard;
 mod input;
 mod look;
+mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use error::{ApiError, Code};
+pub use crate::code::Code;
+pub use error::ApiError;
 
 use crate::children::Supervised;
 use crate::cluster::Cluster;
@@ -21,7 +23,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, middleware};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioTimer;
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -133,7 +135,7 @@ async fn accept(listener: TcpListener, router: Router) {
                 .header_read_timeout(HEAD_WITHIN)
                 .max_buf_size(HEAD_BYTES_MAX)
                 .max_headers(HEADERS_MAX)
-                .serve_connection(TokioIo::new(stream), service)
+                .serve_connection(parse::Wire::new(stream), service)
                 .await;
             if let Err(error) = served {
                 tracing::debug!(%error, "a connection to the API ended");

@@ -1,6 +1,7 @@
 //! The client of the API.
 
 use super::failure::Failure;
+use crate::code::Code;
 use crate::context::Context;
 use crate::secrets;
 use serde_json::Value;
@@ -34,7 +35,7 @@ impl Client {
                 context.cluster,
                 context.token_file.display()
             );
-            Failure::new("E236", text, "run this as the user that runs `everhold up`")
+            Failure::new(Code::TokenUnreadable, text, Code::TokenUnreadable.next())
         })?;
         let config = ureq::Agent::config_builder()
             .timeout_connect(Some(CONNECT))
@@ -87,7 +88,7 @@ impl Client {
                 "what answers at {} is not the API of an Everhold: {status}",
                 self.context.api
             );
-            Failure::new("E237", text, "see what listens there, or name the cluster with --data")
+            Failure::new(Code::NotOurApi, text, Code::NotOurApi.next())
         };
         let value: Value = serde_json::from_str(&text).map_err(|_| not_ours())?;
         if status.is_success() {
@@ -112,15 +113,12 @@ impl Client {
              served meanwhile",
             data.display()
         );
-        Failure::new("E235", text, next)
+        Failure::new(Code::NoAnswer, text, next)
     }
 }
 
 fn not_found(error: anyhow::Error) -> Failure {
-    let text = format!("{error:#}");
-    let text = text.strip_prefix("E230 ").unwrap_or(&text);
-    let (what, next) = text.split_once("; next step: ").unwrap_or((text, "`everhold up`"));
-    Failure::new("E230", what, next)
+    Failure::of_text(&format!("{error:#}"))
 }
 
 /// For the journal: the person behind the command, as far as the environment tells.

@@ -3,6 +3,7 @@
 use super::client::{Client, segment};
 use super::failure::Failure;
 use super::output::{plain, print, print_json};
+use crate::code::Code;
 use crate::spec::local::Search;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -34,7 +35,7 @@ fn with_password(answer: &Value) -> Result<String, Failure> {
     let path = plain(&answer["passfile"]);
     let unreadable = |why: String| {
         let text = format!("cannot take the password from {path}: {why}");
-        Failure::new("E238", text, "run this as the user that runs `everhold up`")
+        Failure::new(Code::PasswordUnreadable, text, Code::PasswordUnreadable.next())
     };
     let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
     let line = text.lines().next().ok_or_else(|| unreadable("it is empty".to_string()))?;
@@ -76,7 +77,7 @@ pub fn psql(
     });
     let error = command.exec();
     let text = format!("cannot run {}: {error}", program.display());
-    Err(Failure::new("E239", text, "install postgresql-client, or use `everhold dsn`"))
+    Err(Failure::new(Code::NoPsql, text, Code::NoPsql.next()))
 }
 
 /// The one of the server's version, if it is there.

@@ -1,5 +1,6 @@
 //! Why a command failed, for people and as JSON, and the exit code.
 
+use crate::code::{self, Code};
 use crate::spec::Fault;
 use crate::supervisor;
 use serde_json::{Map, Value, json};
@@ -19,13 +20,20 @@ pub enum Failure {
 }
 
 impl Failure {
-    pub fn new(code: &str, message: impl Into<String>, next: impl Into<String>) -> Failure {
+    pub fn new(code: Code, message: impl Into<String>, next: impl Into<String>) -> Failure {
         let error = json!({ "code": code, "message": message.into(), "next": next.into() });
         Failure::of_answer(&error)
     }
 
     pub fn plain(message: impl Into<String>) -> Failure {
         Failure::of_answer(&json!({ "message": message.into() }))
+    }
+
+    /// From an error's text, `CODE what was tried; next step: what to do`.
+    pub fn of_text(text: &str) -> Failure {
+        let Some((code, rest)) = code::split(text) else { return Failure::plain(text) };
+        let (what, next) = rest.split_once("; next step: ").unwrap_or((rest, code.next()));
+        Failure::new(code, what, next)
     }
 
     /// The error object of the API's answer.
@@ -37,7 +45,7 @@ impl Failure {
     pub fn of_role(error: anyhow::Error) -> Failure {
         match error.downcast::<supervisor::Faults>() {
             Ok(faults) => Failure::Faults(faults.0),
-            Err(error) => Failure::plain(format!("{error:#}")),
+            Err(error) => Failure::of_text(&format!("{error:#}")),
         }
     }
 
@@ -71,19 +79,9 @@ impl Failure {
 }
 
 fn text(error: &Map<String, Value>) -> String {
-    let get = |key: &str| error.get(key).and_then(Value::as_str);
-    let mut text = String::new();
-    if let Some(code) = get("code") {
-        text += code;
-        text += " ";
-    }
-    text += get("message").unwrap_or("no reason was given");
-    for key in ["next", "token"] {
-        if let Some(more) = get(key) {
-            text += &format!("\n  {key}: {more}");
-        }
-    }
-    text
+    let get = |key: &str| error.get(key).and_then(Value::as_str).unwrap_or_default();
+    let message = error.get("message").and_then(Value::as_str).unwrap_or("no reason was given");
+    code::line(None, get("code"), message, get("next"))
 }
 
 /// To stderr; that nobody reads it is no reason to fail.

@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::failure::{Failure, say};
 use super::output::{plain, print, print_json, table};
+use crate::code;
 use crate::layout::Layout;
 use crate::spec::{self, Code, Fault, StorePorts};
 use crate::{supervisor, up};
@@ -82,8 +83,8 @@ fn tell_fault(client: &Client, fault: &Value, file: &str) {
             (Some(line), Some(column)) => format!("{file}:{line}:{column}"),
             _ => file.to_string(),
         };
-        let (code, message) = (plain(&fault["code"]), plain(&fault["message"]));
-        say(&format!("{place}: {code} {message}\n  next: {}", plain(&fault["next"])));
+        let [code, message, next] = ["code", "message", "next"].map(|key| plain(&fault[key]));
+        say(&code::line(Some(&place), &code, &message, &next));
     }
 }
 

@@ -95,7 +95,7 @@ fn a_bad_spec_is_told_in_full_and_nothing_is_made() {
     let output = bed.run(&["check", &spec]);
     check(&output, 2, true, "bad.toml:5:1: E003");
     let told = text(&output.stderr);
-    for part in ["E012", "did you mean `version`", "next: "] {
+    for part in ["E012", "did you mean `version`"] {
         assert!(told.contains(part), "{part} is not in {told}");
     }
     let output = bed.run(&["check", &spec, "--json"]);
@@ -108,6 +108,23 @@ fn a_bad_spec_is_told_in_full_and_nothing_is_made() {
         .filter_map(|f| f["code"].as_str())
         .collect();
     assert!(codes.len() > 1 && codes.contains(&"E003"), "{codes:?}");
+    // One line each, with place, code and next step.
+    assert_eq!(told.lines().count(), codes.len(), "{told}");
+    for (line, code) in told.lines().zip(codes) {
+        assert!(line.starts_with(&format!("{spec}:")), "{line}");
+        assert!(line.contains(&format!(": {code} ")) && line.contains("; next step: "), "{line}");
+    }
+    // Whatever stands in the document.
+    let odd = "schema = 1\ncluster = \"shop\"\n\"a\\nb\" = 1\n";
+    for (name, document) in [("odd.toml", odd.to_string()), ("torn.toml", format!("{odd}x = [\ny"))]
+    {
+        let spec = bed.file(name, &document);
+        let faults = bed.run(&["check", &spec, "--json"]);
+        let faults: Value = serde_json::from_slice(&faults.stdout).expect("JSON");
+        let faults = faults["faults"].as_array().map_or(0, Vec::len);
+        let told = text(&bed.run(&["check", &spec]).stderr);
+        assert!(faults > 0 && told.lines().count() == faults, "{faults} faults: {told}");
+    }
     for wrong in ["up --spec", "apply"] {
         // `apply` asks the cluster for the verdict; there is none.
         let mut words: Vec<&str> = wrong.split(' ').collect();
@@ -149,8 +166,18 @@ fn without_a_cluster_each_command_says_so_and_what_to_do() {
         &bed.run(&["status"]),
         1,
         true,
-        &format!("next: `everhold up --data {}", bed.data().display()),
+        &format!("next step: `everhold up --data {}", bed.data().display()),
     );
+    // The same cluster, found by the word that its `up` left, wherever that was told to leave it.
+    let word = std::fs::read_to_string(bed.data().join("run/context.json")).expect("there");
+    let pointer = bed.file("pointer.json", &word);
+    let mut bare = bed.command(&["status"]);
+    bare.env_remove("EVERHOLD_DATA").env("EVERHOLD_POINTER", &pointer);
+    check(&bare.output().expect("it runs"), 1, true, "E235 cannot reach the API of cluster shop");
+    std::fs::remove_file(&pointer).expect("removed");
+    let gone = format!("E230 no running cluster found ({pointer} is not there)");
+    check(&bare.output().expect("it runs"), 1, true, &gone);
+
     std::fs::remove_file(bed.data().join("secrets/api.token")).expect("removed");
     check(&bed.run(&["status"]), 1, true, "E236");
     std::fs::write(bed.data().join("run/context.json"), "{\"clu").expect("torn");
@@ -182,7 +209,7 @@ fn errors_of_the_api_come_through_and_other_servers_are_told_from_it() {
         "409 Conflict",
         r#"{"error":{"code":"E307","message":"a is busy","next":"wait"}}"#,
     );
-    check(&bed.run(&["switchover", "main"]), 1, true, "E307 a is busy\n  next: wait");
+    check(&bed.run(&["switchover", "main"]), 1, true, "E307 a is busy; next step: wait");
     let json = text(&bed.run(&["switchover", "main", "--json"]).stderr);
     assert_eq!(
         serde_json::from_str::<Value>(&json).expect("JSON")["error"]["message"],
@@ -192,11 +219,12 @@ fn errors_of_the_api_come_through_and_other_servers_are_told_from_it() {
         [{"code":"E003","file":"everhold.toml","line":2,"column":1,"message":"no such key","next":"x"}]}}"#;
     bed.answering("422 Unprocessable Entity", faults);
     let spec = bed.file("mine.toml", "schema = 1\n");
-    check(&bed.run(&["apply", &spec]), 2, true, "mine.toml:2:1: E003 no such key\n  next: x");
+    check(&bed.run(&["apply", &spec]), 2, true, "mine.toml:2:1: E003 no such key; next step: x");
     let token =
         r#"{"error":{"code":"E312","message":"may be lost","next":"-","token":"7:a.1+1of(b.1)"}}"#;
     bed.answering("409 Conflict", token);
-    let wanted = "next: everhold failover main --force --to b --token '7:a.1+1of(b.1)'";
+    let wanted =
+        "may be lost; next step: everhold failover main --force --to b --token '7:a.1+1of(b.1)'";
     check(&bed.run(&["failover", "main", "--force", "--to", "b"]), 1, true, wanted);
     for (status, body) in [("200 OK", "<html>"), ("404 Not Found", "{}"), ("302 Found", "")] {
         bed.answering(status, body);
@@ -300,6 +328,14 @@ fn an_operator_s_hour_with_a_real_cluster() {
     let leader = stack.leader();
     let same = stack.command(&["switchover", "main", "--to", &leader]).output().expect("it runs");
     check(&same, 1, true, "leads main already");
+
+    // Its word to commands stands where it was told to, and leads them here.
+    let mut bare = stack.command(&["status", "--json"]);
+    let found = bare.env_remove("EVERHOLD_DATA").output().expect("it runs");
+    let found: Value = serde_json::from_slice(&found.stdout).expect("JSON");
+    assert_eq!(found["cluster"], "test");
+    let word = std::fs::read_to_string(stack.dir().join("up.json")).expect("the pointer");
+    assert!(word.contains(&stack.data().display().to_string()), "{word}");
 
     // A killed server heals, and the journal says why.
     let epoch = stack.epoch();

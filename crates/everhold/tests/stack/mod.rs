@@ -142,6 +142,8 @@ impl Stack {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_everhold"));
         command.args(arguments).env("EVERHOLD_DATA", self.data());
+        // The cluster that commands find without being told stays the one it was.
+        command.env("EVERHOLD_POINTER", self.dir.join("up.json"));
         command
     }
 

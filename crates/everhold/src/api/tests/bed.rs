@@ -130,6 +130,18 @@ impl Bed {
     /// Sends bytes as they are and reads what comes until the connection ends.
     pub async fn exchange(&self, request: Vec<u8>) -> Reply {
         let mut stream = TcpStream::connect(self.api).await.expect("connected");
+        reply(&self.exchange_text(request).await)
+    }
+
+    /// Two requests in one piece, the second of which may be none.
+    pub async fn exchange_twice(&self, one: &str, other: &str) -> (Reply, Reply) {
+        let text = self.exchange_text([one, other].concat().into_bytes()).await;
+        let (first, second) =
+            text.split_once("}HTTP/1.1 ").unwrap_or_else(|| panic!("one answer: {text:?}"));
+        (reply(&format!("{first}}}")), reply(&format!("HTTP/1.1 {second}")))
+    }
+
+    async fn exchange_text(&self, request: Vec<u8>) -> String {
         let (mut read, mut write) = stream.split();
         let mut answer = Vec::new();
         // The answer may come before everything was sent, and the rest is refused then.
@@ -139,11 +151,7 @@ impl Bed {
                 answer.extend_from_slice(&piece[..count]);
             }
         });
-        let text = String::from_utf8_lossy(&answer);
-        let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
-        let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-        let body = serde_json::from_str(body).unwrap_or_default();
-        Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// Waits until something is so.
@@ -200,6 +208,13 @@ impl Bed {
 }
 
 fn head(method: &str, path: &str, more: &str) -> String {
+fn reply(text: &str) -> Reply {
+    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    let body = serde_json::from_str(body).unwrap_or_default();
+    Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
+}
+
     format!(
         "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n\
          everhold-user: tester\r\nconnection: close\r\n{more}\r\n\r\n"

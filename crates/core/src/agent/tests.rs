@@ -1,0 +1,305 @@
+//! A leader's agent and the minder of its PostgreSQL in virtual time: who keeps the primary running,
+//! and when it ends.
+
+use super::{Agent, Command, Identity, Input};
+use crate::decide::upkeep;
+use crate::durable::{Data, Durable, Grant};
+use crate::ids::{Lsn, Member, Time};
+use crate::minder::{self, Right, State};
+use crate::policy::Policy;
+use crate::postgres::{PgAction, PgFacts, PgOutcome, Process, Walsender, sync_names};
+use crate::term::{Branch, Redundancy, Set, Term};
+use crate::view::Record;
+use std::collections::BTreeMap;
+
+/// The first look at the clock; nothing begins at zero.
+const BEGIN: u64 = 1_000_000;
+const TICK_MS: u64 = 50;
+const LOOK_MS: u64 = 200;
+/// Its own question is answered, and proves nothing: the agent's news stand alone.
+const MINDER_ROUND_MS: u64 = 100;
+
+/// What a case sets, as `lease flush=5 lag=5 freeze=10000+5000`.
+#[derive(Default)]
+struct Setting {
+    /// The store answers each renewal at once.
+    lease: bool,
+    alone: bool,
+    flush_ms: u64,
+    lag_ms: u64,
+    /// Nobody acts between these, neither agent nor minder; PostgreSQL goes on.
+    freeze: Option<(u64, u64)>,
+    /// The same for the agent alone.
+    hang: Option<(u64, u64)>,
+}
+
+impl Setting {
+    fn read(text: &str) -> Setting {
+        let mut setting = Setting::default();
+        for word in text.split_whitespace() {
+            let (name, value) = word.split_once('=').unwrap_or((word, "0"));
+            let number = |text: &str| text.parse::<u64>().unwrap();
+            let span = |text: &str| {
+                let (from, for_ms) = text.split_once('+').unwrap();
+                (number(from), number(from) + number(for_ms))
+            };
+            match name {
+                "lease" => setting.lease = true,
+                "alone" => setting.alone = true,
+                "flush" => setting.flush_ms = number(value),
+                "lag" => setting.lag_ms = number(value),
+                "freeze" => setting.freeze = Some(span(value)),
+                "hang" => setting.hang = Some(span(value)),
+                other => panic!("{other}?"),
+            }
+        }
+        setting
+    }
+}
+
+struct Scene {
+    setting: Setting,
+    agent: Agent,
+    minder: State,
+    /// Records of the primary: flushed here at, ending at.
+    records: Vec<(u64, Lsn)>,
+    /// Under way: the command, and when it ends.
+    evidence: Option<(u64, u64)>,
+    asked: Option<u64>,
+    told: Vec<Right>,
+    probes: usize,
+}
+
+fn leader(setting: &Setting) -> Agent {
+    let nodes: Vec<String> = ["a", "b", "c"].map(str::to_string).to_vec();
+    let policy = Policy {
+        nodes,
+        redundancy: Redundancy { wanted: 1, floor: 1 },
+        preferences: BTreeMap::new(),
+    };
+    let branch = Branch { tli: 2, epoch: 7, parent: 1, fork: Lsn(100) };
+    let root = Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) };
+    let durable = Durable {
+        promise: 7,
+        incarnation: 1,
+        data: Data::Ok,
+        sysid: Some(1),
+        line: vec![root.clone(), branch.clone()],
+        grant: Some(Grant { epoch: 7, tli: 2 }),
+    };
+    let members = ["b", "c"].map(|node| Member::new(node, 1));
+    let (members, k) = match setting.alone {
+        true => (Vec::new(), 0),
+        false => (members.to_vec(), 1),
+    };
+    let set = Set { leader: Member::new("a", 1), members: members.into_iter().collect(), k };
+    let term = Term {
+        epoch: 7,
+        leader: Member::new("a", 1),
+        open: true,
+        inforce: vec![set.clone()],
+        target: set,
+        branches: vec![root, branch],
+        sysid: 1,
+    };
+    let identity = Identity {
+        cluster: "shop".to_string(),
+        service: "main".to_string(),
+        node: "a".to_string(),
+        host: "127.0.0.1".to_string(),
+        port: 5432,
+    };
+    let mut agent = Agent::new(identity, policy, durable, Time(BEGIN));
+    // The store was read and is never written to: renewals of the lease are the scene's.
+    agent.view.store.read = true;
+    agent.view.store.term = Some(Record { value: term, rev: 1, seen: Time(BEGIN) });
+    agent.view.leading.leased = Some(Time(BEGIN));
+    agent
+}
+
+impl Scene {
+    fn new(text: &str) -> Scene {
+        let setting = Setting::read(text);
+        let agent = leader(&setting);
+        Scene {
+            setting,
+            agent,
+            minder: State::default(),
+            records: vec![(0, Lsn(1_000))],
+            evidence: None,
+            asked: None,
+            told: Vec::new(),
+            probes: 0,
+        }
+    }
+
+    fn facts(&self, at: u64) -> PgFacts {
+        let newest = |until: u64| {
+            let known = self.records.iter().filter(|(flushed, _)| *flushed <= until);
+            known.map(|(_, end)| *end).max().unwrap_or_default()
+        };
+        let flush = newest(at.saturating_sub(self.setting.lag_ms));
+        let term = self.agent.view.term().unwrap();
+        let rows = term.target.members.iter().map(|member| Walsender {
+            name: member.slot(),
+            streaming: true,
+            priority: 1,
+            flush,
+            owns_slot: true,
+        });
+        PgFacts {
+            process: Process::Running,
+            pid: Some(9),
+            in_recovery: Some(false),
+            sysid: Some(1),
+            tli: 2,
+            lsn: newest(at),
+            sync_names: Some(sync_names(&term.target, false)),
+            walsenders: rows.collect(),
+            checkpoint_tli: 2,
+            slots: term.target.members.iter().map(Member::slot).collect(),
+            ..PgFacts::default()
+        }
+    }
+
+    fn give(&mut self, at: u64, input: Input) {
+        for command in self.agent.step(Time(BEGIN + at), input) {
+            match command {
+                Command::Run { id, action: PgAction::Evidence } => {
+                    self.evidence = Some((id, at + self.setting.flush_ms));
+                }
+                Command::Run { id, action: _ } => {
+                    let facts = self.facts(at);
+                    self.give(at, Input::PgDone { id, result: Ok(PgOutcome::Done), facts });
+                }
+                Command::Mind { epoch, until, k, members } => {
+                    let right = Right { epoch, until, k, members };
+                    self.told.push(right.clone());
+                    self.minder.told(Some(right), Time(BEGIN + at));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn agent_acts(&mut self, at: u64) {
+        if self.setting.lease && at.is_multiple_of(1_000) {
+            self.agent.view.leading.leased = Some(Time(BEGIN + at));
+        }
+        if let Some((id, _)) = self.evidence.take_if(|(_, ends)| *ends <= at) {
+            let end = self.records.last().unwrap().1;
+            let (result, facts) = (Ok(PgOutcome::Evidence { end }), self.facts(at));
+            self.give(at, Input::PgDone { id, result, facts });
+        }
+        if at.is_multiple_of(LOOK_MS) {
+            let (generation, facts) = (self.agent.generation(), self.facts(at));
+            self.give(at, Input::Pg { generation, facts });
+        }
+        if at.is_multiple_of(TICK_MS) {
+            self.give(at, Input::Tick);
+        }
+    }
+
+    /// True: the server is stopped.
+    fn minder_acts(&mut self, at: u64) -> bool {
+        let now = Time(BEGIN + at);
+        if self.asked.take_if(|asked| *asked + MINDER_ROUND_MS <= at).is_some() {
+            self.minder.answered(None);
+        }
+        match minder::decide(&self.minder, now) {
+            minder::Verdict::Wait { .. } => false,
+            minder::Verdict::Stop { .. } => true,
+            minder::Verdict::Probe => {
+                self.probes += 1;
+                self.asked = Some(at);
+                self.minder.asks(now);
+                false
+            }
+        }
+    }
+
+    /// What becomes of it within a minute.
+    fn run(&mut self) -> String {
+        let within = |span: Option<(u64, u64)>, at| span.is_some_and(|(a, b)| (a..b).contains(&at));
+        for at in (0..60_000).step_by(10) {
+            if self.evidence.is_some_and(|(_, ends)| ends == at) {
+                let next = Lsn(self.records.last().unwrap().1.0 + 64);
+                self.records.push((at, next));
+            }
+            if within(self.setting.freeze, at) {
+                continue;
+            }
+            if !within(self.setting.hang, at) {
+                self.agent_acts(at);
+            }
+            if self.minder_acts(at) {
+                return format!("stopped at {at}");
+            }
+        }
+        if self.probes == 0 { "runs".to_string() } else { "runs, and the minder asks".to_string() }
+    }
+}
+
+#[test]
+fn an_agent_that_is_well_keeps_the_minder_quiet_and_one_that_is_not_extends_nothing() {
+    #[rustfmt::skip]
+    let cases = [
+        ("lease flush=10 lag=10",                      "runs"),
+        ("lease flush=10 lag=5000",                    "runs"),
+        ("lease alone flush=10",                       "runs"),
+        // The store is gone: evidence alone.
+        ("flush=10 lag=10",                            "runs"),
+        ("flush=10 lag=250",                           "runs"),
+        ("flush=400 lag=10",                           "runs, and the minder asks"),
+        ("flush=10 lag=1900",                          "runs, and the minder asks"),
+        ("flush=1400 lag=10",                          "runs, and the minder asks"),
+        // Evidence that is older than it counts is none; the last lease was given at 0.
+        ("flush=10 lag=3000",                          "stopped at 4500"),
+        ("alone flush=10",                             "stopped at 4500"),
+        // The last record that proved anything was begun at 9500.
+        ("flush=10 lag=10 hang=10000+50000",           "stopped at 12500"),
+        ("flush=10 lag=10 hang=10000+2000",            "runs, and the minder asks"),
+        // A freeze ends what the news of before it would give.
+        ("flush=10 lag=10 freeze=10000+2000",          "runs, and the minder asks"),
+        ("flush=10 lag=10 freeze=10000+9000",          "stopped at 19000"),
+        ("flush=10 lag=600 freeze=10000+9000",         "stopped at 19000"),
+        ("lease flush=10 lag=10 freeze=10000+9010",    "stopped at 19010"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(Scene::new(text).run(), expected, "{text}");
+    }
+}
+
+#[test]
+fn the_minder_is_told_at_once_and_only_what_is_new() {
+    for text in ["lease flush=10 lag=10", "flush=10 lag=10", "flush=10 lag=900"] {
+        let mut scene = Scene::new(text);
+        scene.run();
+        let told = &scene.told;
+        assert!(told.windows(2).all(|two| two[0] != two[1]), "{text}: told twice");
+        assert!(told.windows(2).all(|two| two[0].until < two[1].until), "{text}: {told:?}");
+        assert!(told.len() > 50, "{text}: {}", told.len());
+    }
+}
+
+#[test]
+fn a_proof_of_before_counts_for_nothing_once_it_leads_alone() {
+    #[rustfmt::skip]
+    let cases = [
+        // setting  leased        proven        until
+        ("",        None,         None,         None),
+        ("",        Some(1_000),  None,         Some(5_500)),
+        ("",        Some(1_000),  Some(2_500),  Some(5_500)),
+        ("",        Some(1_000),  Some(3_000),  Some(6_000)),
+        ("",        None,         Some(3_000),  Some(6_000)),
+        ("alone",   Some(1_000),  Some(3_000),  Some(5_500)),
+        ("alone",   None,         Some(3_000),  None),
+    ];
+    for (text, leased, proven, until) in cases {
+        let mut agent = leader(&Setting::read(text));
+        agent.view.leading.leased = leased.map(Time);
+        agent.view.leading.proven = proven.map(Time);
+        let right = upkeep::right(&agent.view, agent.view.term().unwrap());
+        assert_eq!(right.map(|right| right.until), until.map(Time), "{text} {leased:?} {proven:?}");
+    }
+}
