@@ -277,6 +277,15 @@ impl Spec {
         self.nodes.iter().take(count).map(|(name, node)| (name.as_str(), node))
     }
 
+    /// Whether nodes are on machines of their own, so that what they say crosses a network.
+    pub fn is_spread(&self) -> bool {
+        let away = |node: &NodeSpec| match &node.address {
+            Address::Ip(ip) => !ip.is_loopback(),
+            Address::Host(_) => true,
+        };
+        self.nodes.values().any(away)
+    }
+
     /// The PostgreSQL service of that name.
     pub fn postgres(&self, service: &str) -> Option<&PostgresSpec> {
         match self.services.get(service)? {

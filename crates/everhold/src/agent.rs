@@ -9,6 +9,7 @@ use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
 use crate::{clock, disk, spec_store};
 use anyhow::Context;
+use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
 use everhold_core::journal::Event;
@@ -103,7 +104,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         let Some(service) = spec.postgres(name).filter(|s| s.nodes.contains(&node.name)) else {
             continue;
         };
-        let site = Site { node: &node, layout: &layout, spec: &spec };
+        let site = Site { tls: &tls, node: &node, layout: &layout, spec: &spec };
         match keep(site, name, service, &store, &journal, &report).await {
             Ok(keeper) => {
                 keepers.insert(name.clone(), keeper);
@@ -128,6 +129,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
 }
 
 struct Site<'a> {
+    tls: &'a Tls,
     node: &'a NodeFile,
     layout: &'a Layout,
     spec: &'a Spec,
@@ -142,14 +144,16 @@ async fn keep(
     journal: &Journal,
     report: &watch::Sender<Arc<Report>>,
 ) -> anyhow::Result<Keeper> {
-    let Site { node, layout, spec } = site;
+    let Site { node, layout, spec, .. } = site;
     let dir = layout.service(&node.name, name);
     let record = dir.join("record.json");
     let data_dir = layout.pgdata(&node.name, name);
     let durable = disk::load(&record, &data_dir)?;
     let address = spec.nodes.get(&node.name).context("the node's address")?.address.to_string();
     let port = service.instances.get(&node.name).context("the instance's port")?.port;
-    let postgres = Postgres::open(pg_config(&site, name, service, &address, port)?).await?;
+    let config = pg_config(&site, name, service, &address, port)?;
+    let config_tls = config.tls.is_some();
+    let postgres = Postgres::open(config).await?;
     let identity = Identity {
         cluster: node.cluster.clone(),
         service: name.to_string(),
@@ -167,6 +171,7 @@ async fn keep(
         journal: journal.clone(),
         record,
         replication_password: replication_password(layout, name),
+        probe_tls: config_tls.then(|| site.tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
         tell: Box::new(move |status, at_once| {
             sender.send_if_modified(|report| {
@@ -232,6 +237,12 @@ fn pg_config(
         owner: service.owner.clone(),
         owner_password_file: owner_password(layout, name),
         replication_password_file: replication_password(layout, name),
+        // On one machine nothing leaves it.
+        tls: (!listen.is_loopback()).then(|| CertPair {
+            ca: node.ca.clone(),
+            cert: node.cert.clone(),
+            key: node.key.clone(),
+        }),
         parameters: service.parameters.clone(),
     })
 }

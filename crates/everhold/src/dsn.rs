@@ -54,13 +54,15 @@ pub fn addresses(spec: &Spec, service: &str, role: Role) -> Vec<(String, u16)> {
     found
 }
 
-/// The URL of a service; `None` if no listener leads there.
+/// The URL of a service; `None` if no listener leads there. `ca`: the cluster's authority, for nodes
+/// on machines of their own, where nothing is spoken but TLS.
 pub fn url(
     spec: &Spec,
     name: &str,
     service: &PostgresSpec,
     role: Role,
     passfile: &str,
+    ca: &str,
 ) -> Option<String> {
     let addresses = addresses(spec, name, role);
     if addresses.is_empty() {
@@ -77,9 +79,16 @@ pub fn url(
     let hosts = hosts.join(",");
     // Any: the gateway knows better than libpq which server is meant, and a check costs a query.
     let passfile = encode(passfile);
-    Some(format!(
+    let mut url = format!(
         "postgresql://{user}@{hosts}/{database}?passfile={passfile}&target_session_attrs=any"
-    ))
+    );
+    if spec.is_spread() {
+        // The server is known by its authority: behind the gateways it is another one each time. A
+        // gateway whose machine is gone is left within seconds.
+        url += &format!("&sslmode=verify-ca&sslrootcert={}", encode(ca));
+        url += "&connect_timeout=2&tcp_user_timeout=4000&keepalives_idle=2&keepalives_interval=1";
+    }
+    Some(url)
 }
 
 /// A line of a password file. Any database: the owner may connect to others too.
@@ -110,7 +119,7 @@ mod tests {
     fn urls_name_every_gateway_once_and_survive_odd_paths() {
         let mut spec = Spec::default_for_one_machine();
         let url = |spec: &Spec, role, passfile: &str| {
-            url(spec, "main", spec.postgres("main").expect("there"), role, passfile)
+            url(spec, "main", spec.postgres("main").expect("there"), role, passfile, "/ca.pem")
         };
         assert_eq!(
             url(&spec, Role::Primary, "/srv/a b&c/main.pgpass").as_deref(),
@@ -127,6 +136,8 @@ mod tests {
             spec.nodes.get_mut(node).expect("there").address = address;
         }
         let hosts = "@10.0.0.1:6432,[fd00::2]:6432/";
+        let tls = "&sslmode=verify-ca&sslrootcert=/ca.pem&connect_timeout=2";
+        assert!(url(&spec, Role::Primary, "/x").is_some_and(|url| url.contains(tls)));
         assert!(url(&spec, Role::Primary, "/x").is_some_and(|url| url.contains(hosts)));
         spec.listeners.clear();
         assert_eq!(url(&spec, Role::Primary, "/x"), None);

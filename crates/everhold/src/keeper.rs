@@ -44,6 +44,8 @@ pub struct Parts {
     /// Where the durable record stands.
     pub record: PathBuf,
     pub replication_password: PathBuf,
+    /// For questions to the servers of other machines.
+    pub probe_tls: Option<Arc<rustls::ClientConfig>>,
     pub minder: Feed,
     /// Told of each change of the status; `true`: at once.
     pub tell: Box<dyn Fn(Arc<Status>, bool) + Send + Sync>,
@@ -383,10 +385,11 @@ impl Driver {
         let status = self.parts.agent.view.peers.get(node).and_then(|peer| peer.status.clone());
         let inputs = self.shared.inputs.clone();
         let password = self.parts.replication_password.clone();
+        let tls = self.parts.probe_tls.clone();
         tokio::spawn(async move {
             let ok = match status {
                 Some(status) => {
-                    postgres::probe(&status.host, status.port, &password, PROBE).await.is_ok()
+                    postgres::probe(&status.host, status.port, &password, tls, PROBE).await.is_ok()
                 }
                 None => false,
             };

@@ -83,9 +83,15 @@ pub enum LinkError {
 pub struct Tls {
     acceptor: TlsAcceptor,
     connector: TlsConnector,
+    client: Arc<ClientConfig>,
 }
 
 impl Tls {
+    /// To prove oneself with towards a server of the cluster.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.client.clone()
+    }
+
     pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Tls, LinkError> {
         let wrong = |path: &Path| {
             let path = path.display().to_string();
@@ -113,9 +119,11 @@ impl Tls {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![chain], key_der()?)
             .map_err(|e| wrong(cert)(e.to_string()))?;
+        let client = Arc::new(client);
         Ok(Tls {
             acceptor: TlsAcceptor::from(Arc::new(server)),
-            connector: TlsConnector::from(Arc::new(client)),
+            connector: TlsConnector::from(client.clone()),
+            client,
         })
     }
 }

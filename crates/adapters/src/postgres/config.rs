@@ -3,6 +3,7 @@
 use super::error::PgError;
 use super::files::{self, Owner};
 use super::process::{self, Directory};
+use crate::pki::CertPair;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -29,6 +30,9 @@ pub struct PgConfig {
     pub owner: String,
     pub owner_password_file: PathBuf,
     pub replication_password_file: PathBuf,
+    /// What the server proves itself with, and its standbys, where they are on other machines: then
+    /// nothing is spoken over the network but TLS.
+    pub tls: Option<CertPair>,
     /// The operator's settings; those that Everhold forces have no effect and are reported.
     pub parameters: BTreeMap<String, String>,
 }

@@ -41,11 +41,10 @@ pub async fn rewind(
     require_known_branch(site).await?;
     let _copying = Copying::begin(site);
     kept::keep(site, fork, epoch).await?;
-    write_passfile(site).await?;
+    write_proofs(site).await?;
     let mut command = tool::command(config, "pg_rewind", None);
     command.arg("--target-pgdata").arg(&config.data_dir);
-    let passfile = Paths::of(config).passfile;
-    let from = settings::tool_conninfo(source, &passfile, "everhold rewind");
+    let from = settings::tool_conninfo(source, config, "everhold rewind");
     command.arg("--source-server").arg(from).arg("--config-file").arg(&Paths::of(config).main);
     // Recovery has been done above, by a server that can't acknowledge anything.
     command.args(["--no-ensure-shutdown", "--progress"]);
@@ -73,7 +72,7 @@ pub async fn clone(
         // A directory that a broken rewind left may not be readable; its WAL was kept then.
         tracing::warn!(node = %config.node, %error, "diverging WAL not kept before a clone");
     }
-    write_passfile(site).await?;
+    write_proofs(site).await?;
     let dir = config.clone_dir();
     let (fresh, owner) = (dir.clone(), config.run_as);
     site.blocking(move || {
@@ -83,8 +82,7 @@ pub async fn clone(
     .await?;
     let mut command = tool::command(config, "pg_basebackup", None);
     command.arg("--pgdata").arg(&dir);
-    let passfile = Paths::of(config).passfile;
-    command.arg("--dbname").arg(settings::tool_conninfo(source, &passfile, "everhold clone"));
+    command.arg("--dbname").arg(settings::tool_conninfo(source, config, "everhold clone"));
     command.args(["--checkpoint=fast", "--wal-method=stream", "--progress", "--no-password"]);
     let output = tool::run("pg_basebackup", command, None).await?;
     let (bytes, of) = progress(&String::from_utf8_lossy(&output.stderr));
@@ -131,9 +129,13 @@ async fn require_known_branch(site: &Site) -> Result<(), PgError> {
     )))
 }
 
-async fn write_passfile(site: &Site) -> Result<(), PgError> {
+async fn write_proofs(site: &Site) -> Result<(), PgError> {
     let config = site.config.clone();
-    site.blocking(move || settings::write_passfile(&config)).await
+    site.blocking(move || {
+        settings::write_certificates(&config)?;
+        settings::write_passfile(&config)
+    })
+    .await
 }
 
 /// Bytes copied and the size of the whole source, from pg_rewind's words.

@@ -85,6 +85,10 @@ pub struct Paths {
     pub hba: PathBuf,
     pub ident: PathBuf,
     pub passfile: PathBuf,
+    /// Copies that PostgreSQL's user can read.
+    pub ca: PathBuf,
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 impl Paths {
@@ -96,6 +100,9 @@ impl Paths {
             hba: at("pg_hba.conf"),
             ident: at("pg_ident.conf"),
             passfile: at("passfile"),
+            ca: at("ca.pem"),
+            cert: at("server.pem"),
+            key: at("server.key"),
         }
     }
 }
@@ -163,6 +170,10 @@ pub fn forced(config: &PgConfig, control: Option<&Control>) -> BTreeMap<String, 
         ("hba_file", path(&paths.hba)),
         ("ident_file", path(&paths.ident)),
         ("password_encryption", "scram-sha-256".into()),
+        ("ssl", if config.tls.is_some() { "on".into() } else { "off".into() }),
+        ("ssl_ca_file", path(&paths.ca)),
+        ("ssl_cert_file", path(&paths.cert)),
+        ("ssl_key_file", path(&paths.key)),
         // The log is the agent's file, which it keeps small.
         ("log_destination", "stderr".into()),
         ("logging_collector", "off".into()),
@@ -222,7 +233,9 @@ pub fn write_all(
 ) -> Result<(), PgError> {
     let paths = Paths::of(config);
     write_parameters(config)?;
-    write(config, &paths.hba, HBA)?;
+    let remote = if config.tls.is_some() { REMOTE_TLS } else { REMOTE_PLAIN };
+    write(config, &paths.hba, &format!("{LOCAL}{remote}"))?;
+    write_certificates(config)?;
     let mut ident = String::new();
     for name in local_names {
         let _ = writeln!(ident, "everhold \"{name}\" {SUPERUSER}");
@@ -274,16 +287,40 @@ pub fn read_password(path: &Path) -> Result<String, PgError> {
 }
 
 /// The agent over the socket by its user; everybody else by password.
-const HBA: &str = "\
+const LOCAL: &str = "\
 local all everhold peer map=everhold
 local replication everhold peer map=everhold
 local all all scram-sha-256
 host all everhold all reject
+";
+
+/// Where nobody but this machine is spoken to.
+const REMOTE_PLAIN: &str = "\
 host replication everhold_replication all scram-sha-256
 host postgres everhold_replication all scram-sha-256
 host all everhold_replication all reject
 host all all all scram-sha-256
 ";
+
+/// Other nodes prove themselves with their certificate too; clients know the password.
+const REMOTE_TLS: &str = "\
+hostssl replication everhold_replication all scram-sha-256 clientcert=verify-ca
+hostssl postgres everhold_replication all scram-sha-256 clientcert=verify-ca
+host all everhold_replication all reject
+hostssl all all all scram-sha-256
+";
+
+/// Copies certificate and key to where PostgreSQL's user can read them. A running server takes new
+/// ones at a reload, a standby with its next connection.
+pub fn write_certificates(config: &PgConfig) -> Result<(), PgError> {
+    let Some(pair) = &config.tls else { return Ok(()) };
+    let paths = Paths::of(config);
+    for (from, to) in [(&pair.ca, paths.ca), (&pair.cert, paths.cert), (&pair.key, paths.key)] {
+        let text = fs::read_to_string(from).map_err(PgError::file("read", from))?;
+        write(config, &to, &text)?;
+    }
+    Ok(())
+}
 
 /// The settings that change while the server runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,8 +332,7 @@ pub struct Dynamic {
 impl Dynamic {
     /// Not synced: after a reboot all is written anew before PostgreSQL starts.
     pub fn write(&self, config: &PgConfig) -> Result<(), PgError> {
-        let passfile = Paths::of(config).passfile;
-        let conninfo = self.source.as_ref().map(|source| conninfo(source, &passfile));
+        let conninfo = self.source.as_ref().map(|source| conninfo(source, config));
         let slot = self.source.as_ref().map(|source| source.slot.as_str());
         let text = format!(
             "primary_conninfo = {}\nprimary_slot_name = {}\nsynchronous_standby_names = {}\n",
@@ -326,20 +362,23 @@ impl Dynamic {
 
 /// libpq's words for where to stream from. The walreceiver sets a fallback name of its own, so that
 /// of the leader is only carried along, for observation to read it back.
-pub fn conninfo(source: &Source, passfile: &Path) -> String {
+pub fn conninfo(source: &Source, config: &PgConfig) -> String {
     let member = source.member.to_string();
     let own = [("application_name", source.slot.as_str()), ("fallback_application_name", &member)];
-    connection_words(source, passfile, &own)
+    connection_words(source, config, &own)
 }
 
 /// libpq's words for a rewind or a clone, under a name that no member has.
-pub fn tool_conninfo(source: &Source, passfile: &Path, application: &str) -> String {
+pub fn tool_conninfo(source: &Source, config: &PgConfig, application: &str) -> String {
     let own = [("application_name", application), ("dbname", "postgres")];
-    connection_words(source, passfile, &own)
+    connection_words(source, config, &own)
 }
 
-fn connection_words(source: &Source, passfile: &Path, own: &[(&str, &str)]) -> String {
-    let (port, passfile) = (source.port.to_string(), passfile.display().to_string());
+fn connection_words(source: &Source, config: &PgConfig, own: &[(&str, &str)]) -> String {
+    let paths = Paths::of(config);
+    let shown = |path: &Path| path.display().to_string();
+    let (port, passfile) = (source.port.to_string(), shown(&paths.passfile));
+    let (ca, cert, key) = (shown(&paths.ca), shown(&paths.cert), shown(&paths.key));
     let common = [
         ("host", source.host.as_str()),
         ("port", &port),
@@ -353,8 +392,17 @@ fn connection_words(source: &Source, passfile: &Path, own: &[(&str, &str)]) -> S
         ("keepalives_count", "3"),
         ("tcp_user_timeout", "5000"),
     ];
+    let tls: &[(&str, &str)] = match &config.tls {
+        Some(_) => &[
+            ("sslmode", "verify-full"),
+            ("sslrootcert", &ca),
+            ("sslcert", &cert),
+            ("sslkey", &key),
+        ],
+        None => &[("sslmode", "disable")],
+    };
     let say = |(name, value): &(&str, &str)| format!("{name}={}", word(value));
-    common.iter().chain(own).map(say).collect::<Vec<_>>().join(" ")
+    common.iter().chain(tls).chain(own).map(say).collect::<Vec<_>>().join(" ")
 }
 
 /// The source in libpq's words, as [`conninfo`] writes them. `None` if there is no host.
@@ -467,9 +515,33 @@ mod tests {
             port: 5433,
             slot: "a_1".into(),
         };
-        let text = conninfo(&source, Path::new("/run/it's here/passfile"));
-        assert_eq!(parse_conninfo(&text, "a_1"), Some(source));
+        let at = |name: &str| PathBuf::from(format!("/run/it's here/{name}"));
+        let mut config = PgConfig {
+            node: "a".into(),
+            bin_dir: at("bin"),
+            data_dir: at("data"),
+            run_dir: at(""),
+            kept_dir: at("kept"),
+            log_file: at("log"),
+            listen: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 5432,
+            run_as: None,
+            database: "app".into(),
+            owner: "app".into(),
+            owner_password_file: at("owner"),
+            replication_password_file: at("replication"),
+            tls: None,
+            parameters: BTreeMap::new(),
+        };
+        let text = conninfo(&source, &config);
+        assert_eq!(parse_conninfo(&text, "a_1"), Some(source.clone()));
         assert_eq!(words(&text)["passfile"], "/run/it's here/passfile");
+        assert_eq!(words(&text)["sslmode"], "disable");
+        config.tls = Some(crate::pki::CertPair { ca: at("ca"), cert: at("cert"), key: at("key") });
+        let text = conninfo(&source, &config);
+        assert_eq!(parse_conninfo(&text, "a_1"), Some(source));
+        assert_eq!(words(&text)["sslmode"], "verify-full");
+        assert_eq!(words(&text)["sslkey"], "/run/it's here/server.key");
         assert_eq!(parse_conninfo("", ""), None);
         assert_eq!(parse_conninfo("host=x user=y", "").map(|s| s.host), Some("x".to_string()));
     }

@@ -69,6 +69,7 @@ impl Cluster {
             owner: "app".into(),
             owner_password_file: self.dir.path().join("owner"),
             replication_password_file: self.dir.path().join("replication"),
+            tls: None,
             parameters: BTreeMap::from([("shared_buffers".into(), "16MB".into())]),
         }
     }

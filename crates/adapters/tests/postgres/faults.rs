@@ -20,7 +20,7 @@ async fn a_frozen_server_is_seen_and_stopped() {
         assert_eq!((facts.in_recovery, facts.sync_names), (None, None));
     }
     let password = &a.config.replication_password_file;
-    let asked = probe("127.0.0.1", a.config.port, password, Duration::from_millis(300)).await;
+    let asked = probe("127.0.0.1", a.config.port, password, None, Duration::from_millis(300)).await;
     assert!(asked.unwrap_err().to_string().contains("no answer within 300 ms"));
 
     // Thawed, it answers again.

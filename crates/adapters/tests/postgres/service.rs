@@ -50,9 +50,11 @@ async fn a_cluster_is_made_replicates_and_acknowledges() {
     let read = b.client().await;
     assert_eq!(value(&read, "SELECT i FROM t").await, "1");
 
-    let asked = probe("127.0.0.1", a.config.port, &a.config.replication_password_file, SECOND);
+    let asked =
+        probe("127.0.0.1", a.config.port, &a.config.replication_password_file, None, SECOND);
     asked.await.unwrap();
-    let wrong = probe("127.0.0.1", a.config.port, &a.config.owner_password_file, SECOND).await;
+    let wrong =
+        probe("127.0.0.1", a.config.port, &a.config.owner_password_file, None, SECOND).await;
     assert!(wrong.unwrap_err().to_string().contains("password authentication failed"));
 
     passwords_are_nowhere(&[&a, &b]);

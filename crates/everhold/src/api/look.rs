@@ -152,7 +152,8 @@ pub async fn dsn(
     let service = spec.postgres(&name).ok_or_else(not_sql)?;
     let role = if query.read { Role::Standby } else { Role::Primary };
     let passfile = dsn::passfile(&api.cluster.layout, &name).display().to_string();
-    let url = dsn::url(&spec, &name, service, role, &passfile).ok_or_else(|| {
+    let ca = api.cluster.layout.pki().join("ca.pem").display().to_string();
+    let url = dsn::url(&spec, &name, service, role, &passfile, &ca).ok_or_else(|| {
         let wanted = if query.read { "standby" } else { "primary" };
         ApiError::new(Code::Refused, format!("no listener leads to {name} with role {wanted}"))
             .next("declare one under [listener] and `everhold apply`")

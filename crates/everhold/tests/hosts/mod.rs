@@ -13,6 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
 
 /// A cluster that isn't ready, or not whole again, after this is broken.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -344,7 +345,7 @@ impl Hosts {
         let config = |first: usize| {
             let mut config = Config::new();
             config.user("app").password(self.password()).dbname("app");
-            config.connect_timeout(Duration::from_secs(1));
+            config.connect_timeout(Duration::from_secs(1)).ssl_mode(SslMode::Require);
             for place in 0..NAMES.len() {
                 config.host(address(NAMES[(first + place) % NAMES.len()])).port(6432);
             }

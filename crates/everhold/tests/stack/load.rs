@@ -3,6 +3,9 @@
 //! Acknowledged means COMMIT without a warning. The outage is the longest gap without one.
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::os::fd::AsFd;
@@ -11,7 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_postgres::config::SslMode;
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 const WRITERS: u32 = 4;
 /// A client gives up on a reply after this and connects anew.
@@ -85,9 +91,75 @@ pub fn config(port: u16, password: &str) -> Config {
     config
 }
 
-/// A connection, and whether the server warned on it.
+/// A connection, and whether the server warned on it. With TLS if the configuration requires it.
 pub async fn connect(config: &Config) -> Result<(Client, Arc<AtomicBool>), String> {
-    let (client, mut connection) = config.connect(NoTls).await.map_err(|e| e.to_string())?;
+    match config.get_ssl_mode() {
+        SslMode::Require => {
+            let tls = MakeRustlsConnect::new(any_server());
+            let (client, connection) = config.connect(tls).await.map_err(|e| e.to_string())?;
+            Ok((client, hear(connection)))
+        }
+        _ => {
+            let (client, connection) = config.connect(NoTls).await.map_err(|e| e.to_string())?;
+            Ok((client, hear(connection)))
+        }
+    }
+}
+
+/// As libpq's `sslmode=require`: encrypted, whoever it is.
+fn any_server() -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions().expect("protocols");
+    let believer = builder.dangerous().with_custom_certificate_verifier(Arc::new(Believer));
+    believer.with_no_client_auth()
+}
+
+#[derive(Debug)]
+struct Believer;
+
+impl ServerCertVerifier for Believer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        let known = rustls::crypto::ring::default_provider();
+        known.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whether the server warns, from now on.
+fn hear<S, T>(mut connection: Connection<S, T>) -> Arc<AtomicBool>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let warned = Arc::new(AtomicBool::new(false));
     let heard = warned.clone();
     tokio::spawn(async move {
@@ -99,7 +171,7 @@ pub async fn connect(config: &Config) -> Result<(Client, Arc<AtomicBool>), Strin
             }
         }
     });
-    Ok((client, warned))
+    warned
 }
 
 impl Load {

@@ -208,12 +208,12 @@ impl Bed {
 }
 
 fn head(method: &str, path: &str, more: &str) -> String {
-fn reply(text: &str) -> Reply {
-    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
-    let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-    let body = serde_json::from_str(body).unwrap_or_default();
-    Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
-}
+    fn reply(text: &str) -> Reply {
+        let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
+        let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+        let body = serde_json::from_str(body).unwrap_or_default();
+        Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
+    }
 
     format!(
         "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n\
