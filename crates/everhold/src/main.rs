@@ -27,6 +27,7 @@ mod secrets;
 mod spec;
 mod spec_store;
 mod status;
+mod troubles;
 mod up;
 
 fn main() -> std::process::ExitCode {

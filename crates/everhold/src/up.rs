@@ -9,14 +9,17 @@ use crate::api;
 use crate::children::{Child, Supervised};
 use crate::cluster::Cluster;
 use crate::context::Context;
+use crate::keeper::chain;
 use crate::layout::{ClusterRecord, Layout};
+use crate::link::Tls;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, Fault, StorePorts, record};
+use crate::troubles::Troubles;
 use crate::{disk, secrets, spec_store};
 use anyhow::{Context as _, bail};
 use everhold_adapters::etcd::{Etcd, EtcdConfig};
-use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
+use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
 use everhold_store::Store;
@@ -40,6 +43,8 @@ pub const GATEWAY: &str = "gateway";
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// Between two starts of an etcd that doesn't start.
+const ETCD_AGAIN: Duration = Duration::from_secs(1);
 /// For a clean stop of everything.
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 
@@ -127,7 +132,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     wait_ready(&cluster, &spec).await;
     greet(&spec, began);
 
-    let etcd = tokio::spawn(keep_etcd(etcd, member.clone()));
+    let troubles = supervised.troubles().clone();
+    let etcd = tokio::spawn(keep_etcd(etcd, member.clone(), troubles));
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
@@ -218,17 +224,27 @@ struct Certs {
 /// The cluster's own authority and a certificate for each process.
 fn certify(layout: &Layout, spec: &Spec) -> anyhow::Result<Certs> {
     make_secrets(layout, spec)?;
-    let authority = Authority::open(&layout.pki())?;
+    let unusable = |error: PkiError| anyhow::anyhow!("E210 {}", chain(&error));
+    let authority = Authority::open(&layout.pki()).map_err(unusable)?;
     let local = || Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let issue = |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage);
+    let issue =
+        |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage).map_err(unusable);
+    // A node that can't use its own stands still and says so; the others go on.
+    let for_node = |name: &str, hosts: &[Host], usage| match authority.issue(name, hosts, usage) {
+        Err(error @ (PkiError::Invalid { .. } | PkiError::Missing { .. })) => {
+            say(format_args!("· {}", unusable(error)));
+            Ok(authority.pair(name))
+        }
+        issued => issued.map_err(unusable),
+    };
     let nodes = spec.nodes.keys().map(|name| {
         let hosts = [Host::Dns(name.clone()), local()];
-        Ok((name.clone(), issue(name, &hosts, Usage::Both)?))
+        Ok((name.clone(), for_node(name, &hosts, Usage::Both)?))
     });
     Ok(Certs {
         etcd: issue("etcd", &[Host::Dns("localhost".to_string()), local()], Usage::Both)?,
         nodes: nodes.collect::<anyhow::Result<_>>()?,
-        gateway: issue(GATEWAY, &[], Usage::Client)?,
+        gateway: for_node(GATEWAY, &[], Usage::Client)?,
         api: issue(API, &[], Usage::Client)?,
     })
 }
@@ -356,8 +372,8 @@ fn greet(spec: &Spec, began: Instant) {
     say(format_args!("  everhold fault kill-postgres {service}     (and `everhold journal`)"));
 }
 
-/// Restarts etcd whenever it ends.
-async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
+/// Restarts etcd whenever it ends, and says why it can't.
+async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig, troubles: Troubles) {
     loop {
         let ended = etcd.wait_exit().await;
         tracing::warn!(?ended, "etcd ended; it is started again");
@@ -365,11 +381,16 @@ async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
             match Etcd::start(&config).await {
                 Ok(again) => {
                     etcd = again;
+                    troubles.clear("etcd");
                     break;
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot start etcd");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    // etcd itself names neither file nor next step.
+                    let CertPair { ca, cert, key } = &config.certs;
+                    let certs = Tls::load(ca, cert, key).err().map(|unusable| unusable.to_string());
+                    troubles.note("etcd", certs.unwrap_or_else(|| chain(&error)));
+                    tokio::time::sleep(ETCD_AGAIN).await;
                 }
             }
         }

@@ -1,7 +1,9 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
 mod commands;
+mod damage;
 mod healing;
+mod loss;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;
