@@ -165,6 +165,12 @@ impl Authority {
         self.issuer.key().serialize_pem()
     }
 
+    /// Where the certificate of `name` and its key are, sound or not.
+    pub fn pair(&self, name: &str) -> CertPair {
+        let file = |ending: &str| self.dir.join(format!("{name}.{ending}"));
+        CertPair { ca: self.cert_path(), cert: file("pem"), key: file("key") }
+    }
+
     /// Gives out `name.pem` and `name.key`. A pair that is there already is checked and kept; it is
     /// certified anew, with the same key, only if it lacks one of the hosts or uses. After a crash
     /// between the two files the key that was never certified is.
@@ -173,9 +179,7 @@ impl Authority {
         if name.is_empty() || name == "ca" || name.starts_with('.') || !name.chars().all(of_name) {
             return Err(PkiError::Name { name: name.to_owned() });
         }
-        let cert_path = self.dir.join(format!("{name}.pem"));
-        let key_path = self.dir.join(format!("{name}.key"));
-        let pair = CertPair { ca: self.cert_path(), cert: cert_path, key: key_path };
+        let pair = self.pair(name);
         let failed = |source| PkiError::Generate { name: name.to_owned(), source };
 
         if pair.cert.exists() {

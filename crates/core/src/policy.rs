@@ -60,6 +60,8 @@ pub const JOIN_LAG_BYTES: u64 = 1 << 20;
 /// A failed action is tried again after this, doubled each time up to the most.
 pub const RETRY_MS: u64 = 100;
 pub const RETRY_MS_MAX: u64 = 30_000;
+/// A server that ends by itself this soon after its start has not started.
+pub const STARTED_MS: u64 = 10_000;
 /// A witness of a term that doesn't open gives its directory up for a clone after this; the old
 /// directory is kept.
 pub const WITNESS_MS: u64 = 10_000;

@@ -85,6 +85,12 @@ pub struct PgFacts {
     pub slots: Vec<String>,
     /// Settings that weaken a guarantee and are in force by override (ALTER ROLE, DATABASE, …).
     pub overrides: Vec<String>,
+    /// The disk of the data directory has no room for more WAL.
+    #[serde(default)]
+    pub full: bool,
+    /// The last words of a server that is down.
+    #[serde(default)]
+    pub said: Option<String>,
 }
 
 /// How a server is stopped. Both end with a proof that no process of the directory is left.
@@ -129,8 +135,9 @@ pub enum PgAction {
     /// Keeps the WAL past `fork` aside, then makes the directory a copy of the source's by
     /// pg_rewind. Leaves it stopped.
     Rewind { source: Source, fork: Lsn, epoch: Epoch },
-    /// The same by a whole new base backup, keeping diverging WAL where there is a `fork`.
-    Clone { source: Source, fork: Option<Lsn>, epoch: Epoch },
+    /// The same by a whole new base backup, keeping diverging WAL where there is a `fork`, and the
+    /// whole old directory beside the new one if `keep` says so.
+    Clone { source: Source, fork: Option<Lsn>, epoch: Epoch, keep: bool },
     /// One more look, now.
     Observe,
 }

@@ -139,16 +139,21 @@ impl Keys {
         let old = std::mem::take(view);
         let known = |name: &str| kvs.iter().find(|kv| kv.key == self.key(name));
         *view = StoreView { reachable: true, read: true, ..StoreView::default() };
-        // What didn't change keeps the instant at which it was first seen.
-        view.epoch = old.epoch.filter(|r| known("epoch").is_some_and(|kv| kv.rev == r.rev));
-        view.term = old.term.filter(|r| known("term").is_some_and(|kv| kv.rev == r.rev));
-        view.campaign =
-            old.campaign.filter(|r| known("campaign").is_some_and(|kv| kv.rev == r.rev));
-        view.lease = old.lease.filter(|r| known("lease").is_some_and(|kv| kv.rev == r.rev));
+        view.epoch = kept(old.epoch, known("epoch"));
+        view.term = kept(old.term, known("term"));
+        view.campaign = kept(old.campaign, known("campaign"));
+        view.lease = kept(old.lease, known("lease"));
         for kv in kvs {
             self.learn(view, &kv.key, Some(kv), now);
         }
     }
+}
+
+/// What didn't change keeps the instant at which it was first seen. Of what can't be read any more
+/// the last form that could stays: a leader goes on as it is, and writes nothing.
+fn kept<T: DeserializeOwned>(old: Option<Record<T>>, kv: Option<&Kv>) -> Option<Record<T>> {
+    let kv = kv?;
+    old.filter(|record| kv.rev == record.rev || decode::<T>(&kv.value).is_err())
 }
 
 fn take<T: DeserializeOwned>(

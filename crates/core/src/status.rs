@@ -107,4 +107,7 @@ pub struct Status {
     pub hold: Option<Hold>,
     /// Settings in force that weaken a guarantee.
     pub overrides: Vec<String>,
+    /// Its disk has no room for more WAL.
+    #[serde(default)]
+    pub full: bool,
 }

@@ -12,9 +12,11 @@ use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
+use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
 use everhold_core::spec::{Address, Durability, PostgresSpec, ServiceSpec, Spec};
+use everhold_core::status::Hold;
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
@@ -34,6 +36,8 @@ const REPORTS_MAX: usize = 1_024;
 const RESTART_AFTER: Duration = Duration::from_millis(100);
 /// Entries of one answer: with the facts in them some megabytes, well below a frame's bound.
 const PAGE_MAX: usize = 1_000;
+/// Between two looks at what is damaged.
+const MENDED_EVERY: Duration = Duration::from_secs(2);
 /// Between two mirrors of the journal's head.
 const HEAD_EVERY: Duration = Duration::from_secs(5);
 
@@ -104,8 +108,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         let Some(service) = spec.postgres(name).filter(|s| s.nodes.contains(&node.name)) else {
             continue;
         };
-        let site = Site { tls: &tls, node: &node, layout: &layout, spec: &spec };
-        match keep(site, name, service, &store, &journal, &report).await {
+        let site = Site { node: &node, layout: &layout, spec: &spec };
+        match keep(site, name, service, &store, &journal, &report, &tls).await {
             Ok(keeper) => {
                 keepers.insert(name.clone(), keeper);
             }
@@ -114,9 +118,12 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
                 report.send_modify(|report| {
                     Arc::make_mut(report).faults.insert(name.clone(), format!("{error:#}"));
                 });
+                let site = (node.clone(), layout.clone(), spec.clone());
+                tokio::spawn(await_mended(site, name.clone(), service.clone(), journal.clone()));
             }
         }
     }
+    tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
     let links = dial_others(Some(&node.name), &spec, &tls, told);
     tokio::spawn(listen(hear, keepers.clone()));
@@ -129,10 +136,72 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
 }
 
 struct Site<'a> {
-    tls: &'a Tls,
     node: &'a NodeFile,
     layout: &'a Layout,
     spec: &'a Spec,
+}
+
+/// What has to be sound before a service can be kept: the node's record, programs, addresses.
+fn open(
+    site: &Site<'_>,
+    name: &str,
+    service: &PostgresSpec,
+) -> anyhow::Result<(Durable, PgConfig, String)> {
+    let Site { node, layout, spec } = site;
+    let record = layout.service(&node.name, name).join("record.json");
+    let durable = disk::load(&record, &layout.pgdata(&node.name, name))?;
+    let address = spec.nodes.get(&node.name).context("the node's address")?.address.to_string();
+    let port = service.instances.get(&node.name).context("the instance's port")?.port;
+    let config = pg_config(site, name, service, &address, port)?;
+    Ok((durable, config, address))
+}
+
+/// Waits until a service that could not be kept can be. Then the agent ends: whoever supervises it
+/// starts it again, and PostgreSQL doesn't notice.
+async fn await_mended(
+    site: (NodeFile, Layout, Spec),
+    name: String,
+    service: PostgresSpec,
+    journal: Journal,
+) {
+    let site = Site { node: &site.0, layout: &site.1, spec: &site.2 };
+    loop {
+        tokio::time::sleep(MENDED_EVERY).await;
+        let Ok((_, config, _)) = open(&site, &name, &service) else { continue };
+        if Postgres::open(config).await.is_err() {
+            continue;
+        }
+        let text = "what kept this agent from keeping the service is mended; it starts again";
+        journal.append(&name, Event::Noted { text: text.to_string() });
+        tracing::info!(service = name, "{text}");
+        tokio::time::sleep(RESTART_AFTER).await;
+        std::process::exit(0);
+    }
+}
+
+/// Says it while a chain of the journal that was read at the start is broken.
+async fn watch_journal(dir: PathBuf, report: watch::Sender<Arc<Report>>) {
+    loop {
+        let of = dir.clone();
+        let read = tokio::task::spawn_blocking(move || journal::verify(&of)).await;
+        let fault = read.unwrap_or(Ok(0)).err();
+        let whole = fault.is_none();
+        let hold = fault.map(|fault| Hold {
+            rule: "journal-damaged".to_string(),
+            why: format!("E204 the journal in {} is damaged: {fault}", dir.display()),
+            unblocks:
+                "restore the file from a copy, or move the directory away and end the agent, \
+                       which begins a new one; entries are written meanwhile"
+                    .to_string(),
+            operator: true,
+            since_ms_ago: None,
+        });
+        report.send_modify(|report| Arc::make_mut(report).holds = hold.into_iter().collect());
+        if whole {
+            return;
+        }
+        tokio::time::sleep(MENDED_EVERY).await;
+    }
 }
 
 /// Begins to keep one service on this node.
@@ -143,15 +212,13 @@ async fn keep(
     store: &Etcd,
     journal: &Journal,
     report: &watch::Sender<Arc<Report>>,
+    tls: &Tls,
 ) -> anyhow::Result<Keeper> {
-    let Site { node, layout, spec, .. } = site;
+    let Site { node, layout, .. } = site;
     let dir = layout.service(&node.name, name);
     let record = dir.join("record.json");
-    let data_dir = layout.pgdata(&node.name, name);
-    let durable = disk::load(&record, &data_dir)?;
-    let address = spec.nodes.get(&node.name).context("the node's address")?.address.to_string();
-    let port = service.instances.get(&node.name).context("the instance's port")?.port;
-    let config = pg_config(&site, name, service, &address, port)?;
+    let (durable, config, address) = open(&site, name, service)?;
+    let port = config.port;
     let config_tls = config.tls.is_some();
     let postgres = Postgres::open(config).await?;
     let identity = Identity {
@@ -171,7 +238,7 @@ async fn keep(
         journal: journal.clone(),
         record,
         replication_password: replication_password(layout, name),
-        probe_tls: config_tls.then(|| site.tls.client()),
+        probe_tls: config_tls.then(|| tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
         tell: Box::new(move |status, at_once| {
             sender.send_if_modified(|report| {

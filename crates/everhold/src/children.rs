@@ -2,6 +2,7 @@
 //! again; found again after a supervisor was killed.
 
 use crate::layout::Layout;
+use crate::troubles::{Troubles, last_words};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -31,6 +32,7 @@ pub struct Child {
 /// The running children by name.
 pub struct Supervised {
     pids: Arc<Mutex<BTreeMap<String, Running>>>,
+    troubles: Troubles,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,14 +74,20 @@ impl Supervised {
     /// nothing that a new one doesn't find.
     pub async fn start(children: Vec<Child>) -> Supervised {
         let pids = Arc::new(Mutex::new(BTreeMap::new()));
+        let troubles = Troubles::default();
         for child in children {
             if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
                 end_process(pid, Duration::from_secs(5)).await;
             }
             lock(&pids).insert(child.name.clone(), Running { pid: None, ending: false });
-            tokio::spawn(keep(child, pids.clone()));
+            tokio::spawn(keep(child, pids.clone(), troubles.clone()));
         }
-        Supervised { pids }
+        Supervised { pids, troubles }
+    }
+
+    /// What doesn't stay, and why.
+    pub fn troubles(&self) -> &Troubles {
+        &self.troubles
     }
 
     /// The pid of a child, if it runs.
@@ -108,10 +116,10 @@ fn lock(
     pids.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn keep(child: Child, pids: Arc<Mutex<BTreeMap<String, Running>>>) {
+async fn keep(child: Child, pids: Arc<Mutex<BTreeMap<String, Running>>>, troubles: Troubles) {
     let mut backoff = BACKOFF;
+    let log = child.dir.join("log");
     loop {
-        let began = Instant::now();
         match spawn(&child) {
             Ok(mut process) => {
                 let pid = process.id().and_then(|pid| i32::try_from(pid).ok());
@@ -119,7 +127,16 @@ async fn keep(child: Child, pids: Arc<Mutex<BTreeMap<String, Running>>>) {
                     running.pid = Some(pid);
                     let _ = std::fs::write(pid_file(&child.dir), pid.to_string());
                 }
-                let ended = process.wait().await;
+                let early = tokio::time::timeout(HEALTHY, process.wait()).await;
+                let healthy = early.is_err();
+                if healthy {
+                    troubles.clear(&child.name);
+                    backoff = BACKOFF;
+                }
+                let ended = match early {
+                    Ok(ended) => ended,
+                    Err(_) => process.wait().await,
+                };
                 if let Some(running) = lock(&pids).get_mut(&child.name) {
                     running.pid = None;
                     if running.ending {
@@ -127,13 +144,15 @@ async fn keep(child: Child, pids: Arc<Mutex<BTreeMap<String, Running>>>) {
                         return;
                     }
                 }
-                let log = child.dir.join("log");
                 tracing::warn!(name = child.name, ?ended, log = %log.display(), "ended; it is started again");
+                if !healthy {
+                    troubles.note(&child.name, last_words(&log));
+                }
             }
-            Err(error) => tracing::error!(name = child.name, %error, "cannot start it"),
-        }
-        if began.elapsed() > HEALTHY {
-            backoff = BACKOFF;
+            Err(error) => {
+                tracing::error!(name = child.name, %error, "cannot start it");
+                troubles.note(&child.name, format!("cannot start it: {error}"));
+            }
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 4).min(BACKOFF_MAX);

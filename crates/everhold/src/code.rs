@@ -105,12 +105,15 @@ codes! {
         "choose a port above 1023, or grant the right to bind it";
 
     RecordUnusable "E201" "record of a node can't be used"
-        "restore it from a backup of this node, or move it and the data directory away";
+        "restore it from a backup of this node, or run the version that wrote it";
     RecordMissing "E202" "record of a node missing"
         "restore it, or move the data directory away, so that the node is cloned anew";
     RecordUnreadable "E203" "record of a node unreadable"
         "mend the disk; the agent tries again";
-    Certificate "E210" "certificate can't be used" "`everhold check` names the file to restore";
+    JournalDamaged "E204" "journal damaged"
+        "restore the file from a copy, or move the journal away and end the agent";
+    Certificate "E210" "certificate can't be used"
+        "restore the file that is named, or move it and its key away for `everhold up` to make anew";
     AgentPort "E211" "agent's port taken" "end the process that has this port";
     NodeFile "E220" "node file can't be used"
         "correct it; under `everhold up` it is written anew at each start";

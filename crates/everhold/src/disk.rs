@@ -10,12 +10,23 @@ use std::path::{Path, PathBuf};
 /// Why the record can't be used. Nothing is ever deleted or overwritten because of it.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    #[error("E201 the node's record {} can't be used: {why}; next step: restore it from a backup of this node, or move {} and the data directory away, so that the node is cloned anew", path.display(), path.display())]
+    #[error("E201 the node's record {} can't be used: {why}; next step: {}", path.display(), unreadable_next(path, why))]
     Unreadable { path: PathBuf, why: Unreadable },
-    #[error("E202 there is a data directory but no record {}; next step: restore the record, or move the data directory away, so that the node is cloned anew", path.display())]
+    #[error("E202 there is a data directory but no record {}; next step: restore the record, or end the node's PostgreSQL and move its data directory away, so that the node is cloned anew", path.display())]
     Missing { path: PathBuf },
-    #[error("E203 cannot {what} {}: {source}", path.display())]
+    #[error("E203 cannot {what} {}: {source}; next step: mend the disk, or free space on it; it is tried again", path.display())]
     Io { what: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+fn unreadable_next(path: &Path, why: &Unreadable) -> String {
+    match why {
+        Unreadable::Newer { .. } => "run the version that wrote it".to_string(),
+        Unreadable::Torn(_) => format!(
+            "restore it from a backup of this node, or end the node's PostgreSQL and move {} and \
+             the data directory away, so that the node is cloned anew",
+            path.display()
+        ),
+    }
 }
 
 /// Reads the record; a node without data begins with an empty one.

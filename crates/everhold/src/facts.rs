@@ -94,6 +94,7 @@ mod tests {
             call: None,
             hold: None,
             overrides: Vec::new(),
+            full: false,
         };
         (parts[0].to_string(), Word { status: Arc::new(status), ms_ago: number(4) })
     }

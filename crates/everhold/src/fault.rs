@@ -63,6 +63,11 @@ impl Injector {
         Arc::new(Injector { supervised, layout, turn: tokio::sync::Mutex::new(()) })
     }
 
+    /// Processes that don't stay, as holds.
+    pub fn holds(&self) -> Vec<serde_json::Value> {
+        self.supervised.troubles().holds()
+    }
+
     /// Kills a postmaster. Its backends find out by themselves, as after the kernel's own kill.
     pub async fn kill_postgres(&self, node: &str, pid: i32) -> Result<(), FaultError> {
         let _turn = self.turn.lock().await;

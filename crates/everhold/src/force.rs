@@ -117,6 +117,7 @@ mod tests {
             call: None,
             hold: None,
             overrides: Vec::new(),
+            full: false,
         };
         nodes.iter().map(|(name, lsn)| (name.to_string(), Arc::new(status(name, *lsn)))).collect()
     }

@@ -8,11 +8,12 @@ use everhold_core::journal::Event;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A file is closed at this size.
 const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -20,6 +21,8 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 const FILES_MAX: usize = 16;
 /// Entries waiting for a stalled disk. Beyond it entries are lost and the loss is noted.
 const WAITING_MAX: usize = 4_096;
+/// Between two tries to write a line.
+const REWRITE: Duration = Duration::from_millis(500);
 
 /// One line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,15 +96,17 @@ impl Journal {
     /// Opens the journal of a node and goes on with its chain.
     pub fn open(dir: &Path, node: &str, cluster: &str) -> std::io::Result<Journal> {
         std::fs::create_dir_all(dir)?;
-        let newest = files(dir).pop();
-        let last = newest.as_deref().and_then(last_entry);
-        let torn = newest.as_deref().is_some_and(is_torn);
+        let files = files(dir);
+        // The newest file may have been begun by a crash, or on a full disk, and hold nothing.
+        let last = files.iter().rev().find_map(|path| last_entry(path));
+        let newest = files.last();
+        let torn = newest.is_some_and(|path| is_torn(path));
         let (seq, hash) = match last {
             Some(entry) => (sequence(&entry.id), entry.hash),
             None => (0, hex(cluster)),
         };
         // A line that a crash cut off stays as it is; the chain goes on in a new file.
-        let number = newest.as_deref().map_or(1, file_number) + u64::from(torn);
+        let number = newest.map_or(1, |path| file_number(path)) + u64::from(torn);
         let (lines, waiting) = sync_channel(WAITING_MAX);
         let dir = dir.to_path_buf();
         std::thread::Builder::new()
@@ -201,36 +206,50 @@ pub fn verify(dir: &Path) -> Result<usize, String> {
 fn write_lines(dir: &Path, mut number: u64, waiting: &Receiver<Vec<u8>>) {
     let mut file: Option<(File, u64)> = None;
     while let Ok(line) = waiting.recv() {
-        if file.as_ref().is_none_or(|(_, size)| *size > FILE_BYTES_MAX) {
-            if file.is_some() {
-                number += 1;
+        let mut said = false;
+        while let Err(error) = write_line(dir, &mut number, &mut file, &line) {
+            if !said {
+                tracing::error!(%error, "cannot write the journal; it goes on when that is mended");
+                said = true;
             }
-            file = open(dir, number);
-            prune(dir);
-        }
-        if let Some((open, size)) = &mut file {
-            match open.write_all(&line) {
-                Ok(()) => *size += line.len() as u64,
-                Err(error) => {
-                    tracing::error!(%error, "cannot write the journal; it goes on in a new file");
-                    number += 1;
-                    file = None;
-                }
-            }
+            std::thread::sleep(REWRITE);
         }
     }
 }
 
-fn open(dir: &Path, number: u64) -> Option<(File, u64)> {
-    let path = dir.join(format!("journal-{number:08}.jsonl"));
-    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
-    match file.and_then(|file| Ok((file.metadata()?.len(), file))) {
-        Ok((size, file)) => Some((file, size)),
-        Err(error) => {
-            tracing::error!(%error, path = %path.display(), "cannot open the journal");
-            None
-        }
+/// Writes a line whole or not at all: the chain must not have a gap, and no line half of another.
+fn write_line(
+    dir: &Path,
+    number: &mut u64,
+    file: &mut Option<(File, u64)>,
+    line: &[u8],
+) -> std::io::Result<()> {
+    let full = file.as_ref().is_some_and(|(_, size)| *size > FILE_BYTES_MAX);
+    if full {
+        *file = Some(open(dir, *number + 1)?);
+        *number += 1;
+        prune(dir);
     }
+    let (into, size) = match file {
+        Some(file) => file,
+        None => file.insert(open(dir, *number)?),
+    };
+    let Err(error) = into.write_all(line) else {
+        *size += line.len() as u64;
+        return Ok(());
+    };
+    if into.set_len(*size).is_err() {
+        *number += 1;
+        *file = None;
+    }
+    Err(error)
+}
+
+fn open(dir: &Path, number: u64) -> std::io::Result<(File, u64)> {
+    let path = dir.join(format!("journal-{number:08}.jsonl"));
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+    let size = file.metadata()?.len();
+    Ok((file, size))
 }
 
 fn prune(dir: &Path) {
@@ -261,9 +280,11 @@ fn sequence(id: &str) -> u64 {
     id.rsplit('-').next().and_then(|seq| seq.parse().ok()).unwrap_or(0)
 }
 
+/// Every line, also those that aren't text: what follows garbage is told too.
 fn lines_of(path: &Path) -> Vec<String> {
-    let Ok(file) = File::open(path) else { return Vec::new() };
-    BufReader::new(file).lines().map_while(Result::ok).collect()
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let lines = bytes.strip_suffix(b"\n").unwrap_or(&bytes).split(|byte| *byte == b'\n');
+    lines.filter(|line| !line.is_empty()).map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
 fn entry_of(line: &str) -> Option<Entry> {
@@ -331,6 +352,27 @@ mod tests {
         let (one, rest) = written.split_once('\n').expect("lines");
         tampered(format!("{one}\n"), "an entry before a-3 is missing");
         tampered(format!("x\n{one}\n{rest}"), "the line after the beginning can't be read");
+    }
+
+    #[test]
+    fn garbage_hides_nothing_and_an_empty_file_begins_no_other_chain() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let journal = Journal::open(dir.path(), "a", "shop").expect("opened");
+        journal.append("main", noted("one"));
+        journal.append("main", noted("two"));
+        written(dir.path(), 2);
+        drop(journal);
+        let first = files(dir.path()).remove(0);
+        let mut text = std::fs::read(&first).expect("there");
+        let end = text.iter().position(|byte| *byte == b'\n').expect("a line");
+        text.splice(end + 1..end + 1, *b"\xff\xfe not a line\n");
+        std::fs::write(&first, text).expect("garbage");
+        std::fs::write(dir.path().join("journal-00000002.jsonl"), "").expect("empty");
+        let journal = Journal::open(dir.path(), "a", "shop").expect("opened again");
+        assert_eq!(journal.append("main", noted("three")), "a-3");
+        let ids: Vec<String> = written(dir.path(), 3).into_iter().map(|entry| entry.id).collect();
+        assert_eq!(ids, ["a-1", "a-2", "a-3"]);
+        assert_eq!(verify(dir.path()), Err("the line after a-1 can't be read".to_string()));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
-use everhold_core::status::Status;
+use everhold_core::status::{Hold, Status};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -45,6 +45,9 @@ pub struct Report {
     pub services: BTreeMap<String, Arc<Status>>,
     /// Services that this agent can't keep, and why.
     pub faults: BTreeMap<String, String>,
+    /// What is wrong with the node itself.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
     /// Store as this agent sees it: reachable, revision.
     pub store: Option<u64>,
     pub journal_head: String,
@@ -63,7 +66,9 @@ enum Frame {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     #[error(
-        "E210 cannot use the certificate {path}: {why}; next step: `everhold check` names the file to restore"
+        "E210 cannot use {path}: {why}; next step: restore it from a copy, or, if it is not the \
+         authority's, move the certificate and its key away and start `everhold up` again, which \
+         makes new ones"
     )]
     Certificate { path: String, why: String },
     #[error(

@@ -29,6 +29,7 @@ mod spec;
 mod spec_store;
 mod status;
 mod supervisor;
+mod troubles;
 mod up;
 
 fn main() -> std::process::ExitCode {

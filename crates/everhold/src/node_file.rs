@@ -63,7 +63,12 @@ impl NodeFile {
         tls["cert"] = toml_edit::value(text(&self.cert));
         tls["key"] = toml_edit::value(text(&self.key));
         document["tls"] = toml_edit::Item::Table(tls);
-        disk::write_whole(path, &document.to_string())
+        let text = document.to_string();
+        // On a full disk the file that is there serves.
+        if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        disk::write_whole(path, &text)
     }
 
     pub fn store_config(&self) -> EtcdConfig {

@@ -2,7 +2,6 @@
 
 use crate::disk;
 use crate::spec::record;
-use anyhow::Context;
 use everhold_core::kv::Change;
 use everhold_core::spec::Spec;
 use everhold_store::{Etcd, Store, WatchEvent};
@@ -26,7 +25,9 @@ pub async fn find(cluster: &str, store: &Etcd, copy: &Path) -> anyhow::Result<Sp
             Ok(snapshot) => {
                 if let Some(kv) = snapshot.get(&key) {
                     let spec = record::from_json(&kv.value)?;
-                    disk::write_whole(copy, &kv.value).context("keep a copy of the spec")?;
+                    if let Err(error) = disk::write_whole(copy, &kv.value) {
+                        tracing::warn!(%error, "cannot keep a copy of the spec");
+                    }
                     return Ok(spec);
                 }
             }

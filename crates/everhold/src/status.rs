@@ -279,7 +279,15 @@ fn holds(from: &Sources<'_>) -> Value {
             holds.push(json!({
                 "service": service, "rule": "cannot-keep", "why": format!("{node}: {fault}"),
                 "since": null, "recheck_at": null, "needs_operator": true,
-                "evidence": [], "unblocks": "see the error's next step, then restart the agent",
+                "evidence": [], "unblocks": "the error's next step; the agent tries again by itself",
+                "journal": report.journal_head.split(' ').next(),
+            }));
+        }
+        for hold in &report.holds {
+            holds.push(json!({
+                "service": null, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
+                "since": null, "recheck_at": null, "needs_operator": hold.operator,
+                "evidence": [], "unblocks": hold.unblocks,
                 "journal": report.journal_head.split(' ').next(),
             }));
         }

@@ -8,17 +8,20 @@ use crate::api;
 use crate::children::Supervised;
 use crate::cluster::Cluster;
 use crate::context::Context;
+use crate::keeper::chain;
 use crate::layout::Layout;
+use crate::link::Tls;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
     Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, lock, prepare, say, stop,
 };
+use crate::troubles::Troubles;
 use crate::{secrets, spec_store};
 use anyhow::{Context as _, bail};
 use everhold_adapters::etcd::{Beginning, Etcd, EtcdConfig};
-use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
+use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
 use everhold_store::Store;
@@ -39,6 +42,8 @@ pub struct Options {
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// Between two starts of an etcd that doesn't start.
+const ETCD_AGAIN: Duration = Duration::from_secs(1);
 
 /// Runs until SIGINT or SIGTERM.
 pub async fn run(options: Options) -> anyhow::Result<()> {
@@ -107,7 +112,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     wait_ready(&cluster, &spec).await;
     greet(&spec, began);
 
-    let etcd = tokio::spawn(keep_etcd(etcd, member.clone()));
+    let troubles = supervised.troubles().clone();
+    let etcd = tokio::spawn(keep_etcd(etcd, member.clone(), troubles));
     asked_to_end().await?;
     say("· stopping");
     stop(&cluster, &supervised, &cluster.nodes()).await;
@@ -149,17 +155,27 @@ struct Certs {
 /// The cluster's own authority and a certificate for each process.
 fn certify(layout: &Layout, spec: &Spec) -> anyhow::Result<Certs> {
     secrets::make_all(layout, spec).context("make the secrets")?;
-    let authority = Authority::open(&layout.pki())?;
+    let unusable = |error: PkiError| anyhow::anyhow!("E210 {}", chain(&error));
+    let authority = Authority::open(&layout.pki()).map_err(unusable)?;
     let local = || Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let issue = |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage);
+    let issue =
+        |name: &str, hosts: &[Host], usage| authority.issue(name, hosts, usage).map_err(unusable);
+    // A node that can't use its own stands still and says so; the others go on.
+    let for_node = |name: &str, hosts: &[Host], usage| match authority.issue(name, hosts, usage) {
+        Err(error @ (PkiError::Invalid { .. } | PkiError::Missing { .. })) => {
+            say(format_args!("· {}", unusable(error)));
+            Ok(authority.pair(name))
+        }
+        issued => issued.map_err(unusable),
+    };
     let nodes = spec.nodes.keys().map(|name| {
         let hosts = [Host::Dns(name.clone()), local()];
-        Ok((name.clone(), issue(name, &hosts, Usage::Both)?))
+        Ok((name.clone(), for_node(name, &hosts, Usage::Both)?))
     });
     Ok(Certs {
         etcd: issue("etcd", &[Host::Dns("localhost".to_string()), local()], Usage::Both)?,
         nodes: nodes.collect::<anyhow::Result<_>>()?,
-        gateway: issue(GATEWAY, &[], Usage::Client)?,
+        gateway: for_node(GATEWAY, &[], Usage::Client)?,
         api: issue(API, &[], Usage::Client)?,
     })
 }
@@ -275,8 +291,8 @@ fn greet(spec: &Spec, began: Instant) {
     say(format_args!("  everhold fault kill-postgres {service}     (and `everhold journal`)"));
 }
 
-/// Restarts etcd whenever it ends.
-async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
+/// Restarts etcd whenever it ends, and says why it can't.
+async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig, troubles: Troubles) {
     loop {
         let ended = etcd.wait_exit().await;
         tracing::warn!(?ended, "etcd ended; it is started again");
@@ -284,11 +300,16 @@ async fn keep_etcd(mut etcd: Etcd, config: EtcdConfig) {
             match Etcd::start(&config).await {
                 Ok(again) => {
                     etcd = again;
+                    troubles.clear("etcd");
                     break;
                 }
                 Err(error) => {
                     tracing::error!(%error, "cannot start etcd");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
+                    // etcd itself names neither file nor next step.
+                    let CertPair { ca, cert, key } = &config.certs;
+                    let certs = Tls::load(ca, cert, key).err().map(|unusable| unusable.to_string());
+                    troubles.note("etcd", certs.unwrap_or_else(|| chain(&error)));
+                    tokio::time::sleep(ETCD_AGAIN).await;
                 }
             }
         }

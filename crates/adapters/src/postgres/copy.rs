@@ -8,6 +8,7 @@ use everhold_core::postgres::{PgOutcome, Source};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Signal;
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -55,13 +56,14 @@ pub async fn rewind(
     Ok(PgOutcome::Copied { bytes, of })
 }
 
-/// Takes a base backup beside the directory and puts it in its place. The old one is removed only
-/// then.
+/// Takes a base backup beside the directory and puts it in its place. Only then the old one is
+/// removed, or set aside if it is to be kept.
 pub async fn clone(
     site: &Site,
     source: &Source,
     fork: Option<Lsn>,
     epoch: Epoch,
+    keep: bool,
 ) -> Result<PgOutcome, PgError> {
     let config = &site.config;
     require_stopped(site).await?;
@@ -90,6 +92,9 @@ pub async fn clone(
     site.blocking(move || {
         files::write(&dir.join("standby.signal"), b"", config.run_as, files::Keep::Synced)?;
         let to = &config.data_dir;
+        if keep {
+            set_aside(to, epoch)?;
+        }
         if to.exists() {
             let swapped = renameat_with(CWD, &dir, CWD, to, RenameFlags::EXCHANGE);
             swapped
@@ -102,6 +107,18 @@ pub async fn clone(
     })
     .await?;
     Ok(PgOutcome::Copied { bytes, of })
+}
+
+/// Moves a data directory beside its place. One that was set aside at this epoch already was the one
+/// to keep: what stands in its place since is a copy that never became whole.
+fn set_aside(data_dir: &Path, epoch: Epoch) -> Result<(), PgError> {
+    let aside = files::beside(data_dir, &format!(".kept-{epoch}"));
+    if aside.exists() || !data_dir.exists() {
+        return Ok(());
+    }
+    tracing::warn!(at = %aside.display(), "the old data directory is kept");
+    fs::rename(data_dir, &aside).map_err(PgError::file("set aside", data_dir))?;
+    files::sync_parent(data_dir)
 }
 
 /// No server may run, and what a killed agent's tools still do is ended.

@@ -182,8 +182,8 @@ impl Postgres {
             PgAction::Rewind { source, fork, epoch } => {
                 copy::rewind(site, source, *fork, *epoch).await
             }
-            PgAction::Clone { source, fork, epoch } => {
-                copy::clone(site, source, *fork, *epoch).await
+            PgAction::Clone { source, fork, epoch, keep } => {
+                copy::clone(site, source, *fork, *epoch, *keep).await
             }
             PgAction::Barrier { .. }
             | PgAction::Evidence

@@ -7,6 +7,7 @@ use super::settings;
 use super::{Site, leader, postmaster, tool};
 use everhold_core::ids::{Lsn, Member, Tli};
 use everhold_core::postgres::{PgFacts, Process, Receiver, Walsender};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use std::time::{Duration, Instant};
 const SLOW: Duration = Duration::from_secs(5);
 /// How long a directory that was seen without processes isn't searched again.
 const DOWN: Duration = Duration::from_secs(1);
+/// A disk with less than this is full: it holds no further WAL segment of PostgreSQL's own size.
+const FULL_BYTES: u64 = 16 << 20;
 
 /// Asked in this order: first what new sessions would see, then the rows, then the position.
 const QUESTIONS: &str = "\
@@ -72,10 +75,23 @@ struct Down {
     process: Process,
     sysid: Option<u64>,
     checkpoint_tli: Tli,
+    said: Option<String>,
 }
 
-/// Looks at the server. Bounded by little more than [`ANSWER_MS_MAX`].
+/// Looks at the server and its disk. Bounded by little more than [`ANSWER_MS_MAX`].
 pub async fn observe(site: &Site, look: &mut Look, me: &Member) -> PgFacts {
+    let dir = site.config.data_dir.parent().unwrap_or(&site.config.data_dir).to_path_buf();
+    let full = site.blocking(move || Ok(is_full(&dir))).await.unwrap_or(false);
+    PgFacts { full, ..look_at(site, look, me).await }
+}
+
+/// For the server's user: what is kept for root is no room for it.
+fn is_full(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir)
+        .is_ok_and(|disk| disk.f_bavail.saturating_mul(disk.f_frsize) < FULL_BYTES)
+}
+
+async fn look_at(site: &Site, look: &mut Look, me: &Member) -> PgFacts {
     let postmaster = match site.look_for_postmaster().await {
         Ok(found) => found,
         Err(error) => {
@@ -126,7 +142,11 @@ async fn observe_down(site: &Site, look: &mut Look) -> PgFacts {
             true => tool::control(&site.config).await.ok(),
             false => None,
         };
+        let log = site.config.log_file.clone();
+        let from = site.watch.log_from();
+        let said = site.blocking(move || Ok(postmaster::logged_since(&log, from))).await;
         look.down = Some(Down {
+            said: said.ok().filter(|said| !said.is_empty()),
             at: Instant::now(),
             deaths,
             process,
@@ -139,6 +159,7 @@ async fn observe_down(site: &Site, look: &mut Look) -> PgFacts {
         process: down.process,
         sysid: down.sysid,
         checkpoint_tli: down.checkpoint_tli,
+        said: down.said.clone(),
         ..PgFacts::default()
     }
 }

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -27,11 +28,18 @@ const LOG_TAIL_BYTES: u64 = 16 << 10;
 pub struct Watch {
     current: Arc<Mutex<Option<Arc<Handle>>>>,
     deaths: watch::Sender<u64>,
+    /// How long the log was when the newest postmaster began.
+    log_from: Arc<AtomicU64>,
 }
 
 impl Watch {
     pub fn new() -> Watch {
-        Watch { current: Arc::default(), deaths: watch::Sender::new(0) }
+        Watch { current: Arc::default(), deaths: watch::Sender::new(0), log_from: Arc::default() }
+    }
+
+    /// Where in the log the words of the newest postmaster begin.
+    pub fn log_from(&self) -> u64 {
+        self.log_from.load(Ordering::Relaxed)
     }
 
     /// Changes whenever a postmaster under watch has ended.
@@ -89,6 +97,7 @@ pub async fn spawn(config: &PgConfig, watch: &Watch) -> Result<(), PgError> {
         command.arg("-c").arg(format!("{name}={value}"));
     }
     let log = open_log(&config.log_file)?;
+    watch.log_from.store(log_bytes(&config.log_file), Ordering::Relaxed);
     let errors = log.try_clone().map_err(PgError::file("open", &config.log_file))?;
     command.stdin(Stdio::null()).stdout(log).stderr(errors);
     let not_run = |said: String| PgError::DidNotStart { said };

@@ -61,8 +61,20 @@ pub async fn run(
 pub fn tail(text: &str) -> String {
     let lines: Vec<&str> =
         text.split(['\n', '\r']).map(str::trim).filter(|line| !line.is_empty()).collect();
-    let telling =
-        ["FATAL:", "PANIC:", "ERROR:", "error:", "HINT:", "DETAIL:", "could not", "hint:"];
+    // Faults in a configuration file are only logged; what follows names the file alone.
+    let telling = [
+        "FATAL:",
+        "PANIC:",
+        "ERROR:",
+        "error:",
+        "HINT:",
+        "DETAIL:",
+        "could not",
+        "hint:",
+        "syntax error",
+        "unrecognized configuration",
+        "invalid value for parameter",
+    ];
     let matters = |line: &&str| telling.iter().any(|word| line.contains(word));
     let chosen: Vec<&str> = lines.iter().copied().filter(matters).collect();
     let chosen = if chosen.is_empty() { lines } else { chosen };

@@ -92,7 +92,7 @@ async fn a_dead_leader_is_replaced_rewound_and_cloned() {
 
     // A whole copy does the same.
     a.stop(StopMode::Fast).await;
-    let clone = PgAction::Clone { source: a.source(leader), fork: None, epoch: 6 };
+    let clone = PgAction::Clone { source: a.source(leader), fork: None, epoch: 6, keep: false };
     let PgOutcome::Copied { bytes, of } = a.run(clone).await else { panic!() };
     assert!(bytes > 0 && bytes == of);
     returns(&a, leader, rows).await;
@@ -241,7 +241,7 @@ async fn timelines_of_others_lead_nobody_astray() {
     c.run(PgAction::Checkpoint).await;
     let rewind = PgAction::Rewind { source: b.source(&c), fork: c_end, epoch: 5 };
     assert!(b.fail(rewind).await.contains("clone it"));
-    b.run(PgAction::Clone { source: b.source(&c), fork: Some(c_end), epoch: 5 }).await;
+    b.run(PgAction::Clone { source: b.source(&c), fork: Some(c_end), epoch: 5, keep: false }).await;
     let kept = kept(&b, 5);
     assert_eq!((kept.tli, kept.fork, kept.commits), (3, c_end, 2), "{kept:?}");
     assert!(kept.end > b_end && kept.segments.len() == 3, "{kept:?}");

@@ -163,7 +163,10 @@ impl Agent {
                 let local = lane == Lane::Local;
                 idle && !(local && self.persisting.is_some()) && (local || !self.stopping())
             }
-            Action::Store { .. } => self.writing.is_none() && !self.unread,
+            Action::Store { .. } => {
+                // Over a record that can't be read nothing is written, whatever its guards would say.
+                self.writing.is_none() && !self.unread && self.view.store.unreadable.is_none()
+            }
             Action::Probe { .. }
             | Action::EndCampaign
             | Action::SummonAll

@@ -29,6 +29,7 @@ impl Agent {
                 if self.view.pg.process == Process::Running
                     || self.view.pg.process == Process::Starting
                 {
+                    self.note_death(now);
                     self.server_left(Process::Remains);
                     self.view.pg_alive = now;
                 }
@@ -44,6 +45,11 @@ impl Agent {
             }
             Input::StoreChanged { key, kv } => {
                 self.keys.learn(&mut self.view.store, &key, kv.as_ref(), now);
+                if self.view.store.unreadable.is_some() {
+                    // Whether that is over, only a look at everything says.
+                    self.unread = true;
+                    out.push(Command::Read);
+                }
             }
             Input::StoreLost => {
                 self.view.store.reachable = false;
@@ -101,6 +107,18 @@ impl Agent {
             self.view.pg_alive = self.last_tick;
         }
         moving
+    }
+
+    /// A server that ends by itself soon after each start is started less and less often, as one that
+    /// doesn't start.
+    fn note_death(&mut self, now: Time) {
+        let Some((began, failed)) = self.started.take() else { return };
+        let ms = now.since(began);
+        if ms < policy::STARTED_MS {
+            let text = format!("PostgreSQL ended by itself {ms} ms after it had started");
+            let failure = Failure { times: failed + 1, ..failure(now, text) };
+            self.view.failures.insert("start".to_string(), failure);
+        }
     }
 
     /// The server is gone or going: what was known of it is worth nothing any more.
@@ -212,6 +230,10 @@ impl Agent {
         let Some(running) = self.running.remove(&lane) else { return false };
         if lane == Lane::Local {
             self.generation += 1;
+        }
+        if let (PgAction::Start { .. }, Ok(_)) = (&running.action, &result) {
+            let failed = self.view.failures.get("start").map_or(0, |failure| failure.times);
+            self.started = Some((now, failed));
         }
         self.count(now, pg_name(&running.action), result.as_ref().err(), out);
         let stopped = matches!(running.action, PgAction::Stop { .. }) && result.is_ok();

@@ -184,6 +184,8 @@ pub struct Agent {
     /// Where the server was told to stream from, if this process told it: a session may show the
     /// old value for a moment after a reload.
     source: Option<Option<Source>>,
+    /// When the server was last started, and how often in a row that had come to nothing before.
+    started: Option<(Time, u32)>,
     last_tick: Time,
     last_look: Time,
     status: Arc<Status>,
@@ -254,6 +256,7 @@ impl Agent {
             writing: None,
             unread: true,
             source: None,
+            started: None,
             last_tick: now,
             last_look: now,
             status,

@@ -58,6 +58,7 @@ pub(super) fn status(
         }),
         hold,
         overrides: view.pg.overrides.clone(),
+        full: view.pg.full,
     }
 }
 
@@ -86,6 +87,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         call,
         hold: _,
         overrides,
+        full,
     } = old;
     *promise != new.promise
         || *state != new.state
@@ -104,6 +106,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         || *member != new.member
         || *host != new.host
         || *overrides != new.overrides
+        || *full != new.full
 }
 
 /// A cut-off standby's lag is unknown, not 0: only a fresh message of the leader vouches for it.

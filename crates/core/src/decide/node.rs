@@ -2,7 +2,7 @@
 //!
 //! Each step is derived from what is found, so a plan goes on after a restart in the middle of it.
 
-use super::{Intent, Verdict, backing_off, rejoin};
+use super::{Action, Intent, Verdict, backing_off, pg_name, rejoin};
 use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
@@ -13,6 +13,45 @@ use crate::view::{Cause, Guard, View};
 
 /// Decides the next step on the local server.
 pub fn decide(view: &View, now: Time) -> Verdict {
+    let verdict = step(view, now);
+    let Verdict::Act { rule, actions, .. } = &verdict else { return verdict };
+    let held = actions.iter().find_map(|action| match action {
+        Action::Persist { .. } => backing_off(view, now, "persist", rule),
+        Action::Pg { action } => paced(view, now, action, rule),
+        Action::Store { .. }
+        | Action::Probe { .. }
+        | Action::EndCampaign
+        | Action::SummonAll
+        | Action::FastForward { .. }
+        | Action::EndWish { .. }
+        | Action::Mind { .. } => None,
+    });
+    held.unwrap_or(verdict)
+}
+
+/// What failed is not tried again at once. A stop is: nothing may hold it up.
+fn paced(view: &View, now: Time, action: &PgAction, rule: &str) -> Option<Verdict> {
+    let failed = |name: &str| backing_off(view, now, name, rule);
+    match action {
+        PgAction::Stop { .. } | PgAction::Observe => None,
+        // It ends in a record. While none can be written, the whole database is not copied again.
+        PgAction::Bootstrap | PgAction::Rewind { .. } | PgAction::Clone { .. } => {
+            failed("persist").or_else(|| failed(pg_name(action)))
+        }
+        PgAction::Start { .. }
+        | PgAction::SetSource { .. }
+        | PgAction::Park
+        | PgAction::Trim { .. }
+        | PgAction::Promote { .. }
+        | PgAction::SetSync { .. }
+        | PgAction::Barrier { .. }
+        | PgAction::Evidence
+        | PgAction::Checkpoint
+        | PgAction::Slots { .. } => failed(pg_name(action)),
+    }
+}
+
+fn step(view: &View, now: Time) -> Verdict {
     if let Some(why) = &view.store.unreadable {
         return Verdict::hold_for_operator(
             "unreadable-record",
@@ -108,8 +147,14 @@ fn makes_way(view: &View, now: Time) -> bool {
 }
 
 fn start(view: &View, now: Time, line: &[crate::term::Branch], source: Option<Source>) -> Verdict {
-    if let Some(hold) = backing_off(view, now, "start", "start") {
-        return hold;
+    if let Some((_, failure)) = view.retry_at("start", now)
+        && let Some(Verdict::Hold { rule, why, unblocks, operator }) =
+            backing_off(view, now, "start", "start")
+    {
+        // One that ended by itself after its start left its reason in its log.
+        let said = view.pg.said.as_ref().filter(|said| !failure.text.contains(*said));
+        let why = said.map_or(why.clone(), |said| format!("{why}; it said: {said}"));
+        return Verdict::Hold { rule, why, unblocks, operator };
     }
     let action = PgAction::Start { line: line.to_vec(), source };
     Verdict::pg("start", "PostgreSQL is down; it starts as a standby", action)
@@ -170,7 +215,35 @@ fn primary(view: &View, now: Time) -> Verdict {
         let why = format!("a record was not flushed in {stalled} ms");
         return stop(StopMode::Immediate, "stalled", why);
     }
-    Verdict::Steady
+    match full(view) {
+        Some(_) if another_has_room(view, now) => {
+            let why = "its disk is full, and another member of the set has room";
+            stop(StopMode::Immediate, "stalled", why)
+        }
+        Some(hold) => hold,
+        None => Verdict::Steady,
+    }
+}
+
+/// Nothing is stopped for it, except where that wins something.
+fn full(view: &View) -> Option<Verdict> {
+    let why = "the disk of its data directory is full: there is no room for more WAL";
+    view.pg.full.then(|| Verdict::hold_for_operator("stalled", why, "space is freed on that disk"))
+}
+
+/// Somebody would take over at once, with everything that was acknowledged.
+fn another_has_room(view: &View, now: Time) -> bool {
+    let Some(term) = view.led_term().filter(|term| term.open && !term.target.is_alone()) else {
+        return false;
+    };
+    let fit = |node: &str| view.policy.preferences.get(node).is_none_or(|p| p.failover);
+    let has_room =
+        |node: &str| view.fresh(node, now).is_some_and(|status| status.streaming && !status.full);
+    let covered = term.target.members.iter().filter(|m| has_room(&m.node)).count();
+    view.store.reachable
+        && !view.store.maintenance
+        && covered >= term.target.cover_needed() as usize
+        && term.target.members.iter().any(|m| fit(&m.node) && has_room(&m.node))
 }
 
 /// The disk of another node may be better: without one there is nothing to win by stopping.
@@ -343,7 +416,7 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
             let why = format!("epoch {} of the same leader", term.epoch);
             return Verdict::persist("follow", why, promise, Intent::Plain);
         }
-        return moved(view, now).unwrap_or(Verdict::Steady);
+        return moved(view, now).or_else(|| full(view)).unwrap_or(Verdict::Steady);
     }
     if view.pg.source.is_some() || view.parked.is_none() {
         return match quiet(view, now, "to follow the leader of a new term") {

@@ -89,7 +89,7 @@ fn begin(view: &View, now: Time) -> Verdict {
     let Some(leader) = view.leader_status(now) else {
         return Verdict::hold("rejoin", "the leader is not heard", "a running leader");
     };
-    let needed = term.names(&view.me) && !term.open && view.has(Guard::Incarnation);
+    let needed = is_witness(view, term);
     if needed && !gave_up_waiting(view, term, now) {
         return Verdict::hold(
             "witness",
@@ -115,6 +115,11 @@ fn begin(view: &View, now: Time) -> Verdict {
     };
     let why = format!("its history ends at {end}, off the line of {}", term.leader);
     Verdict::persist("rejoin", why, destroying(view), Intent::Rejoin(plan))
+}
+
+/// The history of this node, in whatever incarnation, may be needed to cover a set in force.
+fn is_witness(view: &View, term: &Term) -> bool {
+    term.names(&view.me) && !term.open && view.has(Guard::Incarnation)
 }
 
 /// A leader that runs and can't open needs a standby more than a witness.
@@ -148,7 +153,9 @@ fn copy(view: &View, now: Time) -> Verdict {
         }
         Rejoin::Clone { fork } => {
             let why = format!("a new copy of {}", source.member);
-            Verdict::pg("clone", why, PgAction::Clone { source, fork, epoch })
+            // What it held may still be all that is left of a commit.
+            let keep = is_witness(view, term);
+            Verdict::pg("clone", why, PgAction::Clone { source, fork, epoch, keep })
         }
     }
 }

@@ -23,7 +23,11 @@ pub async fn healthz() -> Json<Value> {
 }
 
 pub async fn tell_status(State(api): State<Shared>) -> Json<Value> {
-    Json(status_of(&api.cluster))
+    let mut status = status_of(&api.cluster);
+    if let (Some(here), Some(holds)) = (&api.faults, status["holds"].as_array_mut()) {
+        holds.extend(here.holds());
+    }
+    Json(status)
 }
 
 /// The answer of `everhold status --json`.

@@ -8,18 +8,6 @@ use std::time::Duration;
 /// Seconds of random faults in the suite; `make torture` runs longer.
 const TORTURE_SECONDS: u64 = 45;
 
-/// Waits until writes flow again after what was done before.
-fn flows(load: &Load) {
-    let before = load.acknowledged();
-    for _ in 0..600 {
-        if load.acknowledged() > before + 20 {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("no write was acknowledged in 30 s");
-}
-
 #[test]
 fn each_way_to_lose_a_primary_heals_and_loses_nothing() {
     let mut stack = Stack::start(Wanted::default());
@@ -30,18 +18,18 @@ fn each_way_to_lose_a_primary_heals_and_loses_nothing() {
 
     let leader = stack.leader();
     signal("KILL", &stack.postmaster(&leader).into_iter().collect::<Vec<_>>());
-    flows(&load);
+    load.flows();
     stack.whole();
 
     let leader = stack.leader();
     signal("KILL", &stack.node_pids(&leader));
-    flows(&load);
+    load.flows();
     stack.whole();
 
     let leader = stack.leader();
     let frozen = stack.node_pids(&leader);
     signal("STOP", &frozen);
-    flows(&load);
+    load.flows();
     signal("CONT", &frozen);
     stack.whole();
     assert_ne!(stack.leader(), leader, "the frozen node has not taken over again");
@@ -61,15 +49,15 @@ fn everything_stopped_or_killed_comes_back_with_its_data() {
     for node in NODES {
         signal("KILL", &stack.node_pids(node));
     }
-    flows(&load);
+    load.flows();
     assert_eq!(load.finish().lost, 0);
 
     let load = Load::start(stack.write_port(), &stack.password());
     std::thread::sleep(Duration::from_millis(500));
     stack.kill_up();
-    flows(&load);
+    load.flows();
     stack.up();
-    flows(&load);
+    load.flows();
     let seen = load.finish();
     assert_eq!(seen.lost, 0);
 
@@ -79,7 +67,7 @@ fn everything_stopped_or_killed_comes_back_with_its_data() {
     }
     stack.up();
     let load = Load::start(stack.write_port(), &stack.password());
-    flows(&load);
+    load.flows();
     assert_eq!(load.finish().lost, 0);
 }
 
@@ -93,10 +81,10 @@ fn a_store_that_is_gone_stops_nothing() {
     assert!(!etcd.is_empty());
     signal("STOP", &etcd);
     std::thread::sleep(Duration::from_secs(15));
-    flows(&load);
+    load.flows();
     signal("CONT", &etcd);
     std::thread::sleep(Duration::from_secs(5));
-    flows(&load);
+    load.flows();
     assert_eq!(stack.epoch(), epoch, "no failover");
     assert_eq!(load.finish().lost, 0);
 }

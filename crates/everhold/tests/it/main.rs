@@ -1,8 +1,10 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
 mod commands;
+mod damage;
 mod healing;
 mod hosts;
+mod loss;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;

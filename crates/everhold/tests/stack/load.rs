@@ -217,6 +217,21 @@ impl Load {
         (0..WRITERS).map(of).max().unwrap_or(0)
     }
 
+    /// Waits until writes flow again after what was done before.
+    pub fn flows(&self) {
+        let before = self.acknowledged();
+        for _ in 0..1_800 {
+            if self.acknowledged() > before + 20 {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let told = self.told.lock().expect("unpoisoned");
+        panic!("no write was acknowledged in 90 s; the last errors: {:?}", {
+            told.errors.iter().rev().take(4).map(|(_, _, error)| error).collect::<Vec<_>>()
+        });
+    }
+
     pub fn acknowledged(&self) -> usize {
         self.told.lock().expect("unpoisoned").acknowledged.len()
     }

@@ -4,6 +4,7 @@
 //! Shared by the tests and the benchmarks. Nothing of the binary's own code is used here.
 #![allow(dead_code)] // Each user needs another part of it.
 
+pub mod disk;
 pub mod load;
 pub mod random;
 
@@ -31,6 +32,8 @@ pub struct Wanted {
     /// Environment of `everhold up`, inherited by all it starts.
     pub environment: Vec<(String, String)>,
     pub parameters: String,
+    /// Nodes whose directory is a small disk of its own.
+    pub disks: &'static [&'static str],
 }
 
 impl Default for Wanted {
@@ -40,6 +43,7 @@ impl Default for Wanted {
             number: 1,
             environment: Vec::new(),
             parameters: String::new(),
+            disks: &[],
         }
     }
 }
@@ -55,8 +59,10 @@ pub struct Stack {
 impl Stack {
     /// Starts a stack and waits until clients can write.
     pub fn start(wanted: Wanted) -> Stack {
+        disk::sweep();
         let dir = std::env::temp_dir().join(format!(
-            "everhold-{}-{:x}",
+            "{}{}-{:x}",
+            disk::PREFIX,
             std::process::id(),
             random::seed() & 0xff_ffff
         ));
@@ -66,6 +72,10 @@ impl Stack {
         let base = free_ports(3 * RANGE + 8);
         let mut stack = Stack { up: None, dir, wanted, base };
         fs::write(stack.spec_file(), stack.spec()).expect("the spec is written");
+        for node in stack.wanted.disks {
+            let image = stack.dir.join(format!("disk-{node}"));
+            disk::mount(&image, &stack.data().join(node));
+        }
         stack.up();
         stack
     }
@@ -216,6 +226,19 @@ impl Stack {
         self.wait("stack with three healthy nodes", is_whole)
     }
 
+    /// Waits for a hold of that rule, or of any, whose reason has all these words in it.
+    pub fn hold(&mut self, rule: &str, words: &[&str]) -> Value {
+        let of = |status: &Value| {
+            let holds = status["holds"].as_array()?;
+            let said = |hold: &Value| hold["why"].as_str().unwrap_or_default().to_string();
+            let of_rule = |hold: &Value| rule == "any" || hold["rule"] == rule;
+            let wanted = |h: &&Value| of_rule(h) && words.iter().all(|word| said(h).contains(word));
+            holds.iter().find(wanted).cloned()
+        };
+        let status = self.wait(&format!("hold {rule} with {words:?}"), |s| of(s).is_some());
+        of(&status).expect("it was there")
+    }
+
     pub fn leader(&mut self) -> String {
         let status = self.wait("leader", |status| status["services"]["main"]["serving"] == true);
         status["services"]["main"]["leader"].as_str().expect("a leader").to_string()
@@ -234,8 +257,14 @@ impl Stack {
 
     /// Every process of the node's PostgreSQL.
     pub fn postgres_pids(&self, node: &str) -> Vec<i32> {
-        let dir = self.data().join(node).join("main/pgdata");
-        processes(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        self.pids_in(&self.data().join(node).join("main/pgdata"))
+    }
+
+    /// Processes that run below that directory.
+    pub fn pids_in(&self, dir: &Path) -> Vec<i32> {
+        processes(|pid| {
+            fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
+        })
     }
 
     /// The agent of a node, or the gateway.
@@ -263,6 +292,22 @@ impl Stack {
                     && text.contains(&*dir.to_string_lossy())
         });
         mine.first().copied()
+    }
+
+    /// What the store's own tool says.
+    pub fn etcdctl(&self, arguments: &[&str]) -> String {
+        let pki = self.data().join("pki");
+        let file = |flag: &str, name: &str| format!("--{flag}={}", pki.join(name).display());
+        let endpoint = format!("--endpoints=https://127.0.0.1:{}", self.base + 3 * RANGE + 3);
+        let output = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args([endpoint, file("cacert", "ca.pem"), file("cert", "api.pem")])
+            .arg(file("key", "api.key"))
+            .args(arguments)
+            .output()
+            .expect("etcdctl");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim_end().to_string()
     }
 
     /// Agent and PostgreSQL together: what dies with a machine.
@@ -294,24 +339,7 @@ impl Drop for Stack {
             let _ = up.wait();
         }
         // Whatever runs in or with this directory was started by this stack.
-        let dir = self.dir.to_string_lossy().to_string();
-        for _ in 0..20 {
-            let left = processes(|pid| {
-                let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                cwd.starts_with(&self.dir) || String::from_utf8_lossy(&line).contains(&dir)
-            });
-            let left: Vec<i32> =
-                left.into_iter().filter(|pid| *pid != std::process::id() as i32).collect();
-            if left.is_empty() {
-                break;
-            }
-            signal("KILL", &left);
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        if std::env::var_os("EVERHOLD_KEEP").is_none() {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
+        disk::clear(&self.dir, std::env::var_os("EVERHOLD_KEEP").is_none());
     }
 }
 

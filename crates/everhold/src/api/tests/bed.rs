@@ -129,7 +129,6 @@ impl Bed {
 
     /// Sends bytes as they are and reads what comes until the connection ends.
     pub async fn exchange(&self, request: Vec<u8>) -> Reply {
-        let mut stream = TcpStream::connect(self.api).await.expect("connected");
         reply(&self.exchange_text(request).await)
     }
 
@@ -142,6 +141,7 @@ impl Bed {
     }
 
     async fn exchange_text(&self, request: Vec<u8>) -> String {
+        let mut stream = TcpStream::connect(self.api).await.expect("connected");
         let (mut read, mut write) = stream.split();
         let mut answer = Vec::new();
         // The answer may come before everything was sent, and the rest is refused then.
@@ -207,14 +207,14 @@ impl Bed {
     }
 }
 
-fn head(method: &str, path: &str, more: &str) -> String {
-    fn reply(text: &str) -> Reply {
-        let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
-        let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
-        let body = serde_json::from_str(body).unwrap_or_default();
-        Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
-    }
+fn reply(text: &str) -> Reply {
+    let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body).unwrap_or_default();
+    let body = serde_json::from_str(body).unwrap_or_default();
+    Reply { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), body }
+}
 
+fn head(method: &str, path: &str, more: &str) -> String {
     format!(
         "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {TOKEN}\r\n\
          everhold-user: tester\r\nconnection: close\r\n{more}\r\n\r\n"
@@ -421,6 +421,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         call: None,
         hold: serving.map(|_| hold),
         overrides: Vec::new(),
+        full: false,
     };
     Arc::new(Report {
         node: node.to_string(),

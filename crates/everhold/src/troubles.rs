@@ -1,0 +1,103 @@
+//! Processes that end again and again: what a supervisor sees of them, each a hold of `status`.
+//!
+//! An agent whose certificate is torn can tell nobody of it. Who starts it reads its last words.
+
+use crate::clock;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One that ended once may have been killed; one that ends again doesn't start.
+const TIMES_MIN: u32 = 2;
+/// Last words are in here.
+const TAIL_BYTES: u64 = 4 << 10;
+
+/// What is wrong now, by the name of the process.
+#[derive(Clone, Default)]
+pub struct Troubles(Arc<Mutex<BTreeMap<String, Trouble>>>);
+
+struct Trouble {
+    since: String,
+    times: u32,
+    said: String,
+}
+
+impl Troubles {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Trouble>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It ended while it started, with these words.
+    pub fn note(&self, name: &str, said: String) {
+        let mut all = self.all();
+        let trouble = all.entry(name.to_string()).or_insert_with(|| Trouble {
+            since: clock::wall(),
+            times: 0,
+            said: String::new(),
+        });
+        trouble.times += 1;
+        trouble.said = said;
+    }
+
+    /// It runs.
+    pub fn clear(&self, name: &str) {
+        self.all().remove(name);
+    }
+
+    /// As `status` tells them.
+    pub fn holds(&self) -> Vec<Value> {
+        let all = self.all();
+        let lasting = all.iter().filter(|(_, trouble)| trouble.times >= TIMES_MIN);
+        let hold = |(name, trouble): (&String, &Trouble)| {
+            let Trouble { since, times, said } = trouble;
+            json!({
+                "service": null, "rule": "process-fails",
+                "why": format!("{name} was started {times} times and did not stay: {said}"),
+                "since": since, "recheck_at": null, "evidence": [],
+                "unblocks": "what its words name; it is started again by itself",
+                "needs_operator": true, "journal": null,
+            })
+        };
+        lasting.map(hold).collect()
+    }
+}
+
+/// The last line of a log.
+pub fn last_words(log: &Path) -> String {
+    let read = || -> std::io::Result<String> {
+        let mut file = std::fs::File::open(log)?;
+        let end = file.metadata()?.len();
+        file.seek(SeekFrom::Start(end.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    match read() {
+        Ok(text) => text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing").into(),
+        Err(error) => format!("(its log {} can't be read: {error})", log.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_again_and_again_is_told_with_its_last_words() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let log = dir.path().join("log");
+        std::fs::write(&log, "one\nE210 cannot use b.pem\n\n").expect("written");
+        let troubles = Troubles::default();
+        troubles.note("b", last_words(&log));
+        assert!(troubles.holds().is_empty(), "once is not again");
+        troubles.note("b", last_words(&log));
+        let holds = troubles.holds();
+        let why = holds[0]["why"].as_str().expect("a reason");
+        assert_eq!(why, "b was started 2 times and did not stay: E210 cannot use b.pem");
+        troubles.clear("b");
+        assert!(troubles.holds().is_empty());
+        assert!(last_words(&dir.path().join("gone")).contains("can't be read"));
+    }
+}
