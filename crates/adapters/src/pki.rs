@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -21,6 +22,12 @@ use x509_parser::prelude::X509Certificate;
 
 const CA_CERT: &str = "ca.pem";
 const CA_KEY: &str = "ca.key";
+
+/// Of a certificate. It is renewed when two thirds of this are over, which leaves a month to notice
+/// that it was not.
+const LASTS: Duration = Duration::from_secs(90 * 86_400);
+/// How far a clock may be behind the one that certified.
+const SKEW: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum PkiError {
@@ -76,6 +83,8 @@ pub struct CertPair {
 
 pub struct Authority {
     dir: PathBuf,
+    /// How long the certificates last that it gives out.
+    lasts: Duration,
     cert_pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -141,7 +150,7 @@ impl Authority {
         })?;
         let issuer = Issuer::from_ca_cert_pem(&cert_pem, key)
             .map_err(|e| PkiError::Invalid { path: cert_path, why: e.to_string() })?;
-        Ok(Authority { dir: dir.to_owned(), cert_pem, issuer })
+        Ok(Authority { dir: dir.to_owned(), lasts: LASTS, cert_pem, issuer })
     }
 
     /// Loads the authority, or makes it if neither of its files is there.
@@ -172,8 +181,9 @@ impl Authority {
     }
 
     /// Gives out `name.pem` and `name.key`. A pair that is there already is checked and kept; it is
-    /// certified anew, with the same key, only if it lacks one of the hosts or uses. After a crash
-    /// between the two files the key that was never certified is.
+    /// certified anew, with the same key, only if it lacks one of the hosts or uses, or a third of
+    /// its time or less is left. After a crash between the two files the key that was never
+    /// certified is.
     pub fn issue(&self, name: &str, hosts: &[Host], usage: Usage) -> Result<CertPair, PkiError> {
         let of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if name.is_empty() || name == "ca" || name.starts_with('.') || !name.chars().all(of_name) {
@@ -211,6 +221,9 @@ impl Authority {
     ) -> Result<String, rcgen::Error> {
         let mut params = CertificateParams::new(vec![])?;
         params.distinguished_name.push(DnType::CommonName, name);
+        let now = SystemTime::now();
+        params.not_before = (now - SKEW).into();
+        params.not_after = (now + self.lasts).into();
         for host in hosts {
             params.subject_alt_names.push(match host {
                 Host::Ip(ip) => SanType::IpAddress(*ip),
@@ -241,14 +254,14 @@ impl Authority {
         with_cert(&self.cert_path(), &self.cert_pem, |authority| {
             Ok(with_cert(&pair.cert, &cert_pem, |cert| {
                 belongs(cert, key, authority)?;
-                Ok(hosts.iter().all(|host| names(cert, host)) && allows(cert, usage))
+                Ok(hosts.iter().all(|host| names(cert, host)) && allows(cert, usage) && fresh(cert))
             }))
         })?
     }
 }
 
-/// The authority's key and certificate. rcgen's default lifetime ends in the year 4096: nothing
-/// renews certificates yet, and one that expires would stop the cluster some day.
+/// The authority's key and certificate. rcgen's default lifetime ends in the year 4096: an authority
+/// that expires would stop the cluster some day, and nothing is gained by it.
 fn new_authority() -> Result<(KeyPair, String), rcgen::Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(vec![])?;
@@ -257,6 +270,14 @@ fn new_authority() -> Result<(KeyPair, String), rcgen::Error> {
     params.distinguished_name.push(DnType::CommonName, "Everhold cluster authority");
     let cert = params.self_signed(&key)?;
     Ok((key, cert.pem()))
+}
+
+/// More than a third of the certificate's time is left.
+fn fresh(cert: &X509Certificate<'_>) -> bool {
+    let (begins, ends) = (cert.validity().not_before, cert.validity().not_after);
+    let lasts = ends.timestamp() - begins.timestamp();
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    ends.timestamp() - i64::try_from(now.as_secs()).unwrap_or(i64::MAX) > lasts / 3
 }
 
 fn belongs(
@@ -393,7 +414,7 @@ mod tests {
     #[test]
     fn a_pair_is_kept_until_it_lacks_something() {
         let temp = tempfile::tempdir().unwrap();
-        let ca = Authority::create(&temp.path().join("pki")).unwrap();
+        let mut ca = Authority::create(&temp.path().join("pki")).unwrap();
         let pair = ca.issue("a", &[LOOPBACK], Usage::Client).unwrap();
         let files = || (read(&pair.cert).unwrap(), read(&pair.key).unwrap());
         let first = files();
@@ -410,6 +431,18 @@ mod tests {
         fs::remove_file(&pair.cert).unwrap();
         ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
         assert_eq!(files().1, first.1, "the key without a certificate is used");
+
+        // One that has been used for two thirds of its time is renewed, before that it is not.
+        for (lasts, renewed) in [(SKEW / 2 + SKEW / 10, false), (SKEW / 2 - SKEW / 10, true)] {
+            ca.lasts = lasts;
+            fs::remove_file(&pair.cert).unwrap();
+            ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+            let old = files();
+            ca.lasts = LASTS;
+            ca.issue("a", &[LOOPBACK], Usage::Both).unwrap();
+            assert_eq!(files().0 != old.0, renewed, "{lasts:?}");
+            assert_eq!(files().1, old.1);
+        }
     }
 
     #[test]

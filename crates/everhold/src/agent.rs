@@ -81,7 +81,7 @@ pub enum Ask {
 pub async fn run(file: &Path) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
     let layout = Layout::new(&node.data)?;
-    let tls = Tls::load(&node.ca, &node.cert, &node.key)?;
+    let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     let copy = layout.node(&node.name).join("spec.json");
     let spec = spec_store::find(&node.cluster, &store, &copy).await?;
@@ -122,6 +122,9 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
                 tokio::spawn(await_mended(site, name.clone(), service.clone(), journal.clone()));
             }
         }
+    }
+    if spec.is_spread() {
+        tokio::spawn(take_up_renewed(node.cert.clone(), journal.clone()));
     }
     tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
@@ -176,6 +179,21 @@ async fn await_mended(
         tracing::info!(service = name, "{text}");
         tokio::time::sleep(RESTART_AFTER).await;
         std::process::exit(0);
+    }
+}
+
+/// PostgreSQL serves with the node's certificate: when that is renewed the agent starts again, which
+/// hands it over at a reload.
+async fn take_up_renewed(cert: PathBuf, journal: Journal) {
+    let seen = link::modified(&cert);
+    loop {
+        tokio::time::sleep(link::RENEWED_WITHIN).await;
+        if link::modified(&cert) != seen {
+            let text = "the node's certificate was renewed; the agent starts again";
+            journal.append("", Event::Noted { text: text.to_string() });
+            tokio::time::sleep(RESTART_AFTER).await;
+            std::process::exit(0);
+        }
     }
 }
 

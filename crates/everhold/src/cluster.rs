@@ -156,7 +156,7 @@ impl Cluster {
             spec,
             store: Agreed::Etcd(store),
             store_ports,
-            tls: Tls::load(&own.ca, &own.cert, &own.key)?,
+            tls: Tls::follow(&own.ca, &own.cert, &own.key)?,
         }))
     }
 

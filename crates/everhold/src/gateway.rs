@@ -46,7 +46,7 @@ pub fn presence_prefix(cluster: &str) -> String {
 /// Runs the gateway until it is ended.
 pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
-    let tls = Tls::load(&node.ca, &node.cert, &node.key)?;
+    let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     // What a gateway keeps stands beside its node file.
     let dir = file.parent().unwrap_or(Path::new("."));

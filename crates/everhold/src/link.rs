@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,6 +30,8 @@ const FRAME_BYTES_MAX: u32 = 16 << 20;
 const SILENCE: Duration = Duration::from_secs(2);
 /// For the connection and its handshake.
 const CONNECT: Duration = Duration::from_millis(800);
+/// Certificates are renewed weeks before they end.
+pub const RENEWED_WITHIN: Duration = Duration::from_secs(5);
 const REDIAL: Duration = Duration::from_millis(50);
 /// An answer may need an election of the store, or a checkpoint.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -83,18 +85,54 @@ pub enum LinkError {
     Refused(String),
 }
 
-/// Both sides of TLS, with the cluster's authority only.
+/// Both sides of TLS, with the cluster's authority only. Files that are renewed are read again
+/// within [`RENEWED_WITHIN`], for connections that begin after that.
 #[derive(Clone)]
 pub struct Tls {
+    current: Arc<Mutex<Sides>>,
+}
+
+#[derive(Clone)]
+struct Sides {
     acceptor: TlsAcceptor,
-    connector: TlsConnector,
     client: Arc<ClientConfig>,
 }
 
 impl Tls {
+    /// Reads the files now, and again whenever they have changed.
+    pub fn follow(ca: &Path, cert: &Path, key: &Path) -> Result<Tls, LinkError> {
+        let seen = modified(cert);
+        let tls = Tls::load(ca, cert, key)?;
+        let (weak, files) = (Arc::downgrade(&tls.current), [ca, cert, key].map(Path::to_path_buf));
+        tokio::spawn(async move {
+            let mut seen = seen;
+            loop {
+                tokio::time::sleep(RENEWED_WITHIN).await;
+                let Some(current) = weak.upgrade() else { return };
+                let now = modified(&files[1]);
+                if now == seen {
+                    continue;
+                }
+                match Tls::load(&files[0], &files[1], &files[2]) {
+                    Ok(new) => {
+                        tracing::info!(certificate = %files[1].display(), "renewed");
+                        *lock(&current) = lock(&new.current).clone();
+                        seen = now;
+                    }
+                    Err(error) => tracing::warn!(%error, "the old certificate stays"),
+                }
+            }
+        });
+        Ok(tls)
+    }
+
     /// To prove oneself with towards a server of the cluster.
     pub fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+        lock(&self.current).client.clone()
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        lock(&self.current).acceptor.clone()
     }
 
     pub fn load(ca: &Path, cert: &Path, key: &Path) -> Result<Tls, LinkError> {
@@ -124,13 +162,19 @@ impl Tls {
             .with_root_certificates(roots)
             .with_client_auth_cert(vec![chain], key_der()?)
             .map_err(|e| wrong(cert)(e.to_string()))?;
-        let client = Arc::new(client);
-        Ok(Tls {
-            acceptor: TlsAcceptor::from(Arc::new(server)),
-            connector: TlsConnector::from(client.clone()),
-            client,
-        })
+        let sides =
+            Sides { acceptor: TlsAcceptor::from(Arc::new(server)), client: Arc::new(client) };
+        Ok(Tls { current: Arc::new(Mutex::new(sides)) })
     }
+}
+
+fn lock(sides: &Mutex<Sides>) -> MutexGuard<'_, Sides> {
+    sides.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When the file was changed last.
+pub fn modified(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
 /// A question that came in, to be answered.
@@ -164,7 +208,7 @@ pub async fn serve(
             tokio::spawn(async move {
                 let _ = stream.set_nodelay(true);
                 if let Ok(Ok(stream)) =
-                    tokio::time::timeout(CONNECT, tls.acceptor.accept(stream)).await
+                    tokio::time::timeout(CONNECT, tls.acceptor().accept(stream)).await
                 {
                     let (read, write) = tokio::io::split(stream);
                     speak(read, write, reports, questions).await;
@@ -291,7 +335,7 @@ async fn connect(node: &str, addr: &str, tls: &Tls) -> Option<Stream> {
     let dialled = async {
         let stream = TcpStream::connect(addr).await.ok()?;
         stream.set_nodelay(true).ok()?;
-        tls.connector.connect(name, stream).await.ok()
+        TlsConnector::from(tls.client()).connect(name, stream).await.ok()
     };
     tokio::time::timeout(CONNECT, dialled).await.ok().flatten()
 }
@@ -365,4 +409,32 @@ pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -
     let mut bytes = vec![0; length as usize];
     from.read_exact(&mut bytes).await.ok()?;
     serde_json::from_slice(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_adapters::pki::{Authority, Host, Usage};
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_taken_up() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
+        let host = |name: &str| Host::Dns(name.to_string());
+        let pair = authority.issue("a", &[host("a")], Usage::Both).expect("a certificate");
+        let tls = Tls::follow(&pair.ca, &pair.cert, &pair.key).expect("read");
+        let old = tls.client();
+        std::fs::write(&pair.cert, "torn").expect("written");
+        tokio::time::sleep(RENEWED_WITHIN * 2).await;
+        assert!(Arc::ptr_eq(&old, &tls.client()), "a torn one changes nothing");
+        std::fs::remove_file(&pair.cert).expect("removed");
+        authority.issue("a", &[host("b")], Usage::Both).expect("a certificate");
+        for _ in 0..60 {
+            if !Arc::ptr_eq(&old, &tls.client()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("the old certificate is still used");
+    }
 }

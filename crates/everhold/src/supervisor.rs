@@ -16,6 +16,9 @@ use tokio::signal::unix::{SignalKind, signal};
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
 
+/// Between two looks at how long certificates last: they have a month left when they are renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(6 * 3_600);
+
 /// The name of the gateway's directory on each machine, and of its process and certificate where
 /// there is only one.
 pub const GATEWAY: &str = "gateway";
@@ -115,4 +118,14 @@ pub async fn asked_to_end() -> anyhow::Result<()> {
         _ = terminate.recv() => {}
     }
     Ok(())
+}
+
+/// Renews certificates while this runs: `issue` gives out those that have little time left.
+pub async fn renew(issue: impl Fn() -> anyhow::Result<()>) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        if let Err(error) = issue() {
+            tracing::error!(error = format!("{error:#}"), "certificates can't be renewed");
+        }
+    }
 }

@@ -15,7 +15,7 @@ use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
-    Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, lock, prepare, say, stop,
+    self, Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
 use crate::{secrets, spec_store};
@@ -102,6 +102,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
+    let of = (layout.clone(), spec.clone());
+    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1).map(drop)));
     let context = Context {
         cluster: spec.cluster.clone(),
         data: layout.root().to_path_buf(),

@@ -127,9 +127,13 @@ impl Postgres {
             alone: None,
         };
         if site.look_for_postmaster().await?.is_some() {
-            // The spec may have changed while no agent was there to say so.
+            // Spec and certificate may have changed while no agent was there to say so.
             let config = site.config.clone();
-            site.blocking(move || settings::write_parameters(&config)).await?;
+            site.blocking(move || {
+                settings::write_certificates(&config)?;
+                settings::write_parameters(&config)
+            })
+            .await?;
             site.reload().await?;
         }
         Ok(Postgres {

@@ -156,19 +156,13 @@ pub struct Host {
 }
 
 /// Listens for machines that want to join, until the process ends.
-pub async fn serve(at: SocketAddr, certs: &CertPair, host: Host) -> anyhow::Result<()> {
-    let chain = vec![
-        CertificateDer::from_pem_file(&certs.cert)?,
-        // With the authority's own certificate, whose fingerprint the token carries.
-        CertificateDer::from_pem_file(&certs.ca)?,
-    ];
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(chain, PrivateKeyDer::from_pem_file(&certs.key)?)?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+pub async fn serve(at: SocketAddr, certs: CertPair, host: Host) -> anyhow::Result<()> {
+    acceptor(&certs)?;
     let listener = TcpListener::bind(at).await.with_context(|| {
-        format!("E211 cannot listen on {at} for machines that join; next step: end the process that has this port")
+        format!(
+            "E211 cannot listen on {at} for machines that join; next step: end the process that \
+             has this port"
+        )
     })?;
     tokio::spawn(async move {
         let free = Arc::new(Semaphore::new(GUESTS_MAX));
@@ -178,9 +172,9 @@ pub async fn serve(at: SocketAddr, certs: &CertPair, host: Host) -> anyhow::Resu
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            let (acceptor, host) = (acceptor.clone(), host.clone());
+            let (certs, host) = (certs.clone(), host.clone());
             tokio::spawn(async move {
-                let talked = tokio::time::timeout(TALK, talk(&acceptor, stream, &host)).await;
+                let talked = tokio::time::timeout(TALK, talk(&certs, stream, &host)).await;
                 if !matches!(talked, Ok(Ok(()))) {
                     tracing::debug!(%from, "a machine that knocked left");
                 }
@@ -191,8 +185,22 @@ pub async fn serve(at: SocketAddr, certs: &CertPair, host: Host) -> anyhow::Resu
     Ok(())
 }
 
-async fn talk(acceptor: &TlsAcceptor, stream: TcpStream, host: &Host) -> std::io::Result<()> {
-    let mut stream = acceptor.accept(stream).await?;
+/// With the certificate as it is now.
+fn acceptor(certs: &CertPair) -> anyhow::Result<TlsAcceptor> {
+    let chain = vec![
+        CertificateDer::from_pem_file(&certs.cert)?,
+        // With the authority's own certificate, whose fingerprint the token carries.
+        CertificateDer::from_pem_file(&certs.ca)?,
+    ];
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_file(&certs.key)?)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn talk(certs: &CertPair, stream: TcpStream, host: &Host) -> anyhow::Result<()> {
+    let mut stream = acceptor(certs)?.accept(stream).await?;
     while let Some(knock) = receive::<Knock>(&mut stream).await {
         let reply = match admit(&knock, host).await {
             Ok(welcome) => Reply::Welcome(Box::new(welcome)),

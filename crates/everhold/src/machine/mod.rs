@@ -163,8 +163,11 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let knock = agent::resolve(&own.address.to_string(), own.join_port())?;
     let host =
         join::Host { cluster: node.cluster.clone(), layout: layout.clone(), store: store.clone() };
-    join::serve(knock, &certs.agent, host).await?;
+    join::serve(knock, certs.agent.clone(), host).await?;
     tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store));
+    let place = own.clone();
+    let of = me.clone();
+    tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));
     let context = Context {
         cluster: node.cluster.clone(),
         data: layout.root().to_path_buf(),

@@ -66,9 +66,9 @@ impl Hosts {
     /// Machines with cables and nothing on them.
     pub fn bare() -> Hosts {
         remove_leftovers();
-        let prefix = format!("eh{}", std::process::id());
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let nth = MADE.fetch_add(1, Ordering::SeqCst);
+        let prefix = format!("eh{}-{nth}", std::process::id());
         let dir = format!("everhold-hosts-{}-{nth}", std::process::id());
         let dir = std::env::temp_dir().join(dir);
         fs::create_dir(&dir).expect("a fresh directory");
@@ -336,7 +336,7 @@ impl Hosts {
             let leads = status["leader"] == status["header"]["member_id"];
             leads.then(|| (*host).to_string())
         };
-        NAMES.iter().find_map(|host| find(&host))
+        NAMES.iter().find_map(|host| find(host))
     }
 
     /// Clients on a machine of their own, each with all gateways and another one first. A gateway
@@ -377,7 +377,7 @@ impl Drop for Hosts {
 fn remove_leftovers() {
     let spaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     for name in spaces.filter_map(|entry| entry.file_name().into_string().ok()) {
-        let pid = name.strip_prefix("eh").map(|rest| &rest[..rest.len().saturating_sub(1)]);
+        let pid = name.strip_prefix("eh").and_then(|rest| rest.split('-').next());
         let Some(pid) = pid.and_then(|pid| pid.parse::<i32>().ok()) else { continue };
         if Path::new(&format!("/proc/{pid}")).exists() {
             continue;

@@ -3,8 +3,10 @@
 mod commands;
 mod damage;
 mod healing;
+#[path = "../hosts/mod.rs"]
 mod hosts;
 mod loss;
+mod machines;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;

@@ -1,0 +1,100 @@
+//! Three machines with a cable each, end to end.
+
+use crate::hosts::{self, Hosts, Wanted};
+use crate::stack::load::Load;
+use std::fs;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_machine_that_is_gone_is_missed_and_comes_back() {
+    let mut hosts = Hosts::start(&Wanted::default());
+    let status = hosts.status("b").expect("a status");
+    assert_eq!(status["answered_by"], "b");
+    assert!(status["coordinator"].is_string(), "{status:#}");
+    let load = Load::on(hosts.target());
+    std::thread::sleep(Duration::from_secs(1));
+    let leader = hosts.leader("b");
+    hosts.kill(&leader);
+    let (before, from) = (load.acknowledged(), Instant::now());
+    while load.acknowledged() < before + 50 {
+        assert!(from.elapsed() < Duration::from_secs(60), "no write was acknowledged");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let other = if leader == "a" { "b" } else { "a" };
+    assert_ne!(hosts.leader(other), leader);
+    hosts.revive(&leader);
+    hosts.wait(other, "whole cluster", hosts::is_whole);
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+}
+
+/// Errors name their code, and neither the machine nor the cluster has changed after them.
+#[test]
+fn a_machine_that_may_not_join_changes_nothing() {
+    let mut hosts = Hosts::bare();
+    fs::write(hosts.spec_file(), hosts.spec(&Wanted::default())).expect("the spec is written");
+    let spec = hosts.spec_file().display().to_string();
+    let file = |hosts: &Hosts, host: &str| hosts.node_file(host).display().to_string();
+    let a = file(&hosts, "a");
+    refused(&hosts, "a", &["init", "--node", "z", "--spec", &spec, "--node-file", &a], "E243");
+    hosts.done("a", &["init", "--node", "a", "--spec", &spec, "--node-file", &a]);
+    refused(&hosts, "a", &["init", "--node", "a", "--spec", &spec, "--node-file", &a], "E241");
+    hosts.run("a");
+    let token = hosts.token("b", "a");
+    let b = file(&hosts, "b");
+
+    let (secret, at) = token.split_once('@').expect("TOKEN@HOST");
+    let mut parts: Vec<String> = secret.split('-').map(str::to_string).collect();
+    let with = |place: usize, text: &str| {
+        let mut parts = parts.clone();
+        parts[place] = text.to_string();
+        format!("{}@{at}", parts.join("-"))
+    };
+    let foreign = with(1, &"0".repeat(32));
+    let unknown = with(2, "0123456789abcdef");
+    let wrong = with(3, &"0".repeat(48));
+    for (token, code) in [
+        ("nonsense", "E248"),
+        (foreign.as_str(), "E249"),
+        (unknown.as_str(), "E246"),
+        (wrong.as_str(), "E246"),
+    ] {
+        refused(&hosts, "b", &["join", token, "--node-file", &b], code);
+        assert!(!hosts.data("b").exists(), "{code}: nothing was made");
+    }
+    // A machine without the programs that it would have to run.
+    let mut command = hosts.on("b", "env");
+    command.args(["PATH=/nowhere", env!("CARGO_BIN_EXE_everhold")]);
+    command.args(["join", &token, "--node-file", &b]);
+    let output = command.output().expect("everhold runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E109"), "{error}");
+    assert!(!hosts.data("b").exists());
+
+    hosts.done("b", &["join", &token, "--node-file", &b]);
+    refused(&hosts, "b", &["join", &token, "--node-file", &b], "E241");
+    let c = file(&hosts, "c");
+    refused(&hosts, "c", &["join", &token, "--node-file", &c], "E246");
+    refused(&hosts, "a", &["token", "b"], "E307");
+    refused(&hosts, "a", &["token", "z"], "E306");
+    // The answer was lost: the same machine may ask again.
+    fs::remove_file(hosts.node_file("b")).expect("removed");
+    hosts.done("b", &["join", &token, "--node-file", &b]);
+    // Another machine in the place of b, and its data directory of another cluster.
+    parts.clear();
+    let replacement = hosts.done("a", &["token", "b", "--replace"]);
+    let replacement = replacement.trim().strip_prefix("everhold join ").expect("a command");
+    fs::create_dir_all(hosts.data("c")).expect("made");
+    let record = hosts.data("c").join("cluster.json");
+    fs::write(&record, "{\"version\":1,\"cluster\":\"other\"}").expect("written");
+    refused(&hosts, "c", &["join", replacement, "--node-file", &c], "E242");
+    assert_eq!(fs::read_dir(hosts.data("c")).expect("there").count(), 1, "nothing was added");
+}
+
+fn refused(hosts: &Hosts, on: &str, arguments: &[&str], code: &str) {
+    let output = hosts.everhold(on, arguments);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{arguments:?} was taken");
+    assert!(error.contains(code), "{arguments:?}: {error}");
+    assert!(error.contains("next"), "{arguments:?}: {error}");
+}
