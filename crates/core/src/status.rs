@@ -99,6 +99,9 @@ pub struct Status {
     /// The timeline of its last checkpoint.
     pub checkpoint: Tli,
     pub lsn: Lsn,
+    /// The timeline of that, 0 if its PostgreSQL doesn't run.
+    #[serde(default)]
+    pub tli: Tli,
     pub streaming: bool,
     /// Behind the leader in time: 0 when nothing is missing, `None` when that can't be known.
     pub lag_ms: Option<u64>,

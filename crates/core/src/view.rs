@@ -341,6 +341,13 @@ impl View {
         told.chain([self.durable.promise]).max().unwrap_or(0)
     }
 
+    /// The highest timeline anybody of this cluster is known to be on, published or not.
+    pub fn highest_timeline(&self) -> Tli {
+        let told = self.peers.values().filter_map(|p| p.status.as_ref());
+        let own = told.filter(|status| status.sysid == self.durable.sysid).map(|s| s.tli);
+        own.chain([self.pg.tli]).max().unwrap_or(0)
+    }
+
     pub fn store_epoch(&self) -> Epoch {
         self.store.epoch.as_ref().map_or(0, |record| record.value)
     }

@@ -89,6 +89,7 @@ mod tests {
             serving: Some(number(3)).filter(|epoch| *epoch > 0),
             checkpoint: 1,
             lsn: Lsn(0),
+            tli: 1,
             streaming: state == State::Streaming,
             lag_ms: Some(0),
             call: None,

@@ -112,6 +112,7 @@ mod tests {
             serving: None,
             checkpoint: 1,
             lsn: Lsn(lsn),
+            tli: 1,
             streaming: true,
             lag_ms: None,
             call: None,

@@ -105,6 +105,9 @@ impl World {
 
     fn started(&mut self, n: usize, at_recovery: bool) {
         let node = &mut self.nodes[n];
+        if node.server.proc != Proc::Starting {
+            return;
+        }
         if node.dir.garbage {
             self.violated(format!("{n} starts on rubbish"));
             return;

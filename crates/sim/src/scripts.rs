@@ -28,7 +28,7 @@ impl World {
             10 | 11 => self.sealed_awake(leader),
             14 => self.lost_source(leader, b),
             12 => self.raise_unseen(leader, b, &rest),
-            _ => self.aborted(leader),
+            _ => self.aborted(leader, &rest),
         }
     }
 
@@ -189,14 +189,22 @@ impl World {
         DOWN
     }
 
-    /// A campaign that was rightly begun loses its cover: the leader is back, those sealed wait.
-    fn aborted(&mut self, leader: usize) -> u64 {
+    /// A campaign that was rightly begun loses its cover: the leader is back, those sealed wait. Now
+    /// and then the leader is about to drop all but one of them.
+    fn aborted(&mut self, leader: usize, rest: &[usize]) -> u64 {
+        self.then(0, Kind::RespecTo(1, 1), leader, leader, 10 * MS);
+        if self.plan.rng.chance(500) {
+            let early = 3 * S - self.gap(100, 600);
+            for c in rest {
+                self.then(early, Kind::CutServers, leader, *c, S);
+            }
+        }
         let cut = self.gap(770, 1_100);
-        self.then(0, Kind::CutNode, leader, leader, cut);
+        self.then(3 * S, Kind::CutNode, leader, leader, cut);
         for n in (0..self.nodes.len()).filter(|n| *n != leader) {
-            self.then(0, Kind::CrashOn("park", 0, false), n, n, 4 * S);
+            self.then(3 * S, Kind::CrashOn("park", 0, false), n, n, 4 * S);
         }
         // Long enough for anybody who was forgotten to be noticed.
-        5 * S + 24 * S
+        8 * S + 24 * S
     }
 }

@@ -1,7 +1,7 @@
 //! The actions on a server, in stages, so that an agent can die between any two of them.
 
 use crate::say;
-use crate::server::{Proc, Receiver, Who};
+use crate::server::{Proc, Receiver, Row, Who};
 use crate::wal::{Dir, History, Rec, START};
 use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Id, Input};
@@ -270,11 +270,7 @@ impl World {
             return Next::Failed("not running");
         }
         // Where nobody else could lead after it, only an operator can help: not this simulation.
-        let fit =
-            |m: &Member| self.nodes[n].name != m.node && self.policy.preferences[&m.node].failover;
-        let does_without = |set: &Set| !set.is_alone() && set.members.iter().any(fit);
-        let others =
-            self.store.read_term().is_some_and(|term| term.inforce.iter().all(does_without));
+        let others = self.can_do_without(n);
         let stray = task.stage == 1 && others && self.plan.stray_history();
         let node = &mut self.nodes[n];
         match task.stage {
@@ -300,6 +296,26 @@ impl World {
                 Next::Done(PgOutcome::Promoted { tli, parent, fork: Lsn(fork) })
             }
         }
+    }
+
+    /// The sets in force are covered, and somebody can lead, without what this server and those who
+    /// stream from it hold.
+    fn can_do_without(&self, n: usize) -> bool {
+        let Some(term) = self.store.read_term() else { return false };
+        let there = |m: &&Member| {
+            let node = self.nodes.iter().position(|node| node.name == m.node);
+            let member = node.map(|node| self.nodes[node].disk.member(&m.node));
+            let streams = |row: &Row| row.live && Some(row.standby) == node;
+            let away = node == Some(n) || self.nodes[n].server.rows.iter().any(streams);
+            !away && member.as_ref() == Some(*m)
+        };
+        let fit = |m: &Member| self.policy.preferences[&m.node].failover;
+        let covered = |set: &Set| {
+            let members = set.members.iter().filter(there).count() as u32;
+            there(&&set.leader) || (!set.is_alone() && members >= set.cover_needed())
+        };
+        let named = term.inforce.iter().flat_map(|set| set.members.iter().chain([&set.leader]));
+        term.inforce.iter().all(covered) && named.filter(there).any(fit)
     }
 
     /// PostgreSQL takes the next free number and writes its first record on it.

@@ -211,6 +211,8 @@ impl Agent {
                 Intent::Promote(epoch) => self.view.promoting = Some(epoch),
                 Intent::Rejoin(plan) => self.view.rejoin = Some(plan),
             }
+            // A campaigner that was parked before it campaigned is a witness as the others are.
+            self.collect_own();
         }
         true
     }
@@ -258,9 +260,7 @@ impl Agent {
         match (&running.action, outcome) {
             (PgAction::Park, PgOutcome::Parked { end, tli }) => {
                 self.view.parked = Some((end, tli));
-                if let Some(report) = self.view.report() {
-                    self.collect(report);
-                }
+                self.collect_own();
             }
             (PgAction::Trim { line }, PgOutcome::Trimmed { restarted }) => {
                 self.view.trimmed = Some(line.clone());
@@ -456,6 +456,12 @@ impl Agent {
         let known = campaign.reports.get(&report.member.node);
         if known.is_none_or(|old| old.member != report.member || old.end < report.end) {
             campaign.reports.insert(report.member.node.clone(), report);
+        }
+    }
+
+    fn collect_own(&mut self) {
+        if let Some(report) = self.view.report() {
+            self.collect(report);
         }
     }
 

@@ -49,6 +49,7 @@ pub(super) fn status(
         serving: serving.map(|term| term.epoch),
         checkpoint: view.pg.checkpoint_tli,
         lsn: view.pg.lsn,
+        tli: view.pg.tli,
         streaming,
         lag_ms: lag(view, streaming),
         call: view.campaign.as_ref().map(|campaign| Call {
@@ -82,6 +83,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         serving,
         checkpoint,
         lsn: _,
+        tli: _,
         streaming,
         lag_ms,
         call,

@@ -364,6 +364,11 @@ fn preferences(
 fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Verdict {
     let mut next =
         published(Some(term), campaign.epoch, leader, &campaign.reports, view.policy.redundancy);
+    // A number that somebody is on and no term has published went astray: what is there must not be
+    // taken for what this leader will write.
+    if let Some(branch) = next.branches.last_mut() {
+        branch.tli = branch.tli.max(view.highest_timeline() + 1);
+    }
     if !view.has(Guard::OldSetsStay) {
         next.inforce = vec![next.target.clone()];
     }

@@ -7,7 +7,7 @@ use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
 use crate::postgres::{PgAction, Process, Source, StopMode};
-use crate::status::{State, Summons};
+use crate::status::{State, Status, Summons};
 use crate::term::{Term, lies_on, line_to};
 use crate::view::{Cause, Guard, View};
 
@@ -170,7 +170,7 @@ pub(super) fn leader_source(view: &View, now: Time) -> Option<(&Term, Source)> {
     (runs && allowed && term.leader.node != view.me).then(|| (term, source_at(view, leader)))
 }
 
-fn source_at(view: &View, leader: &crate::status::Status) -> Source {
+fn source_at(view: &View, leader: &Status) -> Source {
     // Without a slot, a second connection of this node would not be refused while the first lingers.
     let one = view.has(Guard::OneWalsender);
     Source {
@@ -300,6 +300,11 @@ fn branch_learned(view: &View, now: Time, term: &Term, tli: Tli) -> Verdict {
         return rejoin::astray(view, now, tli);
     }
     let line = line_to(&term.branches, tli);
+    let leads = |s: &Status| s.term == term.epoch && s.primary == term.branch().map(|b| b.tli);
+    if line.is_empty() && view.leader_status(now).is_some_and(leads) {
+        // A branch is published before anybody is on it.
+        return rejoin::astray(view, now, tli);
+    }
     if line.is_empty() {
         return Verdict::hold(
             "branch-learned",
@@ -394,12 +399,7 @@ fn promote(view: &View, now: Time, term: &Term) -> Verdict {
         let intent = Intent::Promote(term.epoch);
         return Verdict::persist("promote", format!("leads epoch {}", term.epoch), durable, intent);
     }
-    let reserved = term
-        .branches
-        .iter()
-        .map(|other| other.tli)
-        .filter(|tli| *tli > branch.parent && *tli < branch.tli)
-        .collect();
+    let reserved = (branch.parent + 1..branch.tli).collect();
     let action = PgAction::Promote {
         branch: branch.clone(),
         reserved,

@@ -416,6 +416,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         serving,
         checkpoint: 1,
         lsn: everhold_core::ids::Lsn(0x100),
+        tli: 1,
         streaming: serving.is_none(),
         lag_ms: Some(0),
         call: None,
