@@ -31,7 +31,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -345,7 +345,7 @@ pub async fn join(options: Options) -> anyhow::Result<()> {
     finish(&node, &options.file)?;
     say(format_args!("· node file {}", options.file.display()));
     println!("joined {cluster} as {me}");
-    let named = match options.file == PathBuf::from(NODE_FILE) {
+    let named = match options.file == Path::new(NODE_FILE) {
         true => String::new(),
         false => format!(" --node-file {}", options.file.display()),
     };

@@ -312,7 +312,7 @@ impl Hosts {
 
     /// The machine on which the store's leader runs.
     pub fn store_leader(&self) -> Option<String> {
-        let find = |host: &&str| {
+        let find = |host: &&'static str| {
             let certs = self.data(host).join("pki");
             let file = |name: &str| certs.join(name).display().to_string();
             let mut command = self.on(host, "etcdctl");
@@ -336,7 +336,7 @@ impl Hosts {
             let leads = status["leader"] == status["header"]["member_id"];
             leads.then(|| (*host).to_string())
         };
-        NAMES.iter().find_map(|host| find(host))
+        NAMES.iter().find_map(find)
     }
 
     /// Clients on a machine of their own, each with all gateways and another one first. A gateway
