@@ -154,6 +154,9 @@ fn start(view: &View, now: Time, line: &[crate::term::Branch], source: Option<So
         // One that ended by itself after its start left its reason in its log.
         let said = view.pg.said.as_ref().filter(|said| !failure.text.contains(*said));
         let why = said.map_or(why.clone(), |said| format!("{why}; it said: {said}"));
+        if let Some(Verdict::Hold { rule, why: full, unblocks, operator }) = full(view) {
+            return Verdict::Hold { rule, why: format!("{full}; {why}"), unblocks, operator };
+        }
         return Verdict::Hold { rule, why, unblocks, operator };
     }
     let action = PgAction::Start { line: line.to_vec(), source };
