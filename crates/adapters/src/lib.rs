@@ -3,3 +3,4 @@
 pub mod etcd;
 pub mod pki;
 pub mod postgres;
+pub mod proc;

@@ -18,6 +18,9 @@ pub struct Decision {
     pub epoch: Epoch,
     /// On the clock of the node.
     pub now: Time,
+    /// Of a hold: since when it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
     pub verdict: Verdict,
     pub view: Box<View>,
 }
@@ -32,6 +35,12 @@ pub enum Event {
         action: String,
         ok: bool,
         text: String,
+    },
+    /// A hold that was journaled is over.
+    Released {
+        controller: String,
+        rule: String,
+        held_ms: u64,
     },
     /// An operator's act.
     Asked {

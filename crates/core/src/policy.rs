@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 /// Heartbeats: ten a second tell a lost machine within a second and cost nothing.
 pub const HEARTBEAT_MS: u64 = 100;
+/// A wait shorter than this is a moment of a plan, not a hold: nobody could do anything about it.
+pub const HOLD_MS: u64 = HEARTBEAT_MS;
 /// A status older than this says nothing about now: three heartbeats and a scheduler's hiccup.
 pub const FRESH_MS: u64 = 500;
 /// Phi-accrual threshold: one false suspicion in 10^8 intervals of the observed distribution.

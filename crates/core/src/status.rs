@@ -62,17 +62,6 @@ pub struct FastForward {
     pub end: Lsn,
 }
 
-/// Something an instance waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hold {
-    pub rule: String,
-    pub why: String,
-    pub unblocks: String,
-    /// Only a person ends it.
-    pub operator: bool,
-    pub since_ms_ago: Option<u64>,
-}
-
 /// One instance, as its own agent sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -106,8 +95,6 @@ pub struct Status {
     /// Behind the leader in time: 0 when nothing is missing, `None` when that can't be known.
     pub lag_ms: Option<u64>,
     pub call: Option<Call>,
-    /// Why it waits, if it does.
-    pub hold: Option<Hold>,
     /// Settings in force that weaken a guarantee.
     pub overrides: Vec<String>,
     /// Its disk has no room for more WAL.

@@ -3,7 +3,7 @@
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
-use crate::link::{self, Link, Question, Report, Tls};
+use crate::link::{self, Hold, Link, Question, Report, Tls};
 use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
@@ -16,7 +16,6 @@ use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
 use everhold_core::spec::{Address, Durability, PostgresSpec, ServiceSpec, Spec};
-use everhold_core::status::Hold;
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
@@ -114,10 +113,20 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
                 keepers.insert(name.clone(), keeper);
             }
             Err(error) => {
-                tracing::error!(service = name, error = format!("{error:#}"), "cannot keep it");
-                report.send_modify(|report| {
-                    Arc::make_mut(report).faults.insert(name.clone(), format!("{error:#}"));
-                });
+                let why = format!("{error:#}");
+                tracing::error!(service = name, error = why, "cannot keep it");
+                let text = format!("cannot keep it: {why}");
+                let hold = Hold {
+                    service: Some(name.clone()),
+                    rule: "cannot-keep".to_string(),
+                    why,
+                    unblocks: "the error's next step; the agent tries again by itself".to_string(),
+                    operator: true,
+                    since: clock::wall(),
+                    recheck_at: None,
+                    journal: Some(journal.append(name, Event::Noted { text })),
+                };
+                report.send_modify(|report| Arc::make_mut(report).holds.push(hold));
                 let site = (node.clone(), layout.clone(), spec.clone());
                 tokio::spawn(await_mended(site, name.clone(), service.clone(), journal.clone()));
             }
@@ -199,22 +208,31 @@ async fn take_up_renewed(cert: PathBuf, journal: Journal) {
 
 /// Says it while a chain of the journal that was read at the start is broken.
 async fn watch_journal(dir: PathBuf, report: watch::Sender<Arc<Report>>) {
+    const RULE: &str = "journal-damaged";
+    let mut since = None;
     loop {
         let of = dir.clone();
         let read = tokio::task::spawn_blocking(move || journal::verify(&of)).await;
         let fault = read.unwrap_or(Ok(0)).err();
         let whole = fault.is_none();
         let hold = fault.map(|fault| Hold {
-            rule: "journal-damaged".to_string(),
+            service: None,
+            rule: RULE.to_string(),
             why: format!("E204 the journal in {} is damaged: {fault}", dir.display()),
             unblocks:
                 "restore the file from a copy, or move the directory away and end the agent, \
                        which begins a new one; entries are written meanwhile"
                     .to_string(),
             operator: true,
-            since_ms_ago: None,
+            since: since.get_or_insert_with(clock::wall).clone(),
+            recheck_at: None,
+            journal: None,
         });
-        report.send_modify(|report| Arc::make_mut(report).holds = hold.into_iter().collect());
+        report.send_modify(|report| {
+            let holds = &mut Arc::make_mut(report).holds;
+            holds.retain(|hold| hold.rule != RULE);
+            holds.extend(hold);
+        });
         if whole {
             return;
         }
@@ -258,12 +276,17 @@ async fn keep(
         replication_password: replication_password(layout, name),
         probe_tls: config_tls.then(|| tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
-        tell: Box::new(move |status, at_once| {
+        tell: Box::new(move |status, holds, at_once| {
             sender.send_if_modified(|report| {
-                if report.services.get(&service_name) != Some(&status) {
+                let of_service = |hold: &&Hold| hold.service.as_ref() == Some(&service_name);
+                let known = report.holds.iter().filter(of_service);
+                let held = !known.eq(&holds);
+                if held || report.services.get(&service_name) != Some(&status) {
                     let report = Arc::make_mut(report);
                     report.services.insert(service_name.clone(), status);
                     report.journal_head = journal_of.head();
+                    report.holds.retain(|hold| !of_service(&hold));
+                    report.holds.extend(holds);
                 }
                 at_once
             });

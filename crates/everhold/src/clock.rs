@@ -13,3 +13,11 @@ pub fn now() -> Time {
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
+
+/// The same for another instant of [`now`], as both clocks run at present.
+pub fn wall_at(at: Time) -> String {
+    let ahead = i64::try_from(at.0).unwrap_or(i64::MAX).saturating_sub_unsigned(now().0);
+    let wall = jiff::Timestamp::now();
+    let then = wall.checked_add(jiff::SignedDuration::from_millis(ahead));
+    format!("{:.3}", then.unwrap_or(wall))
+}

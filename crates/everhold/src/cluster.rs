@@ -44,9 +44,6 @@ const HEARD_MS: u64 = 1_000;
 /// The newest report of each node, and when it came (ms on this machine's clock).
 pub type Reports = BTreeMap<String, (Arc<Report>, u64)>;
 
-/// Since when each hold is known, by node, service and rule.
-pub type HeldSince = BTreeMap<(String, String, String), String>;
-
 /// Why an act or a question came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
@@ -132,7 +129,6 @@ struct Seen {
     reports: Reports,
     word: StoreWord,
     leaders: Leaders,
-    since: HeldSince,
 }
 
 impl Cluster {
@@ -176,7 +172,6 @@ impl Cluster {
                 reports: BTreeMap::new(),
                 word: StoreWord::default(),
                 leaders: Leaders::default(),
-                since: BTreeMap::new(),
             }),
         });
         tokio::spawn(listen(cluster.clone(), hear));
@@ -198,10 +193,6 @@ impl Cluster {
 
     pub fn word(&self) -> StoreWord {
         self.seen().word.clone()
-    }
-
-    pub fn held_since(&self) -> HeldSince {
-        self.seen().since.clone()
     }
 
     /// The names of all nodes that have an agent.
@@ -366,7 +357,6 @@ impl Cluster {
         for (service, status) in &report.services {
             changes.extend(seen.leaders.hear(service, &node, status.serving, now));
         }
-        note_holds(&mut seen.since, &node, &report);
         seen.reports.insert(node, (report, now));
         changes
     }
@@ -496,21 +486,6 @@ async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) 
 /// The number in NODE-SEQ, so that a-10 comes after a-9 within one millisecond.
 fn sequence(id: &str) -> u64 {
     id.rsplit('-').next().and_then(|seq| seq.parse().ok()).unwrap_or(0)
-}
-
-/// Keeps the instant at which each hold of a node was first told, and forgets those that ended.
-fn note_holds(since: &mut HeldSince, node: &str, report: &Report) {
-    let held = |service: &String, rule: &String| {
-        let status = report.services.get(service);
-        status.and_then(|status| status.hold.as_ref()).is_some_and(|hold| hold.rule == *rule)
-    };
-    since.retain(|(by, service, rule), _| by != node || held(service, rule));
-    for (service, status) in &report.services {
-        if let Some(hold) = &status.hold {
-            let key = (node.to_string(), service.clone(), hold.rule.clone());
-            since.entry(key).or_insert_with(clock::wall);
-        }
-    }
 }
 
 async fn listen(cluster: Arc<Cluster>, mut hear: mpsc::Receiver<(String, Arc<Report>)>) {

@@ -136,6 +136,17 @@ codes! {
     PasswordUnreadable "E238" "password can't be read"
         "run this as the user that runs `everhold up`";
     NoPsql "E239" "psql not found" "install postgresql-client, or use `everhold dsn`";
+    NoSpecCopy "E240" "no copy of the spec" "join again as a replacement";
+    HasCluster "E241" "part of a cluster already" "`everhold run`";
+    ForeignData "E242" "data of another cluster" "choose another directory with --data";
+    NoSuchNode "E243" "no such node" "choose a node of the spec with --node";
+    NotStoreNode "E244" "no member of the store" "begin on a node that keeps the store";
+    ForeignStore "E245" "another cluster's store" "choose another directory with --data";
+    BadJoinToken "E246" "token not valid" "`everhold token NODE` makes a new one";
+    TwoMachines "E247" "another machine has that name"
+        "`everhold token NODE --replace`, if it is gone for good";
+    NotAToken "E248" "not a token" "copy the whole line that `everhold token` printed";
+    NoHost "E249" "cluster out of reach" "see that `everhold run` runs there";
 
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";

@@ -15,6 +15,7 @@ pub fn kind(event: &Event) -> &'static str {
     match event {
         Event::Decided(_) => "decided",
         Event::Ended { .. } => "ended",
+        Event::Released { .. } => "released",
         Event::Asked { .. } => "asked",
         Event::Noted { .. } => "noted",
     }
@@ -33,6 +34,9 @@ pub fn line(event: &Event) -> String {
         },
         Event::Ended { action, ok: true, .. } => format!("{action} works again"),
         Event::Ended { action, ok: false, text } => format!("{action} failed: {text}"),
+        Event::Released { rule, held_ms, .. } => {
+            format!("{rule}: waits no more, after {held_ms} ms")
+        }
         Event::Asked { who, what } => format!("{who}: {what}"),
         Event::Noted { text } => text.clone(),
     }
@@ -61,7 +65,8 @@ pub fn explain(entry: &Entry, intact: bool) -> Value {
 /// What was known when it was decided, a fact per line, nearest first.
 fn facts(decision: &Decision) -> Vec<String> {
     let (view, now) = (&*decision.view, decision.now);
-    let mut facts = vec![own(view, now), server(view)];
+    let mut facts: Vec<String> = held(decision).into_iter().collect();
+    facts.extend([own(view, now), server(view)]);
     facts.extend(view.store.unreadable.iter().map(|why| format!("can't be read: {why}")));
     facts.push(store(view));
     facts.extend(view.term().map(term));
@@ -93,6 +98,16 @@ fn facts(decision: &Decision) -> Vec<String> {
     });
     facts.extend(failures);
     facts
+}
+
+/// Of a hold: how long it had lasted, and what would end it.
+fn held(decision: &Decision) -> Option<String> {
+    let Verdict::Hold { unblocks, operator, until, .. } = &decision.verdict else { return None };
+    let lasted = decision.since.map(|since| decision.now.since(since));
+    let lasted = lasted.map(|ms| format!("it had waited for {ms} ms; ")).unwrap_or_default();
+    let who = if *operator { ", which only a person does" } else { "" };
+    let until = until.map(|at| format!(", or {} ms later", at.since(decision.now)));
+    Some(format!("{lasted}it ends with: {unblocks}{who}{}", until.unwrap_or_default()))
 }
 
 fn own(view: &View, now: Time) -> String {

@@ -93,7 +93,6 @@ mod tests {
             streaming: state == State::Streaming,
             lag_ms: Some(0),
             call: None,
-            hold: None,
             overrides: Vec::new(),
             full: false,
         };

@@ -124,7 +124,10 @@ fn change(
 pub fn record(change: &Change, entry: Option<&Entry>, at: String) -> LastFailover {
     let rule = entry.and_then(|entry| match &entry.event {
         Event::Decided(decision) => Some(decision.verdict.rule().to_string()),
-        Event::Ended { .. } | Event::Asked { .. } | Event::Noted { .. } => None,
+        Event::Ended { .. }
+        | Event::Released { .. }
+        | Event::Asked { .. }
+        | Event::Noted { .. } => None,
     });
     let kind = match (rule.as_deref(), change.epoch) {
         (_, 1) => Kind::Bootstrap,

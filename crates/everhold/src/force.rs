@@ -116,7 +116,6 @@ mod tests {
             streaming: true,
             lag_ms: None,
             call: None,
-            hold: None,
             overrides: Vec::new(),
             full: false,
         };

@@ -3,7 +3,9 @@
 //! Nothing here judges. One task owns the agent; whatever waits runs in tasks of its own and comes
 //! back as an input.
 
+use crate::holds::Notes;
 use crate::journal::Journal;
+use crate::link::Hold;
 use crate::minder::Feed;
 use crate::{clock, disk};
 use everhold_adapters::postgres::{self, Postgres};
@@ -47,9 +49,12 @@ pub struct Parts {
     /// For questions to the servers of other machines.
     pub probe_tls: Option<Arc<rustls::ClientConfig>>,
     pub minder: Feed,
-    /// Told of each change of the status; `true`: at once.
-    pub tell: Box<dyn Fn(Arc<Status>, bool) + Send + Sync>,
+    /// Told of each change of the status and of what is waited for; `true`: at once.
+    pub tell: Tell,
 }
+
+/// Where a status goes.
+pub type Tell = Box<dyn Fn(Arc<Status>, Vec<Hold>, bool) + Send + Sync>;
 
 /// What an agent knows, what it concludes, and its time.
 pub type Seen = (Box<View>, BTreeMap<&'static str, Verdict>, Time);
@@ -89,8 +94,15 @@ impl Keeper {
         let prefix = parts.agent.keys().prefix.clone();
         tokio::spawn(watch_store(parts.store.clone(), prefix, shared.inputs.clone()));
         tokio::spawn(
-            Driver { parts, shared, running: BTreeMap::new(), wish: None, promotion: None }
-                .run(taken, asked),
+            Driver {
+                parts,
+                shared,
+                running: BTreeMap::new(),
+                wish: None,
+                promotion: None,
+                notes: Notes::default(),
+            }
+            .run(taken, asked),
         );
         keeper
     }
@@ -230,6 +242,7 @@ struct Driver {
     wish: Option<oneshot::Sender<Result<(), String>>>,
     /// The promotion under way.
     promotion: Option<u64>,
+    notes: Notes,
 }
 
 impl Driver {
@@ -281,7 +294,8 @@ impl Driver {
                     other => self.execute(other),
                 }
             }
-            (self.parts.tell)(self.parts.agent.status(), at_once);
+            let holds = self.notes.holds(&self.parts.service, &self.parts.agent);
+            (self.parts.tell)(self.parts.agent.status(), holds, at_once);
         }
     }
 
@@ -374,7 +388,7 @@ impl Driver {
                 }
             }
             Command::Journal { event } => {
-                self.parts.journal.append(&self.parts.service, *event);
+                self.notes.journaled(&self.parts.journal, &self.parts.service, *event);
             }
             Command::Wake { .. } | Command::Tell => {}
         }

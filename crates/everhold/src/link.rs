@@ -6,7 +6,7 @@
 
 use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
-use everhold_core::status::{Hold, Status};
+use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject;
@@ -45,14 +45,30 @@ pub struct Report {
     pub pid: u32,
     pub version: String,
     pub services: BTreeMap<String, Arc<Status>>,
-    /// Services that this agent can't keep, and why.
-    pub faults: BTreeMap<String, String>,
-    /// What is wrong with the node itself.
+    /// What it waits for.
     #[serde(default)]
     pub holds: Vec<Hold>,
     /// Store as this agent sees it: reachable, revision.
     pub store: Option<u64>,
     pub journal_head: String,
+}
+
+/// Something that a node waits for, in one of its services or as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    pub service: Option<String>,
+    pub rule: String,
+    pub why: String,
+    /// What would end it.
+    pub unblocks: String,
+    /// Only a person ends it.
+    pub operator: bool,
+    /// On the node's wall clock, as the next one.
+    pub since: String,
+    /// When it is judged anew whatever becomes of it till then, where that is known.
+    pub recheck_at: Option<String>,
+    /// The entry of the node's journal about it.
+    pub journal: Option<String>,
 }
 
 /// A question to an agent, and its answer: both JSON, read where they are needed.

@@ -17,6 +17,7 @@ mod failovers;
 mod fault;
 mod force;
 mod gateway;
+mod holds;
 mod journal;
 mod keeper;
 mod layout;

@@ -1,6 +1,7 @@
 //! The answer of `everhold status`: one shape for command line, API and console. Pure.
 
-use crate::cluster::{HeldSince, Reports, StoreWord};
+use crate::cluster::{Reports, StoreWord};
+use crate::link::{Hold, Report};
 use everhold_core::durable::Data;
 use everhold_core::ids::Epoch;
 use everhold_core::spec::{Durability, Spec};
@@ -23,7 +24,6 @@ pub struct Sources<'a> {
     pub spec: &'a Spec,
     pub reports: &'a Reports,
     pub word: &'a StoreWord,
-    pub held_since: &'a HeldSince,
 }
 
 /// A state in the words of `status`.
@@ -96,8 +96,26 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
         "agent_pid": report.map(|r| r.pid),
         "version": report.map(|r| r.version.clone()),
         "seen_ms_ago": seen,
-        "maintenance": false,
+        "maintenance": node_in_maintenance(from, name),
     })
+}
+
+/// Nothing is done by itself on a node whose services are all in maintenance.
+fn node_in_maintenance(from: &Sources<'_>, name: &str) -> Option<bool> {
+    let here = |service: &&String| {
+        let declared = from.spec.services.get(*service);
+        declared.is_some_and(|it| it.nodes().iter().any(|node| node == name))
+    };
+    let mut services = from.spec.services.keys().filter(here).peekable();
+    let some = services.peek().is_some();
+    let all = services.all(|service| in_maintenance(from, service) == Some(true));
+    from.word.is_known().then_some(some && all)
+}
+
+/// `None`: the store was never read.
+fn in_maintenance(from: &Sources<'_>, service: &str) -> Option<bool> {
+    let on = from.word.maintenance.get(service).copied().unwrap_or(false);
+    from.word.is_known().then_some(on)
 }
 
 fn statuses(from: &Sources<'_>, service: &str) -> BTreeMap<String, (Arc<Status>, u64)> {
@@ -151,7 +169,7 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "serving": serving,
         "epoch": term.map(|term| term.epoch).max(leader.as_ref().map(|(epoch, ..)| *epoch)),
         "leader": leader.as_ref().map(|(_, node, _)| node),
-        "maintenance": from.word.maintenance.get(name).copied().unwrap_or(false),
+        "maintenance": in_maintenance(from, name),
         "synchronous": term.map(|term| json!({
             "number": term.target.k,
             "members": term.target.members.iter().map(|m| m.node.clone()).collect::<Vec<_>>(),
@@ -260,50 +278,69 @@ fn gateways(from: &Sources<'_>) -> Value {
 }
 
 fn holds(from: &Sources<'_>) -> Value {
-    let mut holds = Vec::new();
-    let since = |node: &str, service: &str, rule: &str| {
-        let key = (node.to_string(), service.to_string(), rule.to_string());
-        from.held_since.get(&key).cloned()
-    };
-    for (key, why) in &from.word.unreadable {
-        holds.push(json!({
-            "service": null, "rule": "unreadable-record", "why": format!("{key}: {why}"),
-            "since": null, "recheck_at": null, "needs_operator": true, "evidence": [],
+    let unreadable = from.word.unreadable.iter().map(|(key, it)| {
+        json!({
+            "service": null, "rule": "unreadable-record", "why": format!("{key}: {}", it.why),
+            "since": it.since, "recheck_at": null, "needs_operator": true, "evidence": [],
             "unblocks": "the version of Everhold that wrote it; nothing was touched",
             "journal": null,
-        }));
-    }
-    for (node, (report, at)) in from.reports {
+        })
+    });
+    // Of a node that isn't heard, nobody knows what it waits for.
+    let told = from
+        .reports
+        .iter()
+        .filter(|(node, _)| silent_ms(from, node).is_some_and(|ms| ms <= DOWN_MS));
+    let told = told.flat_map(|(node, (report, at))| {
         let ms = from.now_ms.saturating_sub(*at);
-        for (service, fault) in &report.faults {
-            holds.push(json!({
-                "service": service, "rule": "cannot-keep", "why": format!("{node}: {fault}"),
-                "since": null, "recheck_at": null, "needs_operator": true,
-                "evidence": [], "unblocks": "the error's next step; the agent tries again by itself",
-                "journal": report.journal_head.split(' ').next(),
-            }));
-        }
-        for hold in &report.holds {
-            holds.push(json!({
-                "service": null, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
-                "since": null, "recheck_at": null, "needs_operator": hold.operator,
-                "evidence": [], "unblocks": hold.unblocks,
-                "journal": report.journal_head.split(' ').next(),
-            }));
-        }
-        for (service, status) in &report.services {
-            let Some(hold) = &status.hold else { continue };
-            holds.push(json!({
-                "service": service, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
-                "since": since(node, service, &hold.rule), "recheck_at": null,
-                "evidence": [{
-                    "fact": format!("{node}.instance={}", word(&status.state)),
-                    "by": node, "first_hand": true, "ms_ago": ms,
-                }],
-                "unblocks": hold.unblocks, "needs_operator": hold.operator,
-                "journal": report.journal_head.split(' ').next(),
-            }));
-        }
+        report.holds.iter().map(move |it| hold(node, report, it, ms))
+    });
+    Value::Array(unreadable.chain(told).collect())
+}
+
+fn hold(node: &str, report: &Report, hold: &Hold, ms_ago: u64) -> Value {
+    let status = hold.service.as_ref().and_then(|name| report.services.get(name));
+    let evidence = status.map(|status| {
+        json!({
+            "fact": format!("{node}.instance={}", word(&status.state)),
+            "by": node, "first_hand": true, "ms_ago": ms_ago,
+        })
+    });
+    json!({
+        "service": hold.service, "rule": hold.rule, "why": format!("{node}: {}", hold.why),
+        "since": hold.since, "recheck_at": hold.recheck_at,
+        "evidence": evidence.into_iter().collect::<Vec<_>>(),
+        "unblocks": hold.unblocks, "needs_operator": hold.operator, "journal": hold.journal,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maintenance_is_what_the_store_says_and_unknown_before_it_was_read() {
+        let spec = Spec::default_for_one_machine();
+        let check = |newest: u64, on: bool, expected: Value| {
+            let maintenance = on.then(|| ("main".to_string(), true)).into_iter().collect();
+            let word = StoreWord { newest, maintenance, ..StoreWord::default() };
+            let from = Sources {
+                cluster: "shop",
+                at: String::new(),
+                answered_by: "up",
+                now_ms: 0,
+                spec: &spec,
+                reports: &Reports::new(),
+                word: &word,
+            };
+            let status = status(&from);
+            assert_eq!(status["services"]["main"]["maintenance"], expected);
+            for node in ["a", "b", "c"] {
+                assert_eq!(status["nodes"][node]["maintenance"], expected, "{node}");
+            }
+        };
+        check(0, false, Value::Null);
+        check(7, false, json!(false));
+        check(7, true, json!(true));
     }
-    Value::Array(holds)
 }

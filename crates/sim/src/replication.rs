@@ -298,6 +298,11 @@ impl World {
             None => Vec::new(),
         };
         self.check_quiet(n);
+        if sent.last().is_some_and(|last| last.tli != self.nodes[n].dir.tli) {
+            // It fetches the history files of a timeline before it goes along.
+            let history = self.nodes[from].dir.history.clone();
+            self.nodes[n].dir.history.extend(history);
+        }
         let node = &mut self.nodes[n];
         node.server.message = self.now;
         if let Some(last) = sent.last() {

@@ -1,10 +1,10 @@
-//! The processes of a data directory: found by what /proc says, watched and ended by pidfd.
+//! The processes of a data directory: which they are, and how all of them are ended.
 
 use super::error::PgError;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use crate::proc;
+pub use crate::proc::Handle;
+use rustix::process::Signal;
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -31,36 +31,13 @@ pub struct PidFile {
     pub starting: bool,
 }
 
-/// A live process, which keeps its identity when its number is used again.
-pub struct Handle {
-    pub pid: i32,
-    pub fd: OwnedFd,
-}
-
-impl Handle {
-    pub fn open(pid: i32) -> Option<Handle> {
-        let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        Some(Handle { pid, fd })
-    }
-
-    /// A process that is gone already is no error.
-    pub fn signal(&self, signal: Signal) {
-        if let Err(error) = pidfd_send_signal(&self.fd, signal) {
-            tracing::debug!(pid = self.pid, %error, "signal not delivered");
-        }
-    }
-}
-
 impl Directory {
     /// Numbers of all live processes: servers (a backend outlives a killed postmaster, and works in
     /// the data directory) and tools that were told to write there. A shell that somebody left
     /// there is none: only PostgreSQL's programs count. Takes a few milliseconds.
     pub fn pids(&self) -> Vec<i32> {
         let places = self.places();
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        let number = |name: std::ffi::OsString| name.to_str()?.parse().ok();
-        let numbers = entries.flatten().filter_map(|entry| number(entry.file_name()));
-        let mut found: Vec<i32> = numbers.filter(|pid| self.owns(*pid, &places)).collect();
+        let mut found: Vec<i32> = proc::numbers().filter(|pid| self.owns(*pid, &places)).collect();
         found.sort_unstable();
         found
     }
@@ -74,10 +51,8 @@ impl Directory {
     }
 
     fn owns(&self, pid: i32, places: &[Place]) -> bool {
-        // A zombie has no executable any more. One that was replaced on disk is marked as deleted.
-        let Ok(program) = fs::read_link(format!("/proc/{pid}/exe")) else { return false };
-        let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !PROGRAMS.contains(&name.trim_end_matches(" (deleted)")) {
+        let Some(program) = proc::program(pid) else { return false };
+        if !PROGRAMS.iter().any(|name| program.ends_with(name)) {
             return false;
         }
         if place(Path::new(&format!("/proc/{pid}/cwd"))).is_some_and(|at| places.contains(&at)) {
@@ -118,11 +93,8 @@ impl Directory {
         }
         loop {
             // The postmaster is gone or about to be, so nothing new is forked after it is killed.
-            let left: Vec<Handle> = self.pids().into_iter().filter_map(Handle::open).collect();
-            // Opening a handle takes the number; whether it is still ours is asked again.
             let places = self.places();
-            let left: Vec<Handle> =
-                left.into_iter().filter(|process| self.owns(process.pid, &places)).collect();
+            let left = proc::handles(|pid| self.owns(pid, &places));
             if left.is_empty() {
                 return Ok(());
             }
@@ -140,33 +112,11 @@ fn place(dir: &Path) -> Option<Place> {
     fs::metadata(dir).ok().map(|found| (found.dev(), found.ino()))
 }
 
-impl Handle {
-    pub fn ended(&self) -> bool {
-        wait_readable(&self.fd, Duration::ZERO)
-    }
-}
-
 /// Waits until all have ended, or `until`.
 fn await_end(processes: &[Handle], until: Instant) {
     for process in processes {
-        if !wait_readable(&process.fd, until.saturating_duration_since(Instant::now())) {
+        if !process.ends_within(until.saturating_duration_since(Instant::now())) {
             return;
-        }
-    }
-}
-
-/// A pidfd is readable once the process has ended and let go of its files.
-fn wait_readable(fd: &OwnedFd, patience: Duration) -> bool {
-    let until = Instant::now() + patience;
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let timeout =
-            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timeout)) {
-            Ok(0) => return false,
-            Ok(_) => return true,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return false,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Agent {
                         began |= self.begin(now, name, &verdict, action, out);
                     }
                 }
-                self.heed(name, verdict);
+                self.heed(now, name, verdict, out);
             }
             if !began {
                 break;
@@ -40,7 +40,18 @@ impl Agent {
     }
 
     /// Keeps the verdict, and counts its rule if it is a new one.
-    fn heed(&mut self, controller: &'static str, verdict: Verdict) {
+    fn heed(
+        &mut self,
+        now: Time,
+        controller: &'static str,
+        verdict: Verdict,
+        out: &mut Vec<Command>,
+    ) {
+        let routine = match &verdict {
+            Verdict::Act { actions, .. } => actions.iter().all(is_routine),
+            Verdict::Hold { .. } | Verdict::Steady => false,
+        };
+        self.note_hold(now, controller, &verdict, routine, out);
         let known = self.verdicts.get(controller).map(Verdict::rule);
         if known != Some(verdict.rule()) && verdict != Verdict::Steady {
             *self.fired.entry(verdict.rule().to_string()).or_default() += 1;
@@ -240,17 +251,28 @@ impl Agent {
         action: &Action,
         out: &mut Vec<Command>,
     ) {
-        if !self.journals || is_routine(action) {
-            return;
+        if self.journals && !is_routine(action) {
+            out.push(self.decided(now, controller, verdict, None));
         }
+    }
+
+    /// An entry with the facts as they are.
+    pub(super) fn decided(
+        &self,
+        now: Time,
+        controller: &str,
+        verdict: &Verdict,
+        since: Option<Time>,
+    ) -> Command {
         let decision = Decision {
             controller: controller.to_string(),
             rules: RULES,
             epoch: self.view.term().map_or(0, |term| term.epoch),
             now,
+            since,
             verdict: verdict.clone(),
             view: Box::new(self.view.clone()),
         };
-        out.push(Command::Journal { event: Box::new(Event::Decided(decision)) });
+        Command::Journal { event: Box::new(Event::Decided(decision)) }
     }
 }

@@ -2,10 +2,13 @@
 //! controllers judge it, commands come out. The binary and the simulator drive the same code.
 
 mod act;
+mod holds;
 mod learn;
 mod tell;
 #[cfg(test)]
 mod tests;
+
+pub use holds::Held;
 
 use crate::decide::{Action, Intent, Verdict, Write};
 use crate::detector::Detector;
@@ -190,6 +193,7 @@ pub struct Agent {
     last_look: Time,
     status: Arc<Status>,
     verdicts: BTreeMap<&'static str, Verdict>,
+    holds: BTreeMap<&'static str, Held>,
     /// Entries for the journal are made; the simulator does without.
     pub journals: bool,
     /// Actions that the checker refused, newest last: never any, unless a rule is broken.
@@ -245,7 +249,7 @@ impl Agent {
             awake: now,
             without: None,
         };
-        let status = Arc::new(tell::status(&view, now, &BTreeMap::new(), None));
+        let status = Arc::new(tell::status(&view, now, None));
         Agent {
             view,
             keys: Keys::new(&identity.cluster, &identity.service),
@@ -261,6 +265,7 @@ impl Agent {
             last_look: now,
             status,
             verdicts: BTreeMap::new(),
+            holds: BTreeMap::new(),
             journals: true,
             refused: Vec::new(),
             fired: BTreeMap::new(),
@@ -311,7 +316,7 @@ impl Agent {
 
     fn tell(&mut self, now: Time, out: &mut Vec<Command>) {
         let local = self.running.get(&Lane::Local).map(|running| &running.action);
-        let status = tell::status(&self.view, now, &self.verdicts, local);
+        let status = tell::status(&self.view, now, local);
         if tell::matters(&self.status, &status) {
             out.push(Command::Tell);
         }

@@ -1,34 +1,18 @@
 //! The status of an instance, from the view.
 
-use crate::decide::{Verdict, campaign};
+use crate::decide::campaign;
 use crate::durable::Data;
 use crate::ids::Time;
 use crate::postgres::{PgAction, Process};
-use crate::status::{Call, Hold, State, Status};
+use crate::status::{Call, State, Status};
 use crate::view::View;
-use std::collections::BTreeMap;
 
 /// What the others are told.
-pub(super) fn status(
-    view: &View,
-    now: Time,
-    verdicts: &BTreeMap<&'static str, Verdict>,
-    running: Option<&PgAction>,
-) -> Status {
+pub(super) fn status(view: &View, now: Time, running: Option<&PgAction>) -> Status {
     let serving = view.led_term().filter(|term| {
         term.open
             || view.leading.barrier == Some(term.epoch)
             || !view.has(crate::view::Guard::Barrier)
-    });
-    let hold = verdicts.values().find_map(|verdict| match verdict {
-        Verdict::Hold { rule, why, unblocks, operator } => Some(Hold {
-            rule: rule.clone(),
-            why: why.clone(),
-            unblocks: unblocks.clone(),
-            operator: *operator,
-            since_ms_ago: None,
-        }),
-        Verdict::Steady | Verdict::Act { .. } => None,
     });
     let streaming = view.is_standby() && view.pg.receiver.as_ref().is_some_and(|r| r.streaming);
     let missed = campaign::misses(view, now);
@@ -57,7 +41,6 @@ pub(super) fn status(
             summons: campaign.summons,
             fast_forward: campaign.fast_forward.clone(),
         }),
-        hold,
         overrides: view.pg.overrides.clone(),
         full: view.pg.full,
     }
@@ -87,7 +70,6 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         streaming,
         lag_ms,
         call,
-        hold: _,
         overrides,
         full,
     } = old;

@@ -2,9 +2,10 @@
 //! and when it ends.
 
 use super::{Agent, Command, Identity, Input};
-use crate::decide::upkeep;
+use crate::decide::{Action, Verdict, upkeep};
 use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Lsn, Member, Time};
+use crate::journal::Event;
 use crate::minder::{self, Right, State};
 use crate::policy::Policy;
 use crate::postgres::{PgAction, PgFacts, PgOutcome, Process, Walsender, sync_names};
@@ -25,6 +26,8 @@ struct Setting {
     /// The store answers each renewal at once.
     lease: bool,
     alone: bool,
+    /// Both standbys are waited for.
+    both: bool,
     flush_ms: u64,
     lag_ms: u64,
     /// Nobody acts between these, neither agent nor minder; PostgreSQL goes on.
@@ -46,6 +49,7 @@ impl Setting {
             match name {
                 "lease" => setting.lease = true,
                 "alone" => setting.alone = true,
+                "both" => setting.both = true,
                 "flush" => setting.flush_ms = number(value),
                 "lag" => setting.lag_ms = number(value),
                 "freeze" => setting.freeze = Some(span(value)),
@@ -74,7 +78,7 @@ fn leader(setting: &Setting) -> Agent {
     let nodes: Vec<String> = ["a", "b", "c"].map(str::to_string).to_vec();
     let policy = Policy {
         nodes,
-        redundancy: Redundancy { wanted: 1, floor: 1 },
+        redundancy: Redundancy { wanted: 1 + u32::from(setting.both), floor: 1 },
         preferences: BTreeMap::new(),
     };
     let branch = Branch { tli: 2, epoch: 7, parent: 1, fork: Lsn(100) };
@@ -90,7 +94,7 @@ fn leader(setting: &Setting) -> Agent {
     let members = ["b", "c"].map(|node| Member::new(node, 1));
     let (members, k) = match setting.alone {
         true => (Vec::new(), 0),
-        false => (members.to_vec(), 1),
+        false => (members.to_vec(), 1 + u32::from(setting.both)),
     };
     let set = Set { leader: Member::new("a", 1), members: members.into_iter().collect(), k };
     let term = Term {
@@ -302,4 +306,103 @@ fn a_proof_of_before_counts_for_nothing_once_it_leads_alone() {
         let right = upkeep::right(&agent.view, agent.view.term().unwrap());
         assert_eq!(right.map(|right| right.until), until.map(Time), "{text} {leased:?} {proven:?}");
     }
+}
+
+/// Looks of a leader at its walsenders: `AT:b,c` says who streams then. What the journal gets of it.
+fn journaled(setting: &str, looks: &str) -> Vec<String> {
+    let mut scene = Scene::new(&format!("{setting} lease flush=10 lag=10"));
+    let mut told = Vec::new();
+    let mut looks: Vec<(u64, &str)> = looks
+        .split_whitespace()
+        .map(|look| look.split_once(':').unwrap())
+        .map(|(at, who)| (at.parse().unwrap(), who))
+        .collect();
+    looks.push((0, "b,c"));
+    looks.sort_unstable_by(|a, b| b.cmp(a));
+    for at in (0..6_000).step_by(10) {
+        let input = match looks.pop_if(|(due, _)| *due <= at) {
+            Some((_, who)) => {
+                let mut facts = scene.facts(at);
+                facts
+                    .walsenders
+                    .retain(|row| who.split(',').any(|name| row.name.starts_with(name)));
+                Input::Pg { generation: scene.agent.generation(), facts }
+            }
+            None => Input::Tick,
+        };
+        for command in scene.agent.step(Time(BEGIN + at), input) {
+            let Command::Journal { event } = command else { continue };
+            match *event {
+                Event::Decided(decision) => {
+                    assert_eq!(decision.replay().as_ref(), Some(&decision.verdict), "at {at}");
+                    let Verdict::Hold { rule, why, .. } = &decision.verdict else { continue };
+                    let since = decision.since.unwrap().0 - BEGIN;
+                    let held = scene.agent.holds().find(|(name, _)| *name == decision.controller);
+                    assert_eq!(held.map(|(_, held)| held.since), decision.since);
+                    told.push(format!("{at} {rule} since {since}: {why}"));
+                }
+                Event::Released { rule, held_ms, .. } => {
+                    assert_eq!(scene.agent.holds().count(), 0);
+                    told.push(format!("{at} {rule} over after {held_ms}"));
+                }
+                Event::Ended { .. } | Event::Asked { .. } | Event::Noted { .. } => {}
+            }
+        }
+    }
+    told
+}
+
+#[test]
+fn a_hold_is_journaled_when_it_begins_changes_and_ends_and_never_between() {
+    #[rustfmt::skip]
+    let cases: [(&str, &str, &[&str]); 6] = [
+        ("", "",                                &[]),
+        // Shorter than a moment: nothing is told of it.
+        ("", "1000:- 1090:b,c",                 &[]),
+        ("", "1000:- 5000:b,c", &[
+            "1100 no-standby since 1000: writes wait: 0 of 1 acknowledgements possible",
+            "5000 no-standby over after 4000",
+        ]),
+        // It comes again: another one.
+        ("", "1000:- 1200:b,c 1400:- 1600:b,c", &[
+            "1100 no-standby since 1000: writes wait: 0 of 1 acknowledgements possible",
+            "1200 no-standby over after 200",
+            "1500 no-standby since 1400: writes wait: 0 of 1 acknowledgements possible",
+            "1600 no-standby over after 200",
+        ]),
+        // Another reason for the same one; the short one between is passed over.
+        ("both", "1000:b 1500:- 1550:b 1800:- 2000:b,c", &[
+            "1100 no-standby since 1000: writes wait: 1 of 2 acknowledgements possible",
+            "1900 no-standby since 1000: writes wait: 0 of 2 acknowledgements possible",
+            "2000 no-standby over after 1000",
+        ]),
+        ("", "1000:-", &[
+            "1100 no-standby since 1000: writes wait: 0 of 1 acknowledgements possible",
+        ]),
+    ];
+    for (setting, looks, expected) in cases {
+        assert_eq!(journaled(setting, looks), expected, "{setting} {looks}");
+    }
+}
+
+#[test]
+fn what_is_done_all_the_time_ends_no_hold() {
+    let mut agent = leader(&Setting::default());
+    let mut told = Vec::new();
+    let hold = Verdict::hold("cover", "not covered", "a node more");
+    let act = Verdict::act("campaign", "still under way", Action::EndCampaign);
+    for (at, verdict, routine) in [
+        (0, &hold, false),
+        (100, &hold, false),
+        (300, &act, true),
+        (310, &hold, false),
+        (600, &act, true),
+        (610, &hold, false),
+        (700, &act, false),
+    ] {
+        let mut out = Vec::new();
+        agent.note_hold(Time(BEGIN + at), "campaign", verdict, routine, &mut out);
+        told.extend(out.iter().map(|_| at));
+    }
+    assert_eq!(told, [100, 700]);
 }

@@ -141,11 +141,12 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
     }
     if let Some(rival) = view.rival(now) {
         let why = format!("{} campaigns for epoch {}", rival.owner, rival.epoch);
-        return Verdict::hold("rival", why, "its end");
+        let seen = view.store.campaign.as_ref().map_or(now, |record| record.seen);
+        return Verdict::hold("rival", why, "its end")
+            .until(seen.plus(policy::CAMPAIGN_TTL_MS), now);
     }
     if let Some(until) = view.campaign_pause.filter(|until| *until > now && !asked) {
-        let wait = until.since(now);
-        return Verdict::hold("no-cover", say, format!("the next try in {wait} ms"));
+        return Verdict::hold("no-cover", say, "the next try").until(until, now);
     }
     if let Cause::Switchover { to } = cause
         && let Some(refused) = unfit(view, now, term, to.as_deref())
@@ -158,7 +159,8 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
     }
     let wait = rank(view, term, cause) * policy::RANK_MS;
     if now.since(since) < wait && !asked {
-        return Verdict::hold("rank", say, format!("{wait} ms, so that campaigners don't duel"));
+        return Verdict::hold("rank", say, "a moment, so that campaigners don't duel")
+            .until(since.plus(wait), now);
     }
     let epoch = view.highest_promise().max(view.store_epoch()) + 1;
     let record = CampaignRecord { epoch, owner: view.me.clone(), beat: 0 };
@@ -286,10 +288,13 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
     {
         return renew(view, now, campaign, record.rev).unwrap_or_else(|| {
             Verdict::hold("fast-forward", format!("{} streams what it lacks", order.node), "it")
+                .until(campaign.opened.plus(policy::CAMPAIGN_GIVE_UP_MS), now)
         });
     }
     if let Some(late) = late(view, now, campaign) {
-        return Verdict::hold("late-report", format!("{late} is alive and not sealed yet"), late);
+        let at = campaign.covered.unwrap_or(now).plus(policy::LATE_REPORT_MS);
+        return Verdict::hold("late-report", format!("{late} is alive and not sealed yet"), late)
+            .until(at, now);
     }
     let wanted = match &campaign.cause {
         Cause::Switchover { to } | Cause::Force { to } => to.as_deref(),
@@ -433,8 +438,14 @@ fn wait_for_cover(
     if now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS && !forced {
         return Verdict::store("no-cover", why, Write::GiveUp { campaign_rev: rev });
     }
-    renew(view, now, campaign, rev)
-        .unwrap_or_else(|| Verdict::hold("cover", why, missing.to_string()))
+    renew(view, now, campaign, rev).unwrap_or_else(|| {
+        let hold = Verdict::hold("cover", why, missing.to_string());
+        if forced {
+            hold
+        } else {
+            hold.until(campaign.opened.plus(policy::CAMPAIGN_GIVE_UP_MS), now)
+        }
+    })
 }
 
 /// The old leader's right to run has ended by this node's own clock.

@@ -27,6 +27,9 @@ pub enum Verdict {
         why: String,
         unblocks: String,
         operator: bool,
+        /// When it is over, or another thing is decided, whatever becomes of it till then.
+        #[serde(default)]
+        until: Option<Time>,
     },
     Act {
         rule: String,
@@ -210,6 +213,7 @@ impl Verdict {
             why: why.into(),
             unblocks: unblocks.into(),
             operator: false,
+            until: None,
         }
     }
 
@@ -224,7 +228,26 @@ impl Verdict {
             why: why.into(),
             unblocks: unblocks.into(),
             operator: true,
+            until: None,
         }
+    }
+
+    /// A hold that is judged anew at that instant, if it is yet to come.
+    #[must_use]
+    pub fn until(mut self, at: Time, now: Time) -> Verdict {
+        if let Verdict::Hold { until, .. } = &mut self {
+            *until = (at > now).then_some(at);
+        }
+        self
+    }
+
+    /// The same hold for another reason.
+    #[must_use]
+    pub fn because(mut self, reason: impl FnOnce(&str) -> String) -> Verdict {
+        if let Verdict::Hold { why, .. } = &mut self {
+            *why = reason(why);
+        }
+        self
     }
 
     pub fn act(rule: &str, why: impl Into<String>, action: Action) -> Verdict {
@@ -297,10 +320,6 @@ pub fn pg_name(action: &PgAction) -> &'static str {
 /// Waits for the next try of an action that failed; `None`: try now.
 pub(crate) fn backing_off(view: &View, now: Time, action: &str, rule: &str) -> Option<Verdict> {
     let (at, failure) = view.retry_at(action, now)?;
-    let wait = at.since(now);
-    Some(Verdict::hold(
-        rule,
-        format!("{action} failed {} times: {}", failure.times, failure.text),
-        format!("it is tried again in {wait} ms"),
-    ))
+    let why = format!("{action} failed {} times: {}", failure.times, failure.text);
+    Some(Verdict::hold(rule, why, "the next try").until(at, now))
 }

@@ -104,7 +104,8 @@ fn stop(mode: StopMode, rule: &str, why: impl Into<String>) -> Verdict {
 fn frozen(view: &View, now: Time) -> Verdict {
     let silent = now.since(view.pg_alive.max(view.awake));
     if silent < policy::FROZEN_MS {
-        return Verdict::hold("frozen", format!("no answer for {silent} ms"), "an answer");
+        let at = view.pg_alive.max(view.awake).plus(policy::FROZEN_MS);
+        return Verdict::hold("frozen", "PostgreSQL does not answer", "an answer").until(at, now);
     }
     stop(StopMode::Immediate, "frozen", format!("PostgreSQL answered nothing for {silent} ms"))
 }
@@ -116,19 +117,22 @@ fn down(view: &View, now: Time) -> Verdict {
             Some((term, source)) => start(view, now, &term.line(), Some(source)),
             None => Verdict::hold("catch-up", "no leader to catch up from", "a running leader"),
         },
-        Data::Ok if makes_way(view, now) => Verdict::hold(
-            "make-way",
-            "the others may elect without this node's history",
-            "a leader that is open, or a moment without one",
-        ),
-        Data::Ok => start(view, now, &view.durable.line, None),
+        Data::Ok => match makes_way(view, now) {
+            Some(until) => Verdict::hold(
+                "make-way",
+                "the others may elect without this node's history",
+                "a leader that is open, or a moment without one",
+            )
+            .until(until, now),
+            None => start(view, now, &view.durable.line, None),
+        },
     }
 }
 
 /// A fallen leader's recovery would compete for disk and processor with the promotion of another,
-/// and is needed only if the others find no cover among themselves.
-fn makes_way(view: &View, now: Time) -> bool {
-    let Some(record) = &view.store.term else { return false };
+/// and is needed only if the others find no cover among themselves: until when it waits for them.
+fn makes_way(view: &View, now: Time) -> Option<Time> {
+    let record = view.store.term.as_ref()?;
     let others = view.others().any(|node| {
         view.fresh(node, now).is_some_and(|status| {
             matches!(status.state, State::Streaming | State::Parking | State::Sealed)
@@ -137,24 +141,32 @@ fn makes_way(view: &View, now: Time) -> bool {
         })
     });
     if record.value.leader.node == view.me {
-        let fell = view.reason.as_ref().is_some_and(|(cause, since)| {
+        let (_, since) = view.reason.as_ref().filter(|(cause, since)| {
             *cause == Cause::LeaderFell && now.since(*since) < policy::MAKE_WAY_MS
-        });
+        })?;
         let alone = record.value.inforce.iter().any(|set| set.is_alone() || set.is_closed());
-        return fell && others && !alone && view.store.reachable;
+        let waits = others && !alone && view.store.reachable;
+        return waits.then(|| since.plus(policy::MAKE_WAY_MS));
     }
-    !record.value.open && now.since(record.seen) < policy::MAKE_WAY_MS && others
+    let waits = !record.value.open && now.since(record.seen) < policy::MAKE_WAY_MS && others;
+    waits.then(|| record.seen.plus(policy::MAKE_WAY_MS))
 }
 
 fn start(view: &View, now: Time, line: &[crate::term::Branch], source: Option<Source>) -> Verdict {
     if let Some((_, failure)) = view.retry_at("start", now)
-        && let Some(Verdict::Hold { rule, why, unblocks, operator }) =
-            backing_off(view, now, "start", "start")
+        && let Some(hold) = backing_off(view, now, "start", "start")
     {
         // One that ended by itself after its start left its reason in its log.
         let said = view.pg.said.as_ref().filter(|said| !failure.text.contains(*said));
-        let why = said.map_or(why.clone(), |said| format!("{why}; it said: {said}"));
-        return Verdict::Hold { rule, why, unblocks, operator };
+        let hold = match said {
+            Some(said) => hold.because(|why| format!("{why}; it said: {said}")),
+            None => hold,
+        };
+        let Some(full) = full(view) else { return hold };
+        return match &hold {
+            Verdict::Hold { why: reason, .. } => full.because(|why| format!("{why}; {reason}")),
+            Verdict::Steady | Verdict::Act { .. } => full,
+        };
     }
     let action = PgAction::Start { line: line.to_vec(), source };
     Verdict::pg("start", "PostgreSQL is down; it starts as a standby", action)
@@ -492,7 +504,8 @@ fn catching_up(view: &View, now: Time, until: crate::ids::Lsn) -> Verdict {
                 let why = format!("replayed past {until}");
                 return Verdict::persist("caught-up", why, durable, Intent::Plain);
             }
-            Verdict::hold("catch-up", format!("replayed to {} of {until}", view.pg.lsn), "replay")
+            let why = format!("this copy is whole once it has replayed to {until}");
+            Verdict::hold("catch-up", why, format!("replay, now at {}", view.pg.lsn))
         }
         (Some(term), _) if term.leader.node == view.me || !term.is_along(&view.durable.line) => {
             rejoin::again(view, "the leader changed before the copy was whole")

@@ -91,11 +91,13 @@ fn begin(view: &View, now: Time) -> Verdict {
     };
     let needed = is_witness(view, term);
     if needed && !gave_up_waiting(view, term, now) {
+        let seen = view.store.term.as_ref().map_or(now, |record| record.seen);
         return Verdict::hold(
             "witness",
             "this node's history may be needed until the term is open",
             format!("{} opens epoch {}", term.leader, term.epoch),
-        );
+        )
+        .until(seen.plus(policy::WITNESS_MS), now);
     }
     let Some(branch) = term.branch() else { return Verdict::Steady };
     if leader.primary != Some(branch.tli) || leader.checkpoint != branch.tli {

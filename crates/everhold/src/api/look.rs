@@ -40,7 +40,6 @@ pub fn status_of(cluster: &Cluster) -> Value {
         spec: &cluster.spec(),
         reports: &cluster.reports(),
         word: &cluster.word(),
-        held_since: &cluster.held_since(),
     })
 }
 

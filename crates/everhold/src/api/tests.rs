@@ -235,8 +235,10 @@ async fn without_the_store_what_needs_it_is_refused_and_the_rest_answers() {
     assert_eq!(on.status, 200);
     let status = async || bed.send("GET", "/v1/status", "").await.body;
     assert_eq!(status().await["services"]["main"]["maintenance"], true);
+    assert_eq!(status().await["nodes"]["b"]["maintenance"], true);
     bed.send("POST", "/v1/services/main/maintenance", "{\"on\":false}").await;
     assert_eq!(status().await["services"]["main"]["maintenance"], false);
+    assert_eq!(status().await["nodes"]["b"]["maintenance"], false);
 }
 
 #[tokio::test]
@@ -283,6 +285,8 @@ async fn entries_of_the_journal_are_listed_explained_and_verified() {
     let facts: Vec<&str> =
         told["facts"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     assert!(facts.iter().any(|fact| fact.contains("b was never heard")), "{facts:?}");
+    assert_eq!(facts[0], "it had waited for 100 ms; it ends with: a look");
+    assert_eq!(told["text"], "look: holds — PostgreSQL was not looked at yet");
 
     let whole = bed.send("GET", "/v1/journal/verify", "").await.body;
     assert_eq!(whole["nodes"]["a"], json!({ "ok": true, "entries": 2 }));
@@ -344,8 +348,15 @@ async fn the_status_has_the_documented_keys_and_no_others() {
     }
     let detail = keys(&status, "/services/main/instances/a/detail");
     assert!(detail.is_superset(&BTreeSet::from(["flush_lsn".into(), "timeline".into()])));
-    let since = status["holds"][0]["since"].as_str().unwrap_or_default();
-    assert!(since.ends_with('Z') && since.contains('T'), "{since}");
+    let hold = &status["holds"][0];
+    assert_eq!(hold["since"], "2026-11-20T09:58:31.000Z");
+    assert_eq!((&hold["service"], &hold["journal"]), (&json!("main"), &json!("c-1")));
+    // Of a node that isn't heard nobody knows what it waits for.
+    bed.silence("c").await;
+    bed.until("the hold is gone", async || {
+        bed.send("GET", "/v1/status", "").await.body["holds"] == json!([])
+    })
+    .await;
 }
 
 #[test]

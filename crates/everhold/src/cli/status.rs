@@ -180,12 +180,17 @@ fn gateway(name: &str, gateway: &Value) -> String {
 
 fn hold(hold: &Value) -> String {
     let mark = if hold["needs_operator"] == true { "  NEEDS YOU" } else { "" };
-    let since = hold["since"].as_str().map(|at| format!(", since {at}")).unwrap_or_default();
+    let told = |key: &str, words: &dyn Fn(&str) -> String| hold[key].as_str().map(words);
+    let since = told("since", &|at| format!(", since {at}")).unwrap_or_default();
+    let recheck = told("recheck_at", &|at| format!(", looked at again at {at}"));
+    let journal = told("journal", &|id| format!("  (everhold explain {id})"));
     format!(
-        "holds   {} {}: {}{since}{mark}\n        ends with: {}",
+        "holds   {} {}: {}{since}{mark}\n        ends with: {}{}{}",
         plain(&hold["service"]),
         plain(&hold["rule"]),
         plain(&hold["why"]),
         plain(&hold["unblocks"]),
+        recheck.unwrap_or_default(),
+        journal.unwrap_or_default(),
     )
 }

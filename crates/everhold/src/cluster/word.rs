@@ -1,5 +1,6 @@
 //! What the store says that agents don't, learnt key by key.
 
+use crate::clock;
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
 use crate::machine::coordinator::Members;
@@ -30,8 +31,16 @@ pub struct StoreWord {
     pub heads: BTreeMap<String, String>,
     /// The revision of the spec; 0 before it was read.
     pub spec_rev: u64,
-    /// Records that this version can't read, by key, and why.
-    pub unreadable: BTreeMap<String, String>,
+    /// Records that this version can't read, by key.
+    pub unreadable: BTreeMap<String, Unreadable>,
+}
+
+/// What can't be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    pub why: String,
+    /// When this process first saw it.
+    pub since: String,
 }
 
 impl StoreWord {
@@ -44,8 +53,18 @@ impl StoreWord {
         for kv in &snapshot.kvs {
             spec = word.learn(prefix, &kv.key, Some(kv)).or(spec);
         }
+        for (key, unreadable) in &mut word.unreadable {
+            if let Some(known) = old.unreadable.get(key).filter(|it| it.why == unreadable.why) {
+                unreadable.since.clone_from(&known.since);
+            }
+        }
         word.reached(snapshot.rev);
         (word, spec)
+    }
+
+    /// The store was read at least once.
+    pub fn is_known(&self) -> bool {
+        self.newest > 0
     }
 
     /// The store answered, at this revision.
@@ -86,7 +105,7 @@ impl StoreWord {
                 Some(spec)
             }
             Err(error) => {
-                self.unreadable.insert(kv.key.clone(), error.to_string());
+                self.misread(kv, error.to_string());
                 None
             }
         }
@@ -114,9 +133,7 @@ impl StoreWord {
                 Ok(term) => {
                     self.terms.insert(service.to_string(), term);
                 }
-                Err(why) => {
-                    self.unreadable.insert(kv.key.clone(), why.to_string());
-                }
+                Err(why) => self.misread(kv, why.to_string()),
             },
             ("term", None) => {
                 self.terms.remove(service);
@@ -124,6 +141,11 @@ impl StoreWord {
             // Records that agents keep among themselves, and those of newer versions.
             (_, _) => {}
         }
+    }
+
+    fn misread(&mut self, kv: &Kv, why: String) {
+        let unreadable = Unreadable { why, since: clock::wall() };
+        self.unreadable.insert(kv.key.clone(), unreadable);
     }
 
     /// The newer of the two epochs counts: this process may not have written its own yet.

@@ -1,6 +1,7 @@
 //! The processes of this machine, and which of them belong to a node.
 
 use super::Target;
+use everhold_adapters::proc;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -58,9 +59,7 @@ pub fn belonging<'a>(
 
 /// All processes. One that ends meanwhile is left out.
 pub fn snapshot() -> Vec<Process> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(read).collect()
+    proc::numbers().filter_map(read).collect()
 }
 
 /// When the process began, if it is there and not dead already.
@@ -70,17 +69,14 @@ pub fn started(pid: i32) -> Option<u64> {
 
 fn read(pid: i32) -> Option<Process> {
     let (parent, started) = stat(pid)?;
-    let link = |name: &str| std::fs::read_link(format!("/proc/{pid}/{name}"));
-    // The program of a running process may have been replaced: " (deleted)" is appended then.
-    let program = link("exe").ok()?.file_name()?.to_string_lossy().into_owned();
-    let program = program.trim_end_matches(" (deleted)").to_string();
+    let program = proc::program(pid)?.file_name()?.to_string_lossy().into_owned();
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = line.split(|byte| *byte == 0).map(|it| PathBuf::from(OsStr::from_bytes(it)));
     Some(Process {
         target: Target { pid, started },
         parent,
         program,
-        cwd: link("cwd").unwrap_or_default(),
+        cwd: proc::works_in(pid).unwrap_or_default(),
         arguments: arguments.collect(),
     })
 }

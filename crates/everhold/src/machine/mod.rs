@@ -193,8 +193,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 fn begin(layout: &Layout, cluster: &str, file: &Path) -> anyhow::Result<std::fs::File> {
     if file.exists() {
         bail!(
-            "E241 this machine is part of a cluster already, by {}; next step: `everhold run`, or \
-             `everhold leave` to take it out first",
+            "E241 this machine is part of a cluster already, by {}; next step: `everhold run`",
             file.display()
         );
     }

@@ -2,7 +2,7 @@
 //! every postmaster has one.
 
 use super::place::{self, Holder};
-use super::server::started;
+use everhold_adapters::proc::started;
 use everhold_core::ids::Time;
 use everhold_core::minder::{Order, Postmaster, Right, VERSION, found};
 use std::os::unix::net::UnixDatagram;

@@ -7,14 +7,13 @@
 //! DIR/minder.note   why it stopped a server, until an agent has read it
 //! ```
 
-use super::server::{ends_within, kill, open};
+use everhold_adapters::proc::Handle;
 use everhold_core::minder::{Postmaster, VERSION};
-use rustix::event::Timespec;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -25,6 +24,8 @@ use std::time::Duration;
 /// and is ended.
 const TRIES_MAX: u32 = 200;
 const TRY_EVERY: Duration = Duration::from_millis(5);
+/// A killed minder is gone by then.
+const END: Duration = Duration::from_secs(1);
 
 /// What the lock file says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ pub struct Place {
 /// A running minder.
 pub struct Holder {
     pub record: Record,
-    pub handle: OwnedFd,
+    pub handle: Handle,
 }
 
 pub fn socket(dir: &Path) -> PathBuf {
@@ -104,20 +105,20 @@ impl Place {
 
 impl Holder {
     pub fn ended(&self) -> bool {
-        ends_within(&self.handle, &Timespec { tv_sec: 0, tv_nsec: 0 })
+        self.handle.ended()
     }
 
     /// Ends it, frozen or not.
     pub fn end(&self) {
-        kill(&self.handle);
-        ends_within(&self.handle, &Timespec { tv_sec: 1, tv_nsec: 0 });
+        self.handle.signal(Signal::KILL);
+        self.handle.ends_within(END);
     }
 }
 
 /// The minder of this directory that runs, whatever it minds.
 pub fn holder(dir: &Path) -> Option<Holder> {
     let record: Record = serde_json::from_slice(&std::fs::read(lock(dir)).ok()?).ok()?;
-    let handle = open(record.pid)?;
+    let handle = Handle::open(record.pid)?;
     // The file outlives its writer, whose number may be another's now.
     let line = std::fs::read(format!("/proc/{}/cmdline", record.pid)).ok()?;
     let words: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();

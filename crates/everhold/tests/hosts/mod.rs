@@ -157,6 +157,7 @@ impl Hosts {
     pub fn on(&self, host: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.space(host), program]);
+        command.env("EVERHOLD_POINTER", self.dir.join(format!("{host}.json")));
         command.env("EVERHOLD_DATA", self.data(host)).stdin(Stdio::null());
         command
     }

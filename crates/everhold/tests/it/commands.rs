@@ -279,7 +279,7 @@ gateway gateway  up
   write  0.0.0.0:6432  open  to b  12 connections  0 waiting
 
 holds   main redundancy: 1 of 2 standbys streaming, since 2026-11-20T09:58:31Z
-        ends with: wait for c (rewinding, 40 %)
+        ends with: wait for c (rewinding, 40 %)  (everhold explain b-121)
 ";
     assert_eq!(text(&output.stdout), expected);
 }
@@ -357,8 +357,34 @@ fn an_operator_s_hour_with_a_real_cluster() {
     let output = stack.command(&["fault", "kill-node", &leader]).output().expect("it runs");
     check(&output, 1, true, "E313");
     assert!(told(&stack, &["fault", "list"]).contains("is frozen since"));
+
+    // What is missing meanwhile is waited for, and the journal says since when and why.
+    let redundancy = |status: &Value| {
+        let holds = status["holds"].as_array().cloned().unwrap_or_default();
+        holds.into_iter().find(|hold| hold["rule"] == "redundancy")
+    };
+    let status = stack.wait("a hold", |status| redundancy(status).is_some());
+    let hold = redundancy(&status).expect("there");
+    let since = hold["since"].as_str().expect("a time").to_string();
+    let id = hold["journal"].as_str().expect("an entry").to_string();
+    assert!(id.starts_with(&format!("{leader}-")), "{hold}");
+    let why = told(&stack, &["explain", &id]);
+    for part in ["redundancy: holds", "it ends with: the others stream again", "the same verdict"] {
+        assert!(why.contains(part), "{part} is not in {why}");
+    }
+    // Other things are journaled, and it stays the same hold.
+    told(&stack, &["maintenance", "main", "on"]);
+    told(&stack, &["maintenance", "main", "off"]);
+    let again = stack.wait("the same hold", |status| redundancy(status).is_some());
+    let again = redundancy(&again).expect("there");
+    assert_eq!((&again["since"], &again["journal"]), (&json!(since), &json!(id)));
+    assert!(again["recheck_at"].is_null(), "{again}");
+
     told(&stack, &["fault", "heal"]);
     stack.whole();
+    stack.wait("no such hold", |status| redundancy(status).is_none());
+    let over = told(&stack, &["journal", "--limit", "200"]);
+    assert!(over.contains("redundancy: waits no more, after"), "{over}");
     assert_eq!(stack.leader(), leader);
 
     // Asked twice, done once.

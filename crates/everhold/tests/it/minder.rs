@@ -10,11 +10,9 @@ mod feed;
 #[path = "../../src/minder/place.rs"]
 #[allow(dead_code)]
 mod place;
-#[path = "../../src/minder/server.rs"]
-#[allow(dead_code)]
-mod server;
 
 use cluster::{Cluster, Node, signal};
+use everhold_adapters::proc::started;
 use everhold_core::ids::Time;
 use everhold_core::minder::{Order, Postmaster, Right};
 use everhold_core::policy::EVIDENCE_MS;
@@ -83,7 +81,7 @@ impl Pair {
         let b = cluster.standby("b", &a).await;
         a.wait_for(1, &[&b]).await;
         let pid = a.postmaster().await;
-        let postmaster = Postmaster { pid, started: server::started(pid).unwrap() };
+        let postmaster = Postmaster { pid, started: started(pid).unwrap() };
         Pair { cluster, a, b, postmaster }
     }
 
@@ -111,7 +109,7 @@ impl Pair {
     }
 
     fn is_up(&self) -> bool {
-        server::started(self.postmaster.pid) == Some(self.postmaster.started)
+        started(self.postmaster.pid) == Some(self.postmaster.started)
             && !self.a.pg.pids().is_empty()
     }
 

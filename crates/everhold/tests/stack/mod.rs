@@ -317,6 +317,19 @@ impl Stack {
         pids
     }
 
+    /// The same with the minders, which outlive both: what freezes with a machine.
+    pub fn machine_pids(&self, node: &str) -> Vec<i32> {
+        let dir = self.data().join(node).join("main");
+        let mut pids = processes(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            words.nth(1) == Some(b"minder")
+                && words.any(|word| word == dir.as_os_str().as_encoded_bytes())
+        });
+        pids.extend(self.node_pids(node));
+        pids
+    }
+
     /// What helps to understand a failure.
     pub fn explain(&self) {
         let keep = std::env::var_os("EVERHOLD_KEEP").is_some();

@@ -5,6 +5,9 @@ use crate::stack::random::Random;
 use crate::stack::{NODES, Stack, Wanted, signal};
 use std::time::{Duration, Instant};
 
+/// Shorter than what a standby is missed after.
+const ALONE: Duration = Duration::from_millis(400);
+
 /// Runs for so long, then heals everything and looks for what was lost.
 pub fn run(seconds: u64, seed: u64) {
     println!("torture: {seconds} s, seed {seed}");
@@ -41,10 +44,29 @@ fn thaw(stack: &Stack) {
     signal("CONT", &pids);
 }
 
+/// The leader is alone for a moment and then frozen; its standbys lose what was on its way to them,
+/// and elect one of themselves. Whatever the leader acknowledged in that moment is lost.
+pub fn isolate(stack: &mut Stack, meanwhile: impl FnOnce()) {
+    let status = stack.status().unwrap_or_default();
+    let Some(leader) = status["services"]["main"]["leader"].as_str() else { return };
+    let others: Vec<i32> = NODES
+        .iter()
+        .filter(|node| **node != leader)
+        .flat_map(|node| stack.postgres_pids(node))
+        .collect();
+    signal("STOP", &others);
+    std::thread::sleep(ALONE);
+    let machine = stack.machine_pids(leader);
+    signal("STOP", &machine);
+    signal("KILL", &others);
+    meanwhile();
+    signal("CONT", &machine);
+}
+
 fn fault(stack: &mut Stack, random: &mut Random) {
     let node = *random.pick(&NODES);
     let some = |pid: Option<i32>| pid.into_iter().collect::<Vec<_>>();
-    let (what, pids, kill) = match random.below(12) {
+    let (what, pids, kill) = match random.below(14) {
         0 | 1 => ("kill postmaster of", some(stack.postmaster(node)), true),
         2 | 3 => ("kill all of", stack.node_pids(node), true),
         4 => ("kill agent of", some(stack.agent_pid(node)), true),
@@ -54,6 +76,12 @@ fn fault(stack: &mut Stack, random: &mut Random) {
         8 => ("freeze etcd, not", some(stack.etcd_pid()), false),
         9 => ("kill etcd, not", some(stack.etcd_pid()), true),
         10 => ("kill gateway, not", some(stack.agent_pid("gateway")), true),
+        11 | 12 => {
+            println!("  isolate the leader");
+            let pause = Duration::from_millis(2_000 + random.below(4_000));
+            isolate(stack, || std::thread::sleep(pause));
+            return;
+        }
         _ => {
             println!("  switchover");
             let _ = stack.command(&["switchover", "main"]).output();

@@ -8,18 +8,19 @@ use crate::fault::Injector;
 use crate::gateway::{Presence, presence_prefix};
 use crate::journal::Journal;
 use crate::layout::Layout;
-use crate::link::{self, Question, Report, Tls};
+use crate::link::{self, Hold, Question, Report, Tls};
 use crate::spec::{StorePorts, record};
 use crate::{agent, clock, disk, dsn, secrets, spec_store};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::agent::{Agent, Identity};
 use everhold_core::decide::CONTROLLERS;
 use everhold_core::durable::Durable;
+use everhold_core::ids::Time;
 use everhold_core::journal::{Decision, Event, RULES};
 use everhold_core::kv::Txn;
 use everhold_core::records::{Keys, encode};
 use everhold_core::spec::{PortRange, ServiceSpec, Spec};
-use everhold_core::status::{Hold, State, Status};
+use everhold_core::status::{State, Status};
 use everhold_core::term::{Set, Term};
 use everhold_store::{MemoryStore, Store};
 use std::collections::BTreeMap;
@@ -294,6 +295,7 @@ fn write_journal(layout: &Layout, spec: &Spec) {
             rules: RULES,
             epoch: 0,
             now,
+            since: Some(Time(now.0 - 100)),
             verdict,
             view: Box::new(view),
         }),
@@ -393,11 +395,14 @@ async fn answer(
 
 fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
     let hold = Hold {
+        service: Some("main".to_string()),
         rule: "redundancy".to_string(),
         why: "1 of 2 standbys".to_string(),
         unblocks: "the others stream again".to_string(),
         operator: false,
-        since_ms_ago: None,
+        since: "2026-11-20T09:58:31.000Z".to_string(),
+        recheck_at: None,
+        journal: Some(format!("{node}-1")),
     };
     let status = Status {
         member: everhold_core::ids::Member::new(node, 0),
@@ -420,7 +425,6 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         streaming: serving.is_none(),
         lag_ms: Some(0),
         call: None,
-        hold: serving.map(|_| hold),
         overrides: Vec::new(),
         full: false,
     };
@@ -429,6 +433,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         pid: 1,
         version: "0".to_string(),
         services: BTreeMap::from([("main".to_string(), Arc::new(status))]),
+        holds: serving.map(|_| hold).into_iter().collect(),
         journal_head: format!("{node}-2 0"),
         ..Report::default()
     })
