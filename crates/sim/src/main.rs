@@ -91,7 +91,7 @@ fn seeds(asked: &Asked) -> ExitCode {
     let began = Instant::now();
     let (mut failed, mut faults, mut acked, mut events, mut lost) = (0, 0, 0, 0, 0);
     let mut fired: BTreeMap<String, u64> = BTreeMap::new();
-    let mut outages: BTreeMap<&'static str, Vec<u64>> = BTreeMap::new();
+    let mut outages: BTreeMap<&'static str, Vec<(u64, u64)>> = BTreeMap::new();
     let mut ran = 0;
     for seed in asked.seeds.clone() {
         let Outcome {
@@ -113,7 +113,7 @@ fn seeds(asked: &Asked) -> ExitCode {
             *fired.entry(rule).or_default() += times;
         }
         for (kind, ms) in o {
-            outages.entry(kind).or_default().push(ms);
+            outages.entry(kind).or_default().push((ms, seed));
         }
         if let Some(what) = violation {
             failed += 1;
@@ -136,9 +136,10 @@ fn seeds(asked: &Asked) -> ExitCode {
     );
     for (kind, mut ms) in outages {
         ms.sort_unstable();
-        let at = |share: usize| ms[(ms.len() - 1) * share / 100];
+        let at = |share: usize| ms[(ms.len() - 1) * share / 100].0;
+        let worst = ms.last().map_or(0, |(_, seed)| *seed);
         println!(
-            "outage after {kind:<16} {:>5} times: median {} ms, p90 {} ms, p99 {} ms, worst {} ms",
+            "outage after {kind:<16} {:>5} times: median {} ms, p90 {} ms, p99 {} ms, worst {} ms (seed {worst})",
             ms.len(),
             at(50),
             at(90),
