@@ -37,6 +37,8 @@ pub fn facts(
     let primary = telling
         .iter()
         .find(|(_, word)| word.status.serving == Some(epoch))
+        // Who served before a newer term may not any more, and its last word may be an old one.
+        .filter(|_| telling.iter().all(|(_, word)| word.status.term <= epoch))
         .and_then(|(name, word)| instance(name, word));
     // With every agent gone there is nobody to doubt anything: the table stays as it is.
     if words.values().all(|word| word.ms_ago > SILENCE_MS) {
@@ -108,6 +110,8 @@ mod tests {
             // A dead agent's last word stays; a higher epoch takes its place.
             ("a:open:1:1:9000 b:streaming:1:0:10",                  "1 a b"),
             ("a:open:1:1:9000 b:open:2:2:10 c:streaming:2:0:10",    "2 b c"),
+            // A newer term without a leader that serves: nobody is sent to the old one.
+            ("a:open:1:1:9000 b:streaming:2:0:10",                  "1 - -"),
             // A silent standby's lag is unknown.
             ("a:open:1:1:10 b:streaming:1:0:9000",                  "1 a -"),
             ("a:unknown:1:0:10 b:streaming:1:0:10",                 "1 - b"),
