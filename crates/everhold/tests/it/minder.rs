@@ -28,9 +28,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_everhold");
-/// What a loaded machine may add to any of the times below.
-/// For what is not about time: a busy machine is waited for.
+/// For what is not about time, on a busy machine.
 const PATIENCE: u64 = 30_000;
+/// What a loaded machine may add to any of the times below.
 const HICCUP: u64 = 700;
 
 /// A primary `a` with its standby `b`.
