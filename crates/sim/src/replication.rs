@@ -28,7 +28,7 @@ impl World {
             ForServer::TakeSource => self.take_source(n),
             ForServer::Retry => self.startup_wants(n),
             ForServer::Connect { conn } => self.connect(n, conn),
-            ForServer::Flush { conn, upto } => self.receive(n, conn, upto),
+            ForServer::Flush { conn, upto, replaced } => self.receive(n, conn, upto, replaced),
             ForServer::Reply { conn, flush } => self.replied(n, conn, flush),
             ForServer::ReceiverLost { conn } => self.receiver_lost(n, conn),
             ForServer::RowGone { conn } => {
@@ -272,7 +272,8 @@ impl World {
             row.sent = upto;
         }
         let delay = self.delay(from, to) + self.flush_delay(to);
-        self.tell_server(to, delay, ForServer::Flush { conn, upto });
+        let replaced = self.nodes[from].replaced;
+        self.tell_server(to, delay, ForServer::Flush { conn, upto, replaced });
     }
 
     pub fn pump_all(&mut self, n: usize) {
@@ -283,12 +284,12 @@ impl World {
     }
 
     /// What was sent is on the standby's disk.
-    fn receive(&mut self, n: usize, conn: u64, upto: usize) {
+    fn receive(&mut self, n: usize, conn: u64, upto: usize, replaced: u32) {
         let Receiver::Streaming { conn: own, from } = self.nodes[n].server.receiver else { return };
         if own != conn {
             return;
         }
-        if self.nodes[n].full {
+        if self.nodes[n].full || self.nodes[from].replaced != replaced {
             self.receiver_lost(n, conn);
             return;
         }
@@ -489,6 +490,7 @@ impl World {
         self.kill_agent(n);
         self.end_server(n);
         self.nodes[n].dir = Dir { garbage: true, ..Dir::default() };
+        self.nodes[n].replaced += 1;
         self.nodes[n].disk = Default::default();
         self.nodes[n].minder = None;
     }

@@ -454,6 +454,7 @@ impl World {
         }
         let Some(copy) = task.copy.take() else { return Next::Failed("nothing was copied") };
         self.nodes[n].dir = *copy;
+        self.nodes[n].replaced += 1;
         if let Some(delay) = self.plan.kill_source.take() {
             self.after(delay, Event::Kill { node: from });
         }

@@ -79,6 +79,8 @@ pub enum ForServer {
     Flush {
         conn: u64,
         upto: usize,
+        /// The sender's, when it was sent.
+        replaced: u32,
     },
     Reply {
         conn: u64,
@@ -141,6 +143,8 @@ pub struct Node {
     pub watch: Watch,
     pub server: Server,
     pub dir: Dir,
+    /// So often the directory was replaced: what was sent from an earlier one is not in this one.
+    pub replaced: u32,
     pub minder: Option<Minder>,
     pub frozen: bool,
     deferred: Vec<Event>,
@@ -578,6 +582,7 @@ fn node(name: &str, offset_ms: u64) -> Node {
         watch: Watch::default(),
         server: Server::new(),
         dir: Dir { garbage: true, ..Dir::default() },
+        replaced: 0,
         minder: None,
         frozen: false,
         deferred: Vec::new(),
