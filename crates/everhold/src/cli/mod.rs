@@ -68,7 +68,7 @@ enum Command {
     },
     /// Make this machine a node of a cluster
     Join {
-        /// As `everhold token` prints it
+        /// As `everhold token` prints it; `-` reads it from stdin
         #[arg(value_name = "TOKEN@HOST:PORT")]
         invitation: String,
         /// Where to leave what this machine needs to find the rest

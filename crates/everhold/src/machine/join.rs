@@ -267,7 +267,7 @@ async fn admit(knock: &Knock, host: &Host) -> anyhow::Result<Welcome> {
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `TOKEN@HOST:PORT`
+    /// `TOKEN@HOST:PORT`, or `-`: the first line of stdin, so that it stands in no list of processes.
     pub invitation: String,
     pub data: PathBuf,
     pub file: PathBuf,
@@ -299,7 +299,12 @@ fn parse(text: &str) -> Option<Token<'_>> {
 
 /// Makes this machine the node that the token names.
 pub async fn join(options: Options) -> anyhow::Result<()> {
-    let token = parse(&options.invitation).context(
+    let mut invitation = options.invitation;
+    if invitation == "-" {
+        invitation.clear();
+        std::io::stdin().read_line(&mut invitation).context("read the token")?;
+    }
+    let token = parse(&invitation).context(
         "E248 this is not TOKEN@HOST:PORT as `everhold token` prints it; next step: copy the whole \
          line",
     )?;

@@ -62,6 +62,11 @@ fn a_machine_that_may_not_join_changes_nothing() {
         refused(&hosts, "b", &["join", token, "--node-file", &b], code);
         assert!(!hosts.data("b").exists(), "{code}: nothing was made");
     }
+    let mut command = hosts.on("b", env!("CARGO_BIN_EXE_everhold"));
+    let typed = fs::File::open(hosts.spec_file()).expect("a file that holds no token");
+    let output = command.args(["join", "-", "--node-file", &b]).stdin(typed).output();
+    let error = String::from_utf8_lossy(&output.expect("everhold runs").stderr).into_owned();
+    assert!(error.contains("E248"), "{error}");
     // A machine without the programs that it would have to run.
     let mut command = hosts.on("b", "env");
     command.args(["PATH=/nowhere", env!("CARGO_BIN_EXE_everhold")]);
