@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod records;
 pub mod route;
 pub mod spec;
+pub mod spread;
 pub mod status;
 pub mod term;
 pub mod view;

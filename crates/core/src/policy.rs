@@ -1,8 +1,9 @@
 //! The instants and counts that failover goes by, each with its reason.
 
+use crate::spread::Domains;
 use crate::term::{Preference, Redundancy};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Heartbeats: ten a second tell a lost machine within a second and cost nothing.
 pub const HEARTBEAT_MS: u64 = 100;
@@ -75,4 +76,10 @@ pub struct Policy {
     pub nodes: Vec<String>,
     pub redundancy: Redundancy,
     pub preferences: BTreeMap<String, Preference>,
+    /// Over what the synchronous set is spread.
+    #[serde(default)]
+    pub domains: Domains,
+    /// Nodes that are on their way out: they leave the synchronous set and don't come back.
+    #[serde(default)]
+    pub leaving: BTreeSet<String>,
 }

@@ -4,6 +4,7 @@
 //! and 2.6 of the failover protocol; the model check runs these very functions.
 
 use crate::ids::{Epoch, Lsn, Member, Tli};
+use crate::spread::Domains;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -329,6 +330,7 @@ pub fn published(
     chosen: &Report,
     reports: &Reports,
     redundancy: Redundancy,
+    domains: &Domains,
 ) -> Term {
     let mut branches = old.map_or_else(
         || vec![Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) }],
@@ -343,6 +345,7 @@ pub fn published(
         .map(|r| r.member.clone())
         .collect();
     let k = redundancy.k_for(members.len());
+    let members = domains.spread(&chosen.member.node, members, &BTreeSet::new(), k);
     let set = Set { leader: chosen.member.clone(), members, k };
     let mut inforce = old.map(|term| term.inforce.clone()).unwrap_or_default();
     inforce.push(set.clone());

@@ -1,5 +1,6 @@
 //! What goes wrong, when, for how long: drawn from the seed alone.
 
+use crate::declared;
 use crate::random::Random;
 use crate::say;
 use crate::server::{Proc, Receiver, Who};
@@ -7,11 +8,9 @@ use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Command, Input};
 use everhold_core::decide::pg_name;
 use everhold_core::kv::Txn;
-use everhold_core::policy::Policy;
 use everhold_core::postgres::PgAction;
-use everhold_core::term::{Preference, Redundancy};
+use everhold_core::term::Redundancy;
 use everhold_core::view::Cause;
-use std::collections::BTreeMap;
 
 /// The cluster is made by then.
 const READY: u64 = 15 * S;
@@ -126,6 +125,8 @@ pub struct Fault {
 /// The faults of a seed.
 pub struct Plan {
     pub rng: Random,
+    /// Of which nodes are told to leave; a stream of its own.
+    leaves: Random,
     pub faults: Vec<Fault>,
     active: Vec<bool>,
     touched: Vec<u32>,
@@ -150,6 +151,7 @@ impl Plan {
         let stray = rng.chance(80);
         Plan {
             rng,
+            leaves: Random::new(seed, 4),
             faults: Vec::new(),
             active: Vec::new(),
             touched: vec![0; 5],
@@ -165,31 +167,6 @@ impl Plan {
             kill_source: None,
             ready: false,
         }
-    }
-
-    /// What the operator declared.
-    pub fn policy(&mut self) -> Policy {
-        let count = [3, 3, 3, 3, 3, 3, 4, 4, 5][self.rng.index(9)];
-        let nodes: Vec<String> =
-            ["a", "b", "c", "d", "e"][..count].iter().map(|s| s.to_string()).collect();
-        let mut preferences = BTreeMap::new();
-        for node in &nodes {
-            let failover = !self.rng.chance(60);
-            let priority = self.rng.below(3) as i32;
-            preferences.insert(node.clone(), Preference { priority, failover });
-        }
-        if let Some(first) = preferences.values_mut().next() {
-            first.failover = true;
-        }
-        if let Some(second) = preferences.values_mut().nth(1) {
-            second.failover = true;
-        }
-        Policy { redundancy: self.redundancy(count), nodes, preferences }
-    }
-
-    fn redundancy(&mut self, nodes: usize) -> Redundancy {
-        let wanted = if self.rng.chance(if nodes > 3 { 500 } else { 250 }) { 2 } else { 1 };
-        Redundancy { wanted, floor: self.rng.below(2) as u32 }
     }
 
     /// A foreign history file turns up, as out of an archive.
@@ -534,12 +511,13 @@ impl World {
 
     fn respec(&mut self) {
         let count = self.nodes.len();
-        self.policy.redundancy = self.plan.redundancy(count);
+        self.policy.redundancy = declared::redundancy(&mut self.plan.rng, count);
+        self.policy.leaving = declared::leaving(&mut self.plan.leaves, &self.policy.nodes);
         self.tell_spec(3 * S);
     }
 
     fn tell_spec(&mut self, within: u64) {
-        say!(self, "spec: {:?}", self.policy.redundancy);
+        say!(self, "spec: {:?}, leaving {:?}", self.policy.redundancy, self.policy.leaving);
         for n in 0..self.nodes.len() {
             let delay = self.plan.rng.spread(MS, within);
             self.tell_agent(n, delay, ForAgent::Spec);

@@ -8,7 +8,9 @@ use everhold_core::decide::Verdict;
 use everhold_core::durable::Data;
 use everhold_core::ids::Epoch;
 use everhold_core::kv::Kv;
+use everhold_core::policy::Policy;
 use everhold_core::records::decode;
+use everhold_core::term::Term;
 use everhold_core::view::{CampaignRecord, Cause};
 use std::collections::BTreeMap;
 
@@ -280,11 +282,33 @@ impl World {
                 if status.serving != Some(term.epoch) {
                     return Some(format!("{n} leads and does not serve"));
                 }
-            } else if !status.streaming || !term.target.members.contains(&member) {
-                return Some(format!("{n} is not a streaming member"));
+            } else if !status.streaming {
+                return Some(format!("{n} does not stream"));
+            } else if !term.target.members.contains(&member) && !self.left_out(term, &node.name) {
+                return Some(format!("{n} is not a member"));
+            } else if term.target.members.contains(&member)
+                && self.policy.leaving.contains(&node.name)
+            {
+                return Some(format!("{n} does not leave"));
             }
         }
-        None
+        self.beside_only(term).then(|| "the set is not spread".to_string())
+    }
+
+    /// A standby that need not acknowledge: it is on its way out, or beside the leader where the
+    /// set is spread.
+    fn left_out(&self, term: &Term, node: &str) -> bool {
+        let Policy { domains, leaving, .. } = &self.policy;
+        leaving.contains(node) || (!domains.0.is_empty() && !domains.apart(&term.leader.node, node))
+    }
+
+    /// Those beside the leader alone could acknowledge, though somebody is elsewhere.
+    fn beside_only(&self, term: &Term) -> bool {
+        let Policy { domains, leaving, nodes, .. } = &self.policy;
+        let apart = |node: &String| domains.apart(&term.leader.node, node);
+        let elsewhere = nodes.iter().any(|node| apart(node) && !leaving.contains(node));
+        let beside = term.target.members.iter().filter(|m| !apart(&m.node)).count() as u32;
+        !domains.0.is_empty() && elsewhere && !term.target.is_alone() && beside >= term.target.k
     }
 
     /// The nodes in a line each.

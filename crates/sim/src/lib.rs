@@ -2,6 +2,7 @@
 //! network, disks and clocks, with faults at random moments and invariants at each step.
 
 mod clients;
+mod declared;
 pub mod faults;
 mod invariants;
 pub mod model;

@@ -1,6 +1,7 @@
 //! A cluster in virtual time: the queue of what happens, and the agents that are driven by it.
 
 use crate::clients::Clients;
+use crate::declared;
 use crate::faults::{CrashOn, Plan};
 use crate::invariants::Ghost;
 use crate::network::Net;
@@ -194,7 +195,7 @@ macro_rules! say {
 impl World {
     pub fn new(options: Options) -> World {
         let mut plan = Plan::new(options.seed);
-        let policy = plan.policy();
+        let policy = declared::policy(&mut plan.rng);
         let count = policy.nodes.len();
         let mut rng = Random::new(options.seed, 1);
         let nodes = policy.nodes.iter().map(|name| node(name, rng.between(10_000, 99_000_000)));

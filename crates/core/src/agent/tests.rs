@@ -9,9 +9,10 @@ use crate::journal::Event;
 use crate::minder::{self, Right, State};
 use crate::policy::Policy;
 use crate::postgres::{PgAction, PgFacts, PgOutcome, Process, Walsender, sync_names};
+use crate::spread::Domains;
 use crate::term::{Branch, Redundancy, Set, Term};
 use crate::view::Record;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The first look at the clock; nothing begins at zero.
 const BEGIN: u64 = 1_000_000;
@@ -80,6 +81,8 @@ fn leader(setting: &Setting) -> Agent {
         nodes,
         redundancy: Redundancy { wanted: 1 + u32::from(setting.both), floor: 1 },
         preferences: BTreeMap::new(),
+        domains: Domains::default(),
+        leaving: BTreeSet::new(),
     };
     let branch = Branch { tli: 2, epoch: 7, parent: 1, fork: Lsn(100) };
     let root = Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) };

@@ -2,7 +2,7 @@
 
 use super::{Action, Verdict, Write};
 use crate::ids::{Epoch, Time};
-use crate::policy;
+use crate::policy::{self, Policy};
 use crate::status::{FastForward, State, Summons};
 use crate::term::{
     Choice, Report, Reports, Term, Uncovered, choose, covered_but, first_uncovered, lies_on,
@@ -128,7 +128,8 @@ fn first_term(view: &View, _now: Time) -> Verdict {
         return Verdict::Steady;
     }
     let reports = Reports::from([(view.me.clone(), report.clone())]);
-    let term = published(None, 1, &report, &reports, view.policy.redundancy);
+    let Policy { redundancy, domains, .. } = &view.policy;
+    let term = published(None, 1, &report, &reports, *redundancy, domains);
     let write = Write::Publish { term, term_rev: 0, guarded: true };
     Verdict::store("bootstrap", "the first term", write)
 }
@@ -367,8 +368,9 @@ fn preferences(
 }
 
 fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Verdict {
-    let mut next =
-        published(Some(term), campaign.epoch, leader, &campaign.reports, view.policy.redundancy);
+    let Policy { redundancy, domains, .. } = &view.policy;
+    let reports = &campaign.reports;
+    let mut next = published(Some(term), campaign.epoch, leader, reports, *redundancy, domains);
     // A number that somebody is on and no term has published went astray: what is there must not be
     // taken for what this leader will write.
     if let Some(branch) = next.branches.last_mut() {

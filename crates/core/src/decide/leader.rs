@@ -5,7 +5,7 @@
 
 use super::{Verdict, Write, backing_off};
 use crate::ids::{Lsn, Member, Time};
-use crate::policy;
+use crate::policy::{self, Policy};
 use crate::postgres::{PgAction, sync_names};
 use crate::term::{Set, Term, change_begun, regranted, settled};
 use crate::view::{Guard, View};
@@ -49,16 +49,27 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if term.target.is_closed() || acknowledging(view, term) < term.target.k {
         return blocked(view, term);
     }
-    let here = term.target.members.len();
-    let others = view.policy.nodes.len().saturating_sub(1);
-    if here < others {
-        return Verdict::hold(
-            "redundancy",
-            format!("{here} of {others} standbys in the synchronous set"),
-            "the others stream again",
-        );
+    lacking(view, term).unwrap_or(Verdict::Steady)
+}
+
+/// What the set lacks of what was declared, though writes go on.
+fn lacking(view: &View, term: &Term) -> Option<Verdict> {
+    let Policy { domains, redundancy, leaving, .. } = &view.policy;
+    let leader = term.leader.node.as_str();
+    let others = view.others().filter(|node| !leaving.contains(*node));
+    let all: BTreeSet<Member> = others.map(|node| Member::new(node, 0)).collect();
+    let k = redundancy.k_for(all.len());
+    let wanted = domains.spread(leader, all, &BTreeSet::new(), k).len();
+    let here = &term.target.members;
+    let apart = here.iter().any(|member| domains.apart(leader, &member.node));
+    if !domains.0.is_empty() && !term.target.is_alone() && !apart {
+        let why = "the standbys that acknowledge are all in the leader's own zone or region";
+        return Some(Verdict::hold("spread", why, "one of another streams"));
     }
-    Verdict::Steady
+    (here.len() < wanted).then(|| {
+        let why = format!("{} of {wanted} standbys in the synchronous set", here.len());
+        Verdict::hold("redundancy", why, "the others stream again")
+    })
 }
 
 /// The names to show. While k rises, the form that makes each walsender's own copy visible.
@@ -172,7 +183,11 @@ fn still_raising(view: &View, term: &Term, target: &Set) -> bool {
 /// The members that stream stay or join, those gone for long leave; k follows the policy.
 pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
     let target = &term.target;
+    let leaving = |node: &str| view.policy.leaving.contains(node);
     let stays = |m: &&Member| {
+        if leaving(&m.node) {
+            return false;
+        }
         // One that has not come yet is waited for as long as one that went.
         let seen = view.leading.streamed.get(&m.slot()).copied();
         let seen = seen.or(view.leading.began).unwrap_or(now);
@@ -187,7 +202,7 @@ pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
         // It follows this very term: a standby that streamed on through a promotion nobody told it
         // of would say, when sealed, that its last record is of an older branch.
         let follows = status.promise == term.epoch && status.data == crate::durable::Data::Ok;
-        (near && !old && follows).then(|| status.member.clone())
+        (near && !old && follows && !leaving(node)).then(|| status.member.clone())
     });
     let joins: Vec<Member> = joins.collect();
     members.extend(joins);
@@ -197,7 +212,9 @@ pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
         return target.clone();
     }
     let k = redundancy.k_for(members.len());
-    Set { leader: target.leader.clone(), members, k }
+    let leader = target.leader.clone();
+    let members = view.policy.domains.spread(&leader.node, members, &target.members, k);
+    Set { leader, members, k }
 }
 
 /// Followers were sealed above this running leader and no campaign lives: a higher epoch for the

@@ -134,7 +134,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 58] = [
+pub const RULES: [&str; 59] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -179,6 +179,7 @@ pub const RULES: [&str; 58] = [
     "seal-leader",
     "sealed",
     "set-change",
+    "spread",
     "stalled",
     "start",
     "starting",

@@ -318,7 +318,7 @@ fn publications() {
         let old = term(inforce, inforce.split_whitespace().last().unwrap(), branches());
         let all = reports(told);
         let redundancy = Redundancy { wanted, floor: 1 };
-        let next = published(Some(&old), 9, &all[chosen], &all, redundancy);
+        let next = published(Some(&old), 9, &all[chosen], &all, redundancy, &Domains::default());
         let what = format!("{inforce} {told}");
         assert_eq!(shown(&next.inforce), expected, "{what}");
         assert_eq!(next.target, *next.current(), "{what}");
@@ -337,7 +337,8 @@ fn publications() {
 fn the_first_publication() {
     let all = reports("a@0:0");
     let first = Report { last: BranchId { epoch: 0, tli: 1 }, ..all["a"].clone() };
-    let next = published(None, 1, &first, &all, Redundancy { wanted: 1, floor: 1 });
+    let next =
+        published(None, 1, &first, &all, Redundancy { wanted: 1, floor: 1 }, &Domains::default());
     assert_eq!(shown(&next.inforce), "a+1()");
     assert!(next.target.is_closed() && !next.open);
     assert!(next.is_along(&next.line()) && !next.is_along(&next.line()[1..]));

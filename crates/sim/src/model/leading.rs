@@ -12,9 +12,10 @@ use everhold_core::durable::{Data, Durable, Grant};
 use everhold_core::ids::{Lsn, Time};
 use everhold_core::policy::Policy;
 use everhold_core::postgres::{PgFacts, Process, Walsender};
+use everhold_core::spread::Domains;
 use everhold_core::term::{self, Redundancy};
 use everhold_core::view::{Guard, Leading as Memory, Peer, Probe, Record, StoreView, View};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the leader makes of what it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +196,8 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
             nodes: vec![me],
             redundancy: Redundancy { wanted: k, floor },
             preferences: BTreeMap::new(),
+            domains: Domains::default(),
+            leaving: BTreeSet::new(),
         },
         durable: Durable {
             promise: epoch,

@@ -7,6 +7,7 @@ use super::search::Mixing;
 use super::state::{Branch, EPOCHS, List, NODES, Past, Report, State, Term};
 use everhold_core::ids::{Lsn, Member};
 use everhold_core::postgres::sync_names;
+use everhold_core::spread::Domains;
 use everhold_core::term::{self, BranchId, Choice, Preference, Redundancy, Reports};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -221,7 +222,14 @@ fn published(plan: &Plan, state: &State, told: &[Report; NODES], epoch: u8) -> V
     let mut terms = Vec::new();
     for node in 0..plan.bounds.nodes {
         let Some(chosen) = chosen(plan, told, &reports, node) else { continue };
-        let mut term = term::published(Some(&old), epoch.into(), chosen, &reports, redundancy);
+        let mut term = term::published(
+            Some(&old),
+            epoch.into(),
+            chosen,
+            &reports,
+            redundancy,
+            &Domains::default(),
+        );
         if plan.has(Switch::PublishDropsOldSets) {
             term.inforce = vec![term.target.clone()];
         }
