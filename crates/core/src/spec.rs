@@ -109,6 +109,27 @@ pub struct NodeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
     pub ports: PortRange,
+    /// What commands made of it. A document doesn't say it, and doesn't change it.
+    #[serde(default, skip_serializing_if = "Duty::is_active")]
+    pub duty: Duty,
+}
+
+/// What is expected of a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    #[default]
+    Active,
+    /// It leads nothing and is not read from; it acknowledges as long as it is there.
+    Drained,
+    /// The same, it acknowledges nothing either, and then it is no node any more.
+    Leaving,
+}
+
+impl Duty {
+    pub fn is_active(&self) -> bool {
+        *self == Duty::Active
+    }
 }
 
 /// A thing that is kept up.
@@ -170,7 +191,7 @@ pub struct InstanceSpec {
     pub priority: u32,
     /// Whether it may become primary.
     pub failover: bool,
-    /// Where it listens. Given when the spec is accepted and kept by [`Spec::keep_ports`].
+    /// Where it listens. Given when the spec is accepted and kept by [`Spec::keep`].
     pub port: u16,
 }
 
@@ -242,6 +263,7 @@ impl Spec {
             region: None,
             zone: None,
             ports: PORTS.shifted(step * PORTS_STEP),
+            duty: Duty::Active,
         };
         (0..).zip(NODES).map(|(step, name)| (name.to_owned(), node(step))).collect()
     }
@@ -284,6 +306,40 @@ impl Spec {
             Address::Host(_) => true,
         };
         self.nodes.values().any(away)
+    }
+
+    /// What is expected of a node of it.
+    pub fn duty(&self, node: &str) -> Duty {
+        self.nodes.get(node).map_or(Duty::Active, |it| it.duty)
+    }
+
+    /// The spec without a node and its instances; why that can't be, if it can't.
+    pub fn without(&self, node: &str) -> Result<Spec, String> {
+        let mut spec = self.clone();
+        spec.nodes.remove(node).ok_or_else(|| format!("{node} is not a node"))?;
+        for (name, service) in &mut spec.services {
+            let ServiceSpec::Postgres(postgres) = service;
+            if !postgres.nodes.iter().any(|it| it == node) {
+                continue;
+            }
+            postgres.nodes.retain(|it| it != node);
+            postgres.instances.remove(node);
+            let standbys = postgres.nodes.len().saturating_sub(1);
+            if !postgres.instances.values().any(|instance| instance.failover) {
+                return Err(format!("no other node of {name} may lead it"));
+            }
+            if (standbys as u64) < u64::from(postgres.synchronous.number) {
+                let number = postgres.synchronous.number;
+                return Err(format!(
+                    "{name} wants {number} synchronous standbys and would be left with {standbys}"
+                ));
+            }
+        }
+        spec.gateway.nodes.retain(|it| it != node);
+        if spec.gateway.nodes.is_empty() {
+            return Err("it has the only gateway".to_string());
+        }
+        Ok(spec)
     }
 
     /// The PostgreSQL service of that name.

@@ -56,7 +56,7 @@ mod tests {
                 .map(|(n, z)| (n.to_string(), z.to_string()))
                 .collect(),
         );
-        let set = |names: &str| names.chars().map(|c| Member::new(&c.to_string(), 1)).collect();
+        let set = |names: &str| names.chars().map(|c| Member::new(c.to_string(), 1)).collect();
         let chosen = domains.spread(pairs[0].0, set(members), &set(before), k);
         let names: String = chosen.iter().map(|member| member.node.as_str()).collect();
         assert_eq!(names, expected, "{nodes}, {members} of which {before}, k {k}");

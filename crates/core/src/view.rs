@@ -228,6 +228,9 @@ pub struct View {
     /// It was promoted to something else than was published: it must not lead.
     pub misbranched: bool,
     pub rejoin: Option<Rejoin>,
+    /// This standby was asked to start anew. Forgotten with the server, done or not.
+    #[serde(default)]
+    pub restart: bool,
     pub store: StoreView,
     pub peers: BTreeMap<String, Peer>,
     pub probe: Probe,

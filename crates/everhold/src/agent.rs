@@ -3,11 +3,13 @@
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
-use crate::link::{self, Hold, Link, Question, Report, Tls};
+use crate::link::{self, Hold, Question, Report, Tls};
+use crate::links::{Links, shares_a_service};
+use crate::machine;
 use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
-use crate::{clock, disk, spec_store};
+use crate::{clock, disk, spec_store, supervisor};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -15,7 +17,10 @@ use everhold_core::agent::{Agent, Identity};
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
-use everhold_core::spec::{Address, Durability, PostgresSpec, ServiceSpec, Spec};
+use everhold_core::spec::{
+    Address, Durability, Duty, NodeSpec, PostgresSpec, ServiceSpec, Spec, Spread,
+};
+use everhold_core::spread::Domains;
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
@@ -66,6 +71,16 @@ pub enum Ask {
         id: String,
     },
     Verify,
+    /// Start the standby of a service anew, if it is still this process.
+    Restart {
+        service: String,
+        pid: i32,
+        who: String,
+    },
+    /// Start everything of Everhold on this machine anew, by the program that is installed now.
+    Renew {
+        who: String,
+    },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
     /// For the journal only.
@@ -133,15 +148,17 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         }
     }
     if spec.is_spread() {
+        store.set_endpoints(machine::endpoints(&spec, &node.name));
         tokio::spawn(take_up_renewed(node.cert.clone(), journal.clone()));
     }
     tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
-    let links = dial_others(Some(&node.name), &spec, &tls, told);
+    let mut links = Links::new(tls.clone(), told);
+    links.follow(&spec, |other| shares_a_service(&spec, &node.name, other));
     tokio::spawn(listen(hear, keepers.clone()));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
-    tokio::spawn(follow_spec(specs, spec.clone(), journal.clone(), keepers.clone()));
+    tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
     answer(asked, &keepers, &journal, &layout.node(&node.name).join("journal")).await;
     drop(links);
     Ok(())
@@ -267,7 +284,7 @@ async fn keep(
     let (sender, service_name) = (report.clone(), name.to_string());
     let journal_of = journal.clone();
     let parts = Parts {
-        agent: Agent::new(identity, policy(service), durable, clock::now()),
+        agent: Agent::new(identity, policy(site.spec, service), durable, clock::now()),
         service: name.to_string(),
         postgres: Arc::new(postgres),
         store: store.clone(),
@@ -364,7 +381,7 @@ pub fn replication_password(layout: &Layout, service: &str) -> PathBuf {
 }
 
 /// What failover needs to know of the spec.
-pub fn policy(service: &PostgresSpec) -> Policy {
+pub fn policy(spec: &Spec, service: &PostgresSpec) -> Policy {
     let wanted = service.synchronous.number;
     let floor = match service.synchronous.durability {
         Durability::Required => wanted.min(1),
@@ -372,12 +389,24 @@ pub fn policy(service: &PostgresSpec) -> Policy {
     };
     let preferences = service.instances.iter().map(|(node, instance)| {
         let priority = i32::try_from(instance.priority).unwrap_or(i32::MAX);
-        (node.clone(), Preference { priority, failover: instance.failover })
+        let failover = instance.failover && spec.duty(node).is_active();
+        (node.clone(), Preference { priority, failover })
     });
+    let domains = service.nodes.iter().filter_map(|name| {
+        let node = spec.nodes.get(name)?;
+        let domain = match service.synchronous.spread? {
+            Spread::Zone => node.zone.clone(),
+            Spread::Region => node.region.clone(),
+        };
+        Some((name.clone(), domain?))
+    });
+    let leaving = service.nodes.iter().filter(|node| spec.duty(node) == Duty::Leaving);
     Policy {
         nodes: service.nodes.clone(),
         redundancy: Redundancy { wanted, floor },
         preferences: preferences.collect(),
+        domains: Domains(domains.collect()),
+        leaving: leaving.cloned().collect(),
     }
 }
 
@@ -392,22 +421,6 @@ pub fn host_and_port(address: &Address, port: u16) -> String {
         Address::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
         Address::Host(host) => format!("{host}:{port}"),
     }
-}
-
-/// Links to the agents of all nodes but this one's own.
-pub fn dial_others(
-    me: Option<&str>,
-    spec: &Spec,
-    tls: &Tls,
-    told: mpsc::Sender<(String, Arc<Report>)>,
-) -> Vec<Link> {
-    let others = spec.nodes.iter().filter(|(name, _)| Some(name.as_str()) != me);
-    others
-        .map(|(name, node)| {
-            let addr = host_and_port(&node.address, node.agent_port());
-            link::dial(name.clone(), addr, tls.clone(), told.clone())
-        })
-        .collect()
 }
 
 async fn listen(
@@ -427,19 +440,35 @@ async fn listen(
 /// (settings of PostgreSQL, addresses, new services) makes it end: whoever supervises it starts it
 /// again, and PostgreSQL doesn't notice.
 async fn follow_spec(
+    me: String,
     mut specs: mpsc::Receiver<Spec>,
     mut known: Spec,
     journal: Journal,
     keepers: BTreeMap<String, Keeper>,
 ) {
     while let Some(spec) = specs.recv().await {
+        if !spec.nodes.contains_key(&me) {
+            let text = format!("{me} is no node any more; everything stops here, the data stays");
+            journal.append("", Event::Noted { text });
+            for (name, keeper) in &keepers {
+                if let Err(error) = keeper.halt().await {
+                    tracing::error!(service = name, error, "cannot stop it");
+                }
+            }
+            tokio::time::sleep(RESTART_AFTER).await;
+            std::process::exit(0);
+        }
         let settings = |spec: &Spec| {
             let of = |(name, service): (&String, &ServiceSpec)| {
                 let ServiceSpec::Postgres(postgres) = service;
                 let ports: Vec<u16> = postgres.instances.values().map(|i| i.port).collect();
                 (name.clone(), postgres.parameters.clone(), ports)
             };
-            (spec.nodes.clone(), spec.services.iter().map(of).collect::<Vec<_>>())
+            let place = |(name, node): (&String, &NodeSpec)| {
+                (name.clone(), node.address.clone(), node.ports)
+            };
+            let nodes: Vec<_> = spec.nodes.iter().map(place).collect();
+            (nodes, spec.services.iter().map(of).collect::<Vec<_>>())
         };
         if settings(&spec) != settings(&known) {
             let text = "the spec changed what only a new agent takes up; it starts again";
@@ -451,7 +480,7 @@ async fn follow_spec(
         known = spec;
         for (name, keeper) in &keepers {
             if let Some(service) = known.postgres(name) {
-                keeper.policy(policy(service)).await;
+                keeper.policy(policy(&known, service)).await;
             }
         }
     }
@@ -532,6 +561,18 @@ async fn reply(
             let read = tokio::task::spawn_blocking(move || journal::verify(&dir));
             let count = read.await.map_err(|e| e.to_string())??;
             Ok(serde_json::json!({ "entries": count }))
+        }
+        Ask::Restart { service, pid, who } => {
+            let what = format!("restart of the standby, pid {pid}");
+            let id = journal.append(&service, Event::Asked { who, what });
+            keeper(&service)?.restart(pid).await?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Renew { who } => {
+            let what = "a new start of Everhold on this machine".to_string();
+            let id = journal.append("", Event::Asked { who, what });
+            supervisor::ask_to_renew()?;
+            Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });

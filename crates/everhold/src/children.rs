@@ -74,15 +74,20 @@ impl Supervised {
     /// nothing that a new one doesn't find.
     pub async fn start(children: Vec<Child>) -> Supervised {
         let pids = Arc::new(Mutex::new(BTreeMap::new()));
-        let troubles = Troubles::default();
+        let supervised = Supervised { pids, troubles: Troubles::default() };
         for child in children {
-            if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
-                end_process(pid, Duration::from_secs(5)).await;
-            }
-            lock(&pids).insert(child.name.clone(), Running { pid: None, ending: false });
-            tokio::spawn(keep(child, pids.clone(), troubles.clone()));
+            supervised.add(child).await;
         }
-        Supervised { pids, troubles }
+        supervised
+    }
+
+    /// One more to keep running.
+    pub async fn add(&self, child: Child) {
+        if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
+            end_process(pid, Duration::from_secs(5)).await;
+        }
+        lock(&self.pids).insert(child.name.clone(), Running { pid: None, ending: false });
+        tokio::spawn(keep(child, self.pids.clone(), self.troubles.clone()));
     }
 
     /// What doesn't stay, and why.
@@ -93,6 +98,18 @@ impl Supervised {
     /// The pid of a child, if it runs.
     pub fn pid(&self, name: &str) -> Option<i32> {
         lock(&self.pids).get(name).and_then(|running| running.pid)
+    }
+
+    /// Lets a child end by itself, for good; ends it when it takes too long.
+    pub async fn let_end(&self, name: &str, within: Duration) {
+        if let Some(running) = lock(&self.pids).get_mut(name) {
+            running.ending = true;
+        }
+        let until = Instant::now() + within;
+        while self.pid(name).is_some() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.end(name, within).await;
     }
 
     /// Ends a child for good.
@@ -187,6 +204,8 @@ async fn end_process(pid: i32, within: Duration) {
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    // It is this process's own child if the supervisor became another program meanwhile.
+    let _ = rustix::process::waitpid(Some(target), rustix::process::WaitOptions::NOHANG);
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -5,18 +5,20 @@ mod word;
 
 pub use word::StoreWord;
 
-use crate::agent::{Ask, dial_others};
+use crate::agent::Ask;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
 use crate::layout::Layout;
 use crate::link::{Link, LinkError, Report, Tls};
+use crate::links::Links;
+use crate::machine;
 use crate::machine::join::{self, InviteError};
 use crate::node_file::NodeFile;
 use crate::spec::StorePorts;
 use crate::{clock, spec_store};
 use everhold_core::kv::{Expect, Kv, Snapshot, Txn, TxnOutcome};
 use everhold_core::records::{Keys, encode};
-use everhold_core::spec::Spec;
+use everhold_core::spec::{Duty, Spec};
 #[cfg(test)]
 use everhold_store::MemoryStore;
 use everhold_store::{Etcd, Store, StoreError, Watch, WatchEvent};
@@ -120,7 +122,7 @@ pub struct Cluster {
     pub layout: Layout,
     pub store_ports: StorePorts,
     store: Agreed,
-    links: BTreeMap<String, Link>,
+    links: Mutex<Links>,
     seen: Mutex<Seen>,
 }
 
@@ -159,14 +161,15 @@ impl Cluster {
     /// The same from its parts.
     pub fn start(parts: Parts) -> Arc<Cluster> {
         let (told, hear) = mpsc::channel(1_024);
-        let links = dial_others(None, &parts.spec, &parts.tls, told);
+        let mut links = Links::new(parts.tls, told);
+        links.follow(&parts.spec, |_| true);
         let cluster = Arc::new(Cluster {
             name: parts.name,
             here: parts.here,
             layout: parts.layout,
             store_ports: parts.store_ports,
             store: parts.store,
-            links: links.into_iter().map(|link| (link.node.clone(), link)).collect(),
+            links: Mutex::new(links),
             seen: Mutex::new(Seen {
                 spec: parts.spec,
                 reports: BTreeMap::new(),
@@ -183,6 +186,26 @@ impl Cluster {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn links(&self) -> std::sync::MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn link(&self, node: &str) -> Option<Link> {
+        self.links().get(node)
+    }
+
+    /// A new spec: other nodes to hear, other places of the store.
+    fn take_spec(&self, spec: Spec) {
+        self.links().follow(&spec, |_| true);
+        if let (Agreed::Etcd(store), Some(here), true) = (&self.store, &self.here, spec.is_spread())
+        {
+            store.set_endpoints(machine::endpoints(&spec, here));
+        }
+        let mut seen = self.seen();
+        seen.reports.retain(|node, _| spec.nodes.contains_key(node));
+        seen.spec = spec;
+    }
+
     pub fn spec(&self) -> Spec {
         self.seen().spec.clone()
     }
@@ -197,16 +220,16 @@ impl Cluster {
 
     /// The names of all nodes that have an agent.
     pub fn nodes(&self) -> Vec<String> {
-        self.links.keys().cloned().collect()
+        self.links().nodes()
     }
 
     /// The agent is heard now.
     pub fn hears(&self, node: &str) -> bool {
-        self.links.get(node).and_then(Link::silent_ms).is_some_and(|ms| ms < HEARD_MS)
+        self.link(node).as_ref().and_then(Link::silent_ms).is_some_and(|ms| ms < HEARD_MS)
     }
 
     pub async fn ask(&self, node: &str, ask: &Ask) -> Result<serde_json::Value, ClusterError> {
-        let link = self.links.get(node);
+        let link = self.link(node);
         let link = link.ok_or_else(|| ClusterError::UnknownNode { node: node.to_string() })?;
         let question = serde_json::to_value(ask).unwrap_or_default();
         let node = node.to_string();
@@ -278,6 +301,28 @@ impl Cluster {
         }
     }
 
+    /// Takes a node out of the spec, and out of those that have joined.
+    pub async fn forget(&self, node: &str) -> Result<(), ClusterError> {
+        self.read_again().await?;
+        let (spec, rev) = (self.spec(), self.word().spec_rev);
+        if spec.duty(node) != Duty::Leaving {
+            return Ok(());
+        }
+        let refused = |why| ClusterError::Refused { node: node.to_string(), why };
+        let text = crate::spec::record::to_json(&spec.without(node).map_err(refused)?)?;
+        let key = spec_store::key(&self.name);
+        let joined = machine::joined_key(&self.name, node);
+        let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, text).delete(&joined);
+        if self.write(&txn).await? { Ok(()) } else { Err(ClusterError::Changed) }
+    }
+
+    /// Writes, and learns what stands there then. False: a guard refused it.
+    pub async fn write(&self, txn: &Txn) -> Result<bool, ClusterError> {
+        let done = matches!(self.store.txn(txn).await?, TxnOutcome::Done { .. });
+        self.read_again().await?;
+        Ok(done)
+    }
+
     /// Notes an operator's act in the journal of the first agent that is heard; the entry's id.
     pub async fn note(&self, service: &str, who: &str, what: &str) -> Option<String> {
         let ask = Ask::Note {
@@ -285,7 +330,7 @@ impl Cluster {
             who: who.to_string(),
             what: what.to_string(),
         };
-        for node in self.links.keys() {
+        for node in &self.nodes() {
             // One that was just frozen still counts as heard; the next one notes it instead.
             if let Ok(Ok(answer)) = tokio::time::timeout(NOTED_WITHIN, self.ask(node, &ask)).await {
                 return answer["journal"].as_str().map(str::to_string);
@@ -298,7 +343,7 @@ impl Cluster {
     /// The newest entries of all journals, oldest first.
     pub async fn journal(&self, limit: usize, service: Option<&str>) -> Vec<Entry> {
         let mut all = Vec::new();
-        for node in self.links.keys() {
+        for node in &self.nodes() {
             let entries = match self.local_journal(node) {
                 Some(dir) => blocking(move || journal::newest(&dir, limit)).await,
                 None => match self.ask(node, &Ask::Journal { limit }).await {
@@ -323,8 +368,7 @@ impl Cluster {
 
     /// An entry by its id NODE-SEQ, and whether it is as it was written.
     pub async fn entry(&self, id: &str) -> Result<Option<(Entry, bool)>, ClusterError> {
-        let Some((node, _)) = id.rsplit_once('-').filter(|(n, _)| self.links.contains_key(*n))
-        else {
+        let Some((node, _)) = id.rsplit_once('-').filter(|(n, _)| self.link(n).is_some()) else {
             return Ok(None);
         };
         if let Some(dir) = self.local_journal(node) {
@@ -362,23 +406,22 @@ impl Cluster {
     }
 
     fn take(&self, key: &str, kv: Option<&Kv>) {
-        let mut seen = self.seen();
-        let seen = &mut *seen;
-        if let Some(spec) = seen.word.learn(&self.prefix(), key, kv) {
-            seen.spec = spec;
+        let spec = self.seen().word.learn(&self.prefix(), key, kv);
+        if let Some(spec) = spec {
+            self.take_spec(spec);
         }
     }
 
     fn take_all(&self, snapshot: &Snapshot) {
         let mut seen = self.seen();
-        let seen = &mut *seen;
         if snapshot.rev < seen.word.newest {
             return;
         }
         let (word, spec) = StoreWord::of(&self.prefix(), snapshot, &seen.word);
         seen.word = word;
+        drop(seen);
         if let Some(spec) = spec {
-            seen.spec = spec;
+            self.take_spec(spec);
         }
     }
 

@@ -148,6 +148,8 @@ codes! {
     NotAToken "E248" "not a token" "copy the whole line that `everhold token` printed";
     NoHost "E249" "cluster out of reach" "see that `everhold run` runs there";
 
+    NoNode "E260" "no node any more" "delete its data when nobody needs it";
+    RolloutStopped "E261" "rollout stopped" "`everhold status` says how things stand";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

@@ -2,9 +2,11 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
-use crate::agent::{self, dial_others};
+use crate::agent;
 use crate::facts::{Word, facts};
-use crate::link::{Link, Report, Tls};
+use crate::link::{Report, Tls};
+use crate::links::Links;
+use crate::machine;
 use crate::node_file::NodeFile;
 use crate::spec::record;
 use crate::{clock, disk, spec_store};
@@ -60,13 +62,23 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let config = Config { table: table.clone(), threads, limits: Limits::default() };
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
-    let links = dial_others(None, &spec, &tls, told);
+    let mut links = Links::new(tls, told);
+    links.follow(&spec, |_| true);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
-    tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
+    tokio::spawn(tell_presence(node.clone(), store.clone(), gateway.clone()));
     let (tables, to_keep) = watch::channel(table.clone());
     tokio::spawn(keep_tables(kept, to_keep));
     route_traffic(
-        Router { gateway, kept: tables, links, spec, table, words: BTreeMap::new() },
+        Router {
+            me: node.name,
+            store,
+            gateway,
+            kept: tables,
+            links,
+            spec,
+            table,
+            words: BTreeMap::new(),
+        },
         hear,
         new_spec,
     )
@@ -105,9 +117,11 @@ async fn keep_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>
 }
 
 struct Router {
+    me: String,
+    store: Etcd,
     gateway: Arc<Gateway>,
     kept: watch::Sender<Arc<RouteTable>>,
-    links: Vec<Link>,
+    links: Links,
     spec: Spec,
     table: Arc<RouteTable>,
     /// By service and node.
@@ -134,7 +148,7 @@ async fn route_traffic(
                 }
             }
             Some(spec) = new_spec.recv() => {
-                router.spec = spec;
+                router.take_spec(spec);
                 router.remake();
             }
             _ = remake.tick() => router.remake(),
@@ -143,6 +157,18 @@ async fn route_traffic(
 }
 
 impl Router {
+    fn take_spec(&mut self, spec: Spec) {
+        self.links.follow(&spec, |_| true);
+        if spec.is_spread() {
+            let here = self.me.strip_prefix("gateway.").unwrap_or(&self.me);
+            self.store.set_endpoints(machine::endpoints(&spec, here));
+        }
+        for words in self.words.values_mut() {
+            words.retain(|node, _| spec.nodes.contains_key(node));
+        }
+        self.spec = spec;
+    }
+
     fn remake(&mut self) {
         let now = clock::now().0;
         let known = self.words.iter().filter_map(|(service, words)| {
@@ -151,7 +177,10 @@ impl Router {
                 (node.clone(), Word { status: status.clone(), ms_ago })
             });
             let resolve = |status: &Status| agent::resolve(&status.host, status.port).ok();
-            Some((service.clone(), facts(&words.collect(), resolve)?))
+            let mut known = facts(&words.collect(), resolve)?;
+            // Who was drained is not read from.
+            known.standbys.retain(|standby| self.spec.duty(&standby.instance.name).is_active());
+            Some((service.clone(), known))
         });
         let known: BTreeMap<_, _> = known.collect();
         let table = route::build(&self.spec.listeners, &known, Some(&self.table));
@@ -165,7 +194,7 @@ impl Router {
         self.kept.send_replace(self.table.clone());
         tracing::info!(
             revision = self.table.revision,
-            agents = self.links.len(),
+            agents = self.links.nodes().len(),
             "new route table"
         );
     }

@@ -116,6 +116,18 @@ impl Keeper {
         let _ = self.inputs.send(Input::Policy { policy }).await;
     }
 
+    /// Has the standby's server started anew, if it is still that process.
+    pub async fn restart(&self, pid: i32) -> Result<(), String> {
+        let seen = self.view().await.ok_or("the agent is stopping")?;
+        if seen.0.pg.pid != Some(pid) {
+            return Err(format!("pid {pid} is not its PostgreSQL any more"));
+        }
+        if !seen.0.is_standby() {
+            return Err("it is no running standby".to_string());
+        }
+        self.inputs.send(Input::Restart).await.map_err(|_| "the agent is stopping".to_string())
+    }
+
     /// The facts and verdicts as they stand.
     pub async fn view(&self) -> Option<Seen> {
         let (answer, told) = oneshot::channel();

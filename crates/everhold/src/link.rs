@@ -293,7 +293,7 @@ pub struct Link {
     heard: Arc<AtomicU64>,
 }
 
-/// Dials the node for ever and hands on what it says.
+/// Dials the node and hands on what it says, for as long as the link is kept.
 pub fn dial(
     node: String,
     addr: String,
@@ -312,7 +312,7 @@ pub fn dial(
             while let Ok((_, answer)) = asked.try_recv() {
                 let _: Result<(), Answer> = answer.send(Err(format!("{node} is not connected")));
             }
-            if reports.is_closed() {
+            if reports.is_closed() || asked.is_closed() {
                 return;
             }
             tokio::time::sleep(REDIAL).await;
@@ -391,7 +391,8 @@ async fn converse(
                 }
                 Some(Frame::Report(_) | Frame::Ask { .. }) | None => break,
             },
-            Some((question, answer)) = asked.recv() => {
+            question = asked.recv() => {
+                let Some((question, answer)) = question else { break };
                 next += 1;
                 waiting.insert(next, answer);
                 waiting.retain(|_, to| !to.is_closed());

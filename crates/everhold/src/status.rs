@@ -2,7 +2,9 @@
 
 use crate::cluster::{Reports, StoreWord};
 use crate::link::{Hold, Report};
+use crate::nodes;
 use everhold_core::durable::Data;
+use everhold_core::duty::Step;
 use everhold_core::ids::Epoch;
 use everhold_core::spec::{Durability, Spec};
 use everhold_core::status::{State, Status};
@@ -68,6 +70,9 @@ pub fn status(from: &Sources<'_>) -> Value {
     if let Some(node) = &from.word.coordinator {
         status["coordinator"] = json!(node);
     }
+    if let Some((rollout, _)) = &from.word.rollout {
+        status["rollout"] = json!(rollout);
+    }
     if let Some(members) = &from.word.members {
         status["store"]["members"] = json!(members);
     }
@@ -97,10 +102,12 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
         "version": report.map(|r| r.version.clone()),
         "seen_ms_ago": seen,
         "maintenance": node_in_maintenance(from, name),
+        "duty": from.spec.duty(name),
     })
 }
 
-/// Nothing is done by itself on a node whose services are all in maintenance.
+/// Nothing is done by itself on a node whose services are all in maintenance, and nobody needs one
+/// that was drained.
 fn node_in_maintenance(from: &Sources<'_>, name: &str) -> Option<bool> {
     let here = |service: &&String| {
         let declared = from.spec.services.get(*service);
@@ -109,7 +116,8 @@ fn node_in_maintenance(from: &Sources<'_>, name: &str) -> Option<bool> {
     let mut services = from.spec.services.keys().filter(here).peekable();
     let some = services.peek().is_some();
     let all = services.all(|service| in_maintenance(from, service) == Some(true));
-    from.word.is_known().then_some(some && all)
+    let drained = !from.spec.duty(name).is_active();
+    from.word.is_known().then_some(drained || (some && all))
 }
 
 /// `None`: the store was never read.
@@ -295,7 +303,19 @@ fn holds(from: &Sources<'_>) -> Value {
         let ms = from.now_ms.saturating_sub(*at);
         report.holds.iter().map(move |it| hold(node, report, it, ms))
     });
-    Value::Array(unreadable.chain(told).collect())
+    let steps = nodes::steps(from.spec, from.reports, from.word, from.now_ms);
+    let leaving = steps.into_iter().filter_map(of_a_node);
+    Value::Array(unreadable.chain(told).chain(leaving).collect())
+}
+
+/// What a node waits for that was drained or is to leave.
+fn of_a_node(step: Step) -> Option<Value> {
+    let Step::Wait { service, node, why, unblocks } = step else { return None };
+    Some(json!({
+        "service": service, "rule": "duty", "why": format!("{node}: {why}"), "since": null,
+        "recheck_at": null, "needs_operator": false, "evidence": [], "unblocks": unblocks,
+        "journal": null,
+    }))
 }
 
 fn hold(node: &str, report: &Report, hold: &Hold, ms_ago: u64) -> Value {

@@ -9,7 +9,8 @@ use crate::node_file::NodeFile;
 use crate::spec::Fault;
 use crate::{disk, secrets};
 use anyhow::{Context as _, bail};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -109,15 +110,65 @@ pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) 
     }
 }
 
-/// Returns when somebody asks this process to end.
-pub async fn asked_to_end() -> anyhow::Result<()> {
-    let (mut interrupt, mut terminate) =
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// What a supervisor is asked for by a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// SIGINT or SIGTERM: stop everything cleanly.
+    End,
+    /// SIGHUP: go on as the program that is installed now.
+    Renew,
+}
+
+/// Returns when somebody asks this process for something.
+pub async fn asked() -> anyhow::Result<Asked> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(tokio::select! {
+        _ = interrupt.recv() => Asked::End,
+        _ = terminate.recv() => Asked::End,
+        _ = hangup.recv() => Asked::Renew,
+    })
+}
+
+/// Becomes the program that is installed now, with the same arguments and pid. PostgreSQL and the
+/// store run on; agents and gateways are started anew by the new one. Returns only on failure, and
+/// then everything is as before.
+pub fn become_new() -> anyhow::Error {
+    use std::os::unix::process::CommandExt;
+    let program = match std::env::current_exe() {
+        Ok(path) => installed(&path),
+        Err(error) => return error.into(),
+    };
+    say(format_args!("· goes on as {}", program.display()));
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new(&program);
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
     }
-    Ok(())
+    let error = command.args(arguments).exec();
+    anyhow::Error::from(error).context(format!("start {}", program.display()))
+}
+
+/// Where the program stands now: the kernel marks the path of one whose file was replaced.
+fn installed(path: &Path) -> PathBuf {
+    let text = path.as_os_str().as_bytes();
+    let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
+    PathBuf::from(std::ffi::OsStr::from_bytes(text))
+}
+
+/// Asks the supervisor that started this process to renew everything.
+pub fn ask_to_renew() -> Result<(), String> {
+    let nobody = || "no `everhold run` or `everhold up` supervises this agent".to_string();
+    let parent = rustix::process::getppid().ok_or_else(nobody)?;
+    let line = std::fs::read(format!("/proc/{}/cmdline", parent.as_raw_nonzero()));
+    let line = line.unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    if !words.any(|word| word == b"run" || word == b"up") {
+        return Err(nobody());
+    }
+    let sent = rustix::process::kill_process(parent, rustix::process::Signal::HUP);
+    sent.map_err(|error| format!("the supervisor can't be told: {error}"))
 }
 
 /// Renews certificates while this runs: `issue` gives out those that have little time left.

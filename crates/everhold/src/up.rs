@@ -11,11 +11,12 @@ use crate::context::Context;
 use crate::keeper::chain;
 use crate::layout::Layout;
 use crate::link::Tls;
+use crate::machine::coordinator;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
-    self, Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, lock, prepare, say, stop,
+    self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
 use crate::{secrets, spec_store};
@@ -42,6 +43,8 @@ pub struct Options {
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
+/// Between two looks at what is to run here.
+const LOOK: Duration = Duration::from_secs(1);
 /// Between two starts of an etcd that doesn't start.
 const ETCD_AGAIN: Duration = Duration::from_secs(1);
 
@@ -85,6 +88,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let own = node_file(API, &certs.api);
     let store = everhold_store::Etcd::new(own.store_config()).await?;
     let spec = put_spec(&store, spec, options.spec.is_some()).await?;
+    // The store's may have other nodes than the one it began with.
+    let certs = certify(&layout, &spec)?;
 
     let mut children = Vec::new();
     for (name, pair) in &certs.nodes {
@@ -97,13 +102,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         say(format_args!("· {node} was still frozen by a fault; it is woken"));
     }
     let supervised = Arc::new(Supervised::start(children).await);
-    let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store).await?;
+    let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store.clone()).await?;
+    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store, false));
     let token_file = layout.api_token();
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
-    let of = (layout.clone(), spec.clone());
-    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1).map(drop)));
+    let of = (layout.clone(), cluster.clone());
+    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1.spec()).map(drop)));
     let context = Context {
         cluster: spec.cluster.clone(),
         data: layout.root().to_path_buf(),
@@ -116,7 +122,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     let troubles = supervised.troubles().clone();
     let etcd = tokio::spawn(keep_etcd(etcd, member.clone(), troubles));
-    asked_to_end().await?;
+    let follow = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone());
+    tokio::pin!(follow);
+    loop {
+        tokio::select! {
+            asked = asked() => match asked? {
+                Asked::End => break,
+                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
+            },
+            () = &mut follow => {}
+        }
+    }
     say("· stopping");
     stop(&cluster, &supervised, &cluster.nodes()).await;
     etcd.abort();
@@ -127,6 +143,42 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     context.withdraw();
     say("· stopped; the data stays");
     Ok(())
+}
+
+/// Keeps the agents in step with the nodes of the spec, for ever.
+async fn follow_spec(
+    cluster: &Cluster,
+    supervised: &Supervised,
+    layout: &Layout,
+    node_file: impl Fn(&str, &CertPair) -> NodeFile,
+    mut known: Spec,
+) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let spec = cluster.spec();
+        if spec == known {
+            continue;
+        }
+        for gone in known.nodes.keys().filter(|name| !spec.nodes.contains_key(*name)) {
+            say(format_args!("· {gone} is no node any more; its data stays"));
+            supervised.let_end(gone, STOP_WITHIN).await;
+        }
+        let begun = async {
+            let certs = certify(layout, &spec)?;
+            for (name, pair) in &certs.nodes {
+                let file = child(layout, "agent", name, &node_file(name, pair))?;
+                if !known.nodes.contains_key(name) {
+                    say(format_args!("· agent {name}"));
+                    supervised.add(file).await;
+                }
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = begun.await {
+            say(format_args!("· the new spec: {error:#}"));
+        }
+        known = spec;
+    }
 }
 
 fn names(spec: &Spec) -> Vec<String> {
@@ -221,7 +273,7 @@ async fn put_spec(store: &everhold_store::Etcd, spec: Spec, given: bool) -> anyh
                 return Ok(old);
             }
             let mut new = spec;
-            new.keep_ports(&old);
+            new.keep(&old);
             if new == old {
                 return Ok(old);
             }

@@ -512,6 +512,9 @@ impl World {
     fn respec(&mut self) {
         let count = self.nodes.len();
         self.policy.redundancy = declared::redundancy(&mut self.plan.rng, count);
+        // Some standby starts anew, as a rollout has it.
+        let standby = self.plan.leaves.index(count);
+        self.give(standby, Input::Restart);
         self.policy.leaving = declared::leaving(&mut self.plan.leaves, &self.policy.nodes);
         self.tell_spec(3 * S);
     }

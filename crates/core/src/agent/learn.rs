@@ -78,6 +78,8 @@ impl Agent {
                 let epoch = self.view.term().map_or(0, |term| term.epoch);
                 self.view.wish = Some(Wish { cause, epoch, since: now });
             }
+            // A leader is handed over first, and starts anew in the course of that.
+            Input::Restart => self.view.restart = self.view.is_standby(),
             Input::Policy { policy } => self.view.policy = policy,
         }
         true
@@ -130,6 +132,7 @@ impl Agent {
         self.view.leading = Leading::default();
         self.view.promoting = None;
         self.view.misbranched = false;
+        self.view.restart = false;
     }
 
     fn looked(&mut self, now: Time, mut facts: PgFacts) -> bool {

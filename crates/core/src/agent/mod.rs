@@ -76,6 +76,8 @@ pub enum Input {
     Wished {
         cause: Cause,
     },
+    /// A standby is to start anew.
+    Restart,
     /// The spec changed.
     Policy {
         policy: Policy,
@@ -237,6 +239,7 @@ impl Agent {
             slots_kept: None,
             misbranched: false,
             rejoin: None,
+            restart: false,
             store: StoreView::default(),
             peers,
             probe: Probe::default(),

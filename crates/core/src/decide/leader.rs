@@ -183,7 +183,8 @@ fn still_raising(view: &View, term: &Term, target: &Set) -> bool {
 /// The members that stream stay or join, those gone for long leave; k follows the policy.
 pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
     let target = &term.target;
-    let leaving = |node: &str| view.policy.leaving.contains(node);
+    let Policy { nodes, leaving, .. } = &view.policy;
+    let leaving = |node: &str| leaving.contains(node) || !nodes.iter().any(|it| it == node);
     let stays = |m: &&Member| {
         if leaving(&m.node) {
             return false;

@@ -134,7 +134,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 59] = [
+pub const RULES: [&str; 60] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -173,6 +173,7 @@ pub const RULES: [&str; 59] = [
     "rejoin",
     "rejoin-stop",
     "remains",
+    "restart",
     "rewind",
     "rival",
     "seal",

@@ -282,6 +282,10 @@ fn standby(view: &View, now: Time) -> Verdict {
     if view.durable.data != Data::Ok {
         return stop(StopMode::Fast, "rejoin-stop", "the data directory is to be replaced");
     }
+    // Nothing hangs on a standby that streams but one acknowledgement, as when it falls.
+    if view.restart && view.pg.source.is_some() {
+        return stop(StopMode::Fast, "restart", "the standby was asked to start anew");
+    }
     if let (Some(tli), Some(term)) = (view.unknown_branch(), view.term()) {
         return branch_learned(view, now, term, tli);
     }

@@ -40,7 +40,7 @@ pub enum TakesEffect {
 use TakesEffect::{AtOnce, Reload, Restart};
 
 /// Every difference between two revisions, in order of its path. `new` has been through
-/// [`Spec::keep_ports`] with `old`.
+/// [`Spec::keep`] with `old`.
 pub fn diff(old: &Spec, new: &Spec) -> Vec<Change> {
     let mut changes = Changes::default();
     changes.value("schema", &old.schema, &new.schema, AtOnce);
@@ -98,8 +98,8 @@ impl Changes {
             let when = match new {
                 Some(_) => AtOnce,
                 None => refused(
-                    "a node is not removed from a running cluster by this version; \
-                     put it into maintenance and stop its agent",
+                    "its instances have to leave their services first: \
+                     `everhold node remove` takes it out, and its data stays",
                 ),
             };
             return self.push(path, old.map(address), new.map(address), when);
@@ -132,8 +132,8 @@ impl Changes {
             AtOnce
         } else {
             refused(
-                "an instance is not removed from a running service by this version; \
-                 set its `failover` to false and put its node into maintenance",
+                "one instance is not removed from a running service by this version; \
+                 `everhold node drain` takes its load, `everhold node remove` the whole node",
             )
         };
         self.value(&format!("{path}.nodes"), &old.nodes.join(", "), &new.nodes.join(", "), nodes);

@@ -98,9 +98,13 @@ impl Spec {
         }
     }
 
-    /// Takes over the ports of instances that run already under `old`, so that a new service never
-    /// moves another one. To be called before a new revision is compared or stored.
-    pub fn keep_ports(&mut self, old: &Spec) {
+    /// Takes over what a document doesn't say from the spec in force: the duties of nodes, and the
+    /// ports of instances that run already, so that a new service never moves another one. To be
+    /// called before a new revision is compared or stored.
+    pub fn keep(&mut self, old: &Spec) {
+        for (name, node) in &mut self.nodes {
+            node.duty = old.duty(name);
+        }
         for (name, service) in &mut self.services {
             let ServiceSpec::Postgres(postgres) = service;
             for (node, instance) in &mut postgres.instances {

@@ -32,7 +32,7 @@ fn a_new_service_moves_no_port() {
         (Some(15400), Some(15401))
     );
 
-    fresh.keep_ports(&old);
+    fresh.keep(&old);
     assert_eq!(
         (fresh.services["first"].port("a"), fresh.services["main"].port("a")),
         (Some(15401), Some(15400))
@@ -176,7 +176,7 @@ fn changes() {
     check(
         &|s| pg(s, &|it| drop(it.nodes.pop())),
         &[
-            "service.main.nodes: a, b, c -> a, b, refused: an instance is not removed from a running service by this version; set its `failover` to false and put its node into maintenance",
+            "service.main.nodes: a, b, c -> a, b, refused: one instance is not removed from a running service by this version; `everhold node drain` takes its load, `everhold node remove` the whole node",
         ],
     );
     check(

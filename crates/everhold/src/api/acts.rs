@@ -52,7 +52,7 @@ pub async fn apply(
         })?;
     cluster.read_again().await?;
     let (old, rev) = (cluster.spec(), cluster.word().spec_rev);
-    new.keep_ports(&old);
+    new.keep(&old);
     let changes = diff(&old, &new);
     let told = serde_json::to_value(&changes).unwrap_or_default();
     let refused = refused(&changes);

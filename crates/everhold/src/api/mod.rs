@@ -5,6 +5,7 @@ mod error;
 mod guard;
 mod input;
 mod look;
+mod operations;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -91,6 +92,9 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/v1/services/{service}/switchover", post(acts::switchover)),
         (Method::POST, "/v1/services/{service}/failover", post(acts::failover)),
         (Method::POST, "/v1/services/{service}/maintenance", post(acts::maintenance)),
+        (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
+        (Method::POST, "/v1/rollouts", post(operations::roll_out)),
+        (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),
         (Method::POST, "/v1/tokens", post(acts::token)),
         (Method::GET, "/v1/faults", get(look::faults)),
         (Method::POST, "/v1/faults", post(acts::fault)),

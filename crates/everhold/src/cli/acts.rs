@@ -51,7 +51,7 @@ pub fn token(client: &Client, node: &str, replace: bool) -> Result<(), Failure> 
     if client.json {
         return print_json(&answer);
     }
-    print(&format!("everhold join {}\n", plain(&answer["token"])))?;
+    print(&format!("everhold join {}", plain(&answer["token"])))?;
     let lasts = duration(answer["expires_in_ms"].as_u64().unwrap_or(0));
     say(&format!("Run this on the machine of {node} within {lasts}; it works once."));
     Ok(())

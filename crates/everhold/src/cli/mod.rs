@@ -7,6 +7,7 @@ mod client;
 mod connect;
 mod failure;
 mod journal;
+mod operations;
 mod output;
 mod spec;
 mod status;
@@ -154,6 +155,22 @@ enum Command {
     },
     /// Switch automatic acts for a service off (`on`) or on again (`off`)
     Maintenance { service: String, switch: acts::Switch },
+    /// Take a node's load, give it back, or take the node out
+    #[command(subcommand)]
+    Node(operations::Node),
+    /// Start every instance of a service anew, or Everhold on every node, one at a time
+    ///
+    /// Standbys first, leaders last; it stops at the first doubt.
+    Rollout {
+        /// Without one: Everhold itself, by the program that is installed on each machine
+        service: Option<String>,
+        /// Stop the one that runs
+        #[arg(long)]
+        stop: bool,
+        /// Don't wait until it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Break something on purpose
     #[command(subcommand)]
     Fault(acts::Fault),
@@ -230,6 +247,10 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
             acts::failover(client, &service, to.as_deref(), token.as_deref())
         }
         Command::Maintenance { service, switch } => acts::maintenance(client, &service, switch),
+        Command::Node(node) => operations::node(client, &node),
+        Command::Rollout { service, stop, no_wait } => {
+            operations::rollout(client, service.as_deref(), stop, no_wait)
+        }
         Command::Fault(fault) => acts::fault(client, &fault),
         Command::Journal { verify: true, .. } => journal::verify(client),
         Command::Journal { limit, service, follow, verify: false } => {

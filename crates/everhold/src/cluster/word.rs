@@ -7,6 +7,7 @@ use crate::machine::coordinator::Members;
 use crate::spec::record;
 use everhold_core::kv::{Kv, Snapshot};
 use everhold_core::records::decode;
+use everhold_core::rollout::Rollout;
 use everhold_core::spec::Spec;
 use everhold_core::term::Term;
 use std::collections::BTreeMap;
@@ -25,6 +26,8 @@ pub struct StoreWord {
     pub terms: BTreeMap<String, Term>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
+    /// The newest rollout and its revision.
+    pub rollout: Option<(Rollout, u64)>,
     /// Who keeps the store, on many machines.
     pub members: Option<Members>,
     /// The mirrored heads of the journals by node: id and hash of an entry.
@@ -90,6 +93,13 @@ impl StoreWord {
             self.learn_of_service(service, name, kv);
         } else if rest == "coordinator" {
             self.coordinator = kv.map(|kv| kv.value.clone());
+        } else if rest == "rollout" {
+            self.rollout = None;
+            match kv.map(|kv| (kv, decode(&kv.value))) {
+                Some((kv, Ok(rollout))) => self.rollout = Some((rollout, kv.rev)),
+                Some((kv, Err(why))) => self.misread(kv, why.to_string()),
+                None => {}
+            }
         } else if rest == "members" {
             self.members = kv.and_then(|kv| decode(&kv.value).ok());
         } else if rest == "spec" {

@@ -4,8 +4,9 @@
 //! each change of the members is checked by the store itself.
 
 use super::{joined_prefix, url};
+use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
-use crate::spec_store;
+use crate::{nodes, rollout, spec_store};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
 use everhold_core::records::encode;
@@ -13,7 +14,9 @@ use everhold_core::spec::Spec;
 use everhold_store::{Etcd, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// A coordinator that is gone is succeeded after this.
 const LEASE: Duration = Duration::from_secs(5);
@@ -47,10 +50,11 @@ impl Members {
     }
 }
 
-/// Coordinates whenever nobody else does, for ever.
-pub async fn run(cluster: String, me: String, store: Etcd) {
+/// Coordinates whenever nobody else does, for ever. `many`: each node is a machine, and some keep
+/// the store.
+pub async fn run(cluster: Arc<Cluster>, me: String, store: Etcd, many: bool) {
     loop {
-        if let Err(error) = term(&cluster, &me, &store).await {
+        if let Err(error) = term(&cluster, &me, &store, many).await {
             tracing::debug!(%error, "cannot coordinate now");
         }
         tokio::time::sleep(LOOK).await;
@@ -58,8 +62,13 @@ pub async fn run(cluster: String, me: String, store: Etcd) {
 }
 
 /// Coordinates for as long as the lease lasts.
-async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
-    let key = key(cluster);
+async fn term(
+    cluster: &Arc<Cluster>,
+    me: &str,
+    store: &Etcd,
+    many: bool,
+) -> Result<(), StoreError> {
+    let key = key(&cluster.name);
     if store.get_prefix(&key).await?.get(&key).is_some() {
         return Ok(());
     }
@@ -70,8 +79,13 @@ async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
     }
     tracing::info!("this node coordinates");
     let mut told = None;
+    // They wait for others, which the lease doesn't; with the term they end.
+    let mut tasks = JoinSet::new();
+    let (nodes, rollouts) = (cluster.clone(), cluster.clone());
+    tasks.spawn(async move { nodes::tend(&nodes).await });
+    tasks.spawn(async move { rollout::tend(&rollouts).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {
-        if let Err(error) = tend_members(cluster, store, &mut told).await {
+        if many && let Err(error) = tend_members(&cluster.name, store, &mut told).await {
             tracing::info!(%error, "the store's members are not as wanted yet");
         }
         tokio::time::sleep(LOOK).await;

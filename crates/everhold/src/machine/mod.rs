@@ -10,7 +10,7 @@ pub mod join;
 mod member;
 
 use crate::api;
-use crate::children::{Supervised, leftovers};
+use crate::children::{Child, Supervised, leftovers};
 use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::layout::Layout;
@@ -18,18 +18,22 @@ use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{StorePorts, record};
 use crate::supervisor::{
-    self, Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, say, stop, take_lock,
+    self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, say, stop, take_lock,
 };
-use crate::{agent, secrets, spec_store};
+use crate::{agent, disk, secrets, spec_store};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
 use everhold_store::Etcd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where the node file of a machine stands unless another place is named.
 pub const NODE_FILE: &str = "/etc/everhold/node.toml";
+
+/// Between two looks at what is to run here.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The record that a machine has joined as this node.
 pub fn joined_key(cluster: &str, node: &str) -> String {
@@ -47,7 +51,7 @@ fn spec_copy(layout: &Layout) -> PathBuf {
 
 /// Where the store's members are, this node's own first: the loss of another machine then does not
 /// cost this one a call.
-fn endpoints(spec: &Spec, me: &str) -> Vec<String> {
+pub fn endpoints(spec: &Spec, me: &str) -> Vec<String> {
     let mut nodes: Vec<(&str, &NodeSpec)> = spec.store_nodes().collect();
     nodes.sort_by_key(|(name, _)| *name != me);
     nodes.into_iter().map(|(_, node)| url(&node.address, StorePorts::default().client)).collect()
@@ -136,25 +140,30 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let api = node_file(&format!("api.{me}"), &node, &certs.api, &store_at);
     let store = Etcd::new(api.store_config()).await?;
 
-    let member = match spec.store_nodes().any(|(name, _)| name == me) {
-        true => {
-            say("· a member of the store");
-            Some(member::keep(member::config(&layout, &me, own, &certs.etcd)?, store.clone()).await)
-        }
-        false => None,
+    // One that isn't to keep the store today may be the next one to, if it has the program.
+    let keeps = spec.store_nodes().any(|(name, _)| name == me);
+    let member = match member::config(&layout, &me, own, &certs.etcd) {
+        Ok(config) => Some(member::keep(config, store.clone()).await),
+        Err(_) if !keeps => None,
+        Err(error) => return Err(error),
     };
+    if keeps {
+        say("· a member of the store");
+    }
     let spec = spec_store::find(&node.cluster, &store, &copy).await?;
+    if !spec.nodes.contains_key(&me) {
+        return Err(removed(&me, &layout));
+    }
     secrets::make_all(&layout, &spec).context("make the secrets")?;
 
+    let machine = Machine { me: me.clone(), layout: layout.clone(), node: node.clone(), certs };
+    let supervised = Arc::new(Supervised::start(Vec::new()).await);
     say(format_args!("· agent {me}"));
-    let mut children =
-        vec![child(&layout, "agent", &me, &node_file(&me, &node, &certs.agent, &store_at))?];
-    if spec.gateway.nodes.contains(&me) {
+    supervised.add(machine.agent(&spec)?).await;
+    if machine.has_gateway(&spec) {
         say("· gateway");
-        let file = node_file(&format!("{GATEWAY}.{me}"), &node, &certs.gateway, &store_at);
-        children.push(child(&layout, "gateway", GATEWAY, &file)?);
+        supervised.add(machine.gateway(&spec)?).await;
     }
-    let supervised = Arc::new(Supervised::start(children).await);
     let cluster =
         Cluster::connect(&api, Some(me.clone()), &layout, spec.clone(), store.clone()).await?;
     let token = secrets::read(&layout.api_token()).context("read the API's token")?;
@@ -163,8 +172,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let knock = agent::resolve(&own.address.to_string(), own.join_port())?;
     let host =
         join::Host { cluster: node.cluster.clone(), layout: layout.clone(), store: store.clone() };
-    join::serve(knock, certs.agent.clone(), host).await?;
-    tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store));
+    join::serve(knock, machine.certs.agent.clone(), host).await?;
+    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), true));
     let place = own.clone();
     let of = me.clone();
     tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));
@@ -178,15 +187,119 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
-    asked_to_end().await?;
+    let end = loop {
+        tokio::select! {
+            asked = asked() => match asked? {
+                Asked::End => break None,
+                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
+            },
+            () = machine.follow(&cluster, &supervised, spec.clone()) => {
+                break Some(removed(&me, &layout));
+            }
+        }
+    };
     say("· stopping");
-    stop(&cluster, &supervised, &[me]).await;
+    match end {
+        None => stop(&cluster, &supervised, std::slice::from_ref(&me)).await,
+        // Its agent stops everything by itself.
+        Some(_) => {
+            supervised.end(GATEWAY, STOP_WITHIN).await;
+            supervised.let_end(&me, STOP_WITHIN).await;
+        }
+    }
     if let Some(member) = member {
+        if end.is_some() {
+            // The others need its vote until they have taken it out.
+            while keeps_store(&store, own).await {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
         member.stop(STOP_WITHIN).await?;
     }
     context.withdraw();
     say("· stopped; the data stays");
-    Ok(())
+    end.map_or(Ok(()), Err)
+}
+
+/// What this machine runs of its node.
+struct Machine {
+    me: String,
+    layout: Layout,
+    node: NodeFile,
+    certs: Certs,
+}
+
+impl Machine {
+    fn agent(&self, spec: &Spec) -> anyhow::Result<Child> {
+        let store = endpoints(spec, &self.me);
+        let file = node_file(&self.me, &self.node, &self.certs.agent, &store);
+        child(&self.layout, "agent", &self.me, &file)
+    }
+
+    fn has_gateway(&self, spec: &Spec) -> bool {
+        spec.gateway.nodes.contains(&self.me)
+    }
+
+    fn gateway(&self, spec: &Spec) -> anyhow::Result<Child> {
+        let store = endpoints(spec, &self.me);
+        let name = format!("{GATEWAY}.{}", self.me);
+        let file = node_file(&name, &self.node, &self.certs.gateway, &store);
+        child(&self.layout, "gateway", GATEWAY, &file)
+    }
+
+    /// Keeps what runs here in step with the spec. Returns when this node is none any more.
+    async fn follow(&self, cluster: &Cluster, supervised: &Supervised, mut known: Spec) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let spec = cluster.spec();
+            if spec == known {
+                continue;
+            }
+            if !spec.nodes.contains_key(&self.me) {
+                return;
+            }
+            if let Err(error) = self.take_up(supervised, &known, &spec).await {
+                say(format_args!("· the new spec: {error:#}"));
+            }
+            known = spec;
+        }
+    }
+
+    async fn take_up(
+        &self,
+        supervised: &Supervised,
+        known: &Spec,
+        spec: &Spec,
+    ) -> anyhow::Result<()> {
+        secrets::make_all(&self.layout, spec).context("make the secrets")?;
+        disk::write_whole(&spec_copy(&self.layout), &record::to_json(spec)?)?;
+        // For their next start: they follow the store by themselves.
+        self.agent(spec)?;
+        match (self.has_gateway(known), self.has_gateway(spec)) {
+            (false, true) => supervised.add(self.gateway(spec)?).await,
+            (true, false) => supervised.end(GATEWAY, STOP_WITHIN).await,
+            (true, true) => drop(self.gateway(spec)?),
+            (false, false) => {}
+        }
+        Ok(())
+    }
+}
+
+/// The members still count on this machine's, or nobody can say.
+async fn keeps_store(store: &Etcd, own: &NodeSpec) -> bool {
+    let peer = url(&own.address, StorePorts::default().peer);
+    match store.members().await {
+        Ok(members) => members.iter().any(|member| member.peer_urls.contains(&peer)),
+        Err(_) => true,
+    }
+}
+
+fn removed(me: &str, layout: &Layout) -> anyhow::Error {
+    anyhow::anyhow!(
+        "E260 {me} is no node of the cluster any more; its data is kept in {}; next step: delete \
+         the data when nobody needs it, or move it and the node file away and `everhold join`",
+        layout.root().display()
+    )
 }
 
 /// The directory of a machine that begins: fresh, or begun by an earlier try for this cluster.

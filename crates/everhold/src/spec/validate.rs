@@ -157,7 +157,7 @@ fn one_node(name: &str, raw: &RawNode, faults: &mut Faults<'_>) -> Option<NodeSp
         Part::Absent => Some(spec::PORTS),
         Part::Faulty | Part::Is(_) => parsed(&format!("ports of node {name}"), &raw.ports, faults),
     };
-    Some(NodeSpec { address: address?, region, zone, ports: ports? })
+    Some(NodeSpec { address: address?, region, zone, ports: ports?, duty: spec::Duty::Active })
 }
 
 /// A value that parses itself and says why not.

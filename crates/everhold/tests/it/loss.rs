@@ -20,13 +20,6 @@ fn lose(stack: &Stack, node: &str) -> PathBuf {
     away
 }
 
-fn ok(stack: &Stack, arguments: &[&str]) -> String {
-    let output = stack.command(arguments).output().expect("it runs");
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {err}");
-    String::from_utf8_lossy(&output.stdout).to_string()
-}
-
 /// Freezes the others and has the leader write what none of them gets, more than a socket holds. The
 /// processes that were frozen come back.
 fn tail(stack: &mut Stack, leader: &str, frozen: &[&str]) -> Vec<i32> {
@@ -91,7 +84,7 @@ fn with_two_of_three_nodes_gone_for_good_the_last_one_is_forced_to_lead() {
     assert_eq!(refused.status.code(), Some(1), "a token of something else");
     assert_eq!(stack.epoch(), epoch, "nothing was done yet");
 
-    let forced = ok(&stack, &["failover", "main", "--force", "--token", &token, "--json"]);
+    let forced = stack.done(&["failover", "main", "--force", "--token", &token, "--json"]);
     let forced: Value = serde_json::from_str(&forced).expect("JSON");
     assert_eq!(forced["leader"], left);
     load.flows();
@@ -99,7 +92,7 @@ fn with_two_of_three_nodes_gone_for_good_the_last_one_is_forced_to_lead() {
     let last = &status["services"]["main"]["last_failover"];
     assert_eq!((&last["rule"], &last["to"]), (&json!("force"), &json!(left)), "{last}");
     assert_eq!(last["lost"]["acknowledged"], Value::Null, "nobody knows: {last}");
-    assert!(ok(&stack, &["journal", "--limit", "200"]).contains("force, accepting"));
+    assert!(stack.done(&["journal", "--limit", "200"]).contains("force, accepting"));
 
     // One of them is found again: its history is no longer anybody's, and it is made a copy.
     let place = stack.data().join(gone);
@@ -136,7 +129,7 @@ fn data_that_can_not_be_rewound_is_copied_anew() {
     assert_ne!(stack.leader(), leader);
     let detail = &status["services"]["main"]["instances"][&leader]["detail"];
     assert_eq!(detail["incarnation"], 2, "another incarnation: {detail}");
-    let journal = ok(&stack, &["journal", "--limit", "1000"]);
+    let journal = stack.done(&["journal", "--limit", "1000"]);
     assert!(
         journal.contains("rewind failed") && journal.contains("clone"),
         "a rewind, then a copy"

@@ -8,6 +8,7 @@ mod hosts;
 mod loss;
 mod machines;
 mod minder;
+mod operations;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod tidy;

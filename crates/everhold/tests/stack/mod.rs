@@ -57,6 +57,14 @@ pub struct Stack {
 }
 
 impl Stack {
+    /// Runs a command of the stack's cluster that has to succeed; its output.
+    pub fn done(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().expect("it runs");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {err}");
+        String::from_utf8_lossy(&output.stdout).to_string()
+    }
+
     /// Starts a stack and waits until clients can write.
     pub fn start(wanted: Wanted) -> Stack {
         disk::sweep();
@@ -69,9 +77,9 @@ impl Stack {
         fs::create_dir(&dir).expect("a fresh directory");
         // PostgreSQL's user passes through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
-        let base = free_ports(3 * RANGE + 8);
+        let base = free_ports(4 * RANGE + 8);
         let mut stack = Stack { up: None, dir, wanted, base };
-        fs::write(stack.spec_file(), stack.spec()).expect("the spec is written");
+        fs::write(stack.spec_file(), stack.spec(false)).expect("the spec is written");
         for node in stack.wanted.disks {
             let image = stack.dir.join(format!("disk-{node}"));
             disk::mount(&image, &stack.data().join(node));
@@ -80,12 +88,23 @@ impl Stack {
         stack
     }
 
-    fn spec_file(&self) -> PathBuf {
+    /// The stack's spec file.
+    pub fn spec_file(&self) -> PathBuf {
         self.dir.join("everhold.toml")
     }
 
-    fn spec(&self) -> String {
+    /// Its spec, with a fourth node or without.
+    pub fn spec(&self, more: bool) -> String {
         let Wanted { durability, number, parameters, .. } = &self.wanted;
+        let first = self.write_port() + 8;
+        let range_of_d = format!("{first}-{}", first + RANGE - 1);
+        let (d, nodes) = match more {
+            true => (
+                format!("d = {{ address = \"127.0.0.1\", ports = \"{range_of_d}\" }}\n"),
+                "\"a\", \"b\", \"c\", \"d\"",
+            ),
+            false => (String::new(), "\"a\", \"b\", \"c\""),
+        };
         let range =
             |i: u16| format!("{}-{}", self.base + i * RANGE, self.base + i * RANGE + RANGE - 1);
         format!(
@@ -94,7 +113,7 @@ impl Stack {
              a = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
              b = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
              c = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n\
-             [service.main]\nkind = \"postgres\"\nnodes = [\"a\", \"b\", \"c\"]\n\
+             {d}[service.main]\nkind = \"postgres\"\nnodes = [{nodes}]\n\
              database = \"app\"\nowner = \"app\"\n\
              synchronous = {{ number = {number}, durability = \"{durability}\" }}\n\
              parameters = {{ {parameters} }}\n\

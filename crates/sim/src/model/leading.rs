@@ -221,6 +221,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         slots_kept: None,
         misbranched: false,
         rejoin: None,
+        restart: false,
         store: StoreView {
             reachable: true,
             read: true,

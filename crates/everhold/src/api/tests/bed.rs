@@ -285,7 +285,7 @@ fn write_journal(layout: &Layout, spec: &Spec) {
         port: 1,
     };
     let now = clock::now();
-    let view = Agent::new(identity, agent::policy(service), Durable::default(), now).view;
+    let view = Agent::new(identity, agent::policy(spec, service), Durable::default(), now).view;
     let (name, decide) = CONTROLLERS[0];
     let verdict = decide(&view, now);
     journal.append(

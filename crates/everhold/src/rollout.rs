@@ -1,0 +1,217 @@
+//! Rollouts as the coordinator carries them out; `core/src/rollout.rs` decides each step.
+
+use crate::agent::{self, Ask};
+use crate::clock;
+use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
+use crate::failovers::Kind;
+use everhold_core::ids::Time;
+use everhold_core::kv::{Expect, Txn};
+use everhold_core::records::encode;
+use everhold_core::rollout::{Node, Rollout, State, Step, next};
+use everhold_core::spec::Spec;
+use everhold_core::status::State as InstanceState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// A step whose effect isn't seen is asked for again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// The word of an agent that is older says nothing about now.
+const FRESH_MS: u64 = 1_000;
+
+/// The key of the newest rollout.
+pub fn key(cluster: &str) -> String {
+    format!("/everhold/{cluster}/rollout")
+}
+
+/// The nodes that a rollout is about, as they are now. `None`: no such service.
+pub fn look(
+    service: Option<&str>,
+    spec: &Spec,
+    reports: &Reports,
+    word: &StoreWord,
+    now_ms: u64,
+) -> Option<BTreeMap<String, Node>> {
+    let names: Vec<String> = match service {
+        Some(name) => spec.services.get(name)?.nodes().to_vec(),
+        None => spec.nodes.keys().cloned().collect(),
+    };
+    let nodes = names.into_iter().map(|node| {
+        let services = spec.services.keys().filter(|name| service.is_none_or(|it| it == *name));
+        let heard = reports.get(&node).filter(|(_, at)| now_ms.saturating_sub(*at) <= FRESH_MS);
+        let Some((report, _)) = heard else {
+            let unwell = Some("its agent is not heard".to_string());
+            return (node, Node { pid: None, leads: false, fit: false, unwell });
+        };
+        let on: Vec<Instance> =
+            services.filter_map(|name| instance(spec, word, reports, name, &node)).collect();
+        let pid = match service {
+            Some(_) => on.first().and_then(|instance| instance.pid),
+            None => i32::try_from(report.pid).ok(),
+        };
+        let found = Node {
+            pid,
+            leads: on.iter().any(|instance| instance.leads),
+            fit: on.iter().any(|instance| instance.fit),
+            unwell: on.into_iter().find_map(|instance| instance.unwell),
+        };
+        (node, found)
+    });
+    Some(nodes.collect())
+}
+
+struct Instance {
+    pid: Option<i32>,
+    leads: bool,
+    fit: bool,
+    unwell: Option<String>,
+}
+
+fn instance(
+    spec: &Spec,
+    word: &StoreWord,
+    reports: &Reports,
+    service: &str,
+    node: &str,
+) -> Option<Instance> {
+    let declared = spec.postgres(service).filter(|it| it.nodes.iter().any(|n| n == node))?;
+    let policy = agent::policy(spec, declared);
+    let Some(status) = reports.get(node).and_then(|(report, _)| report.services.get(service))
+    else {
+        let unwell = Some(format!("nothing is known of its {service}"));
+        return Some(Instance { pid: None, leads: false, fit: false, unwell });
+    };
+    let term = word.terms.get(service);
+    let leader = term.map(|term| term.leader.node.clone()).unwrap_or_default();
+    let leads = status.serving.is_some() && leader == node;
+    let member = term.is_some_and(|term| term.target.members.contains(&status.member));
+    // Beside the leader, where the set is spread, and on the way out it need not acknowledge.
+    let excused = policy.leaving.contains(node)
+        || (!policy.domains.0.is_empty() && !policy.domains.apart(&leader, node));
+    let unwell = match status.state {
+        InstanceState::Open if leads => None,
+        InstanceState::Streaming if member || excused => None,
+        InstanceState::Streaming => Some(format!("its {service} does not acknowledge yet")),
+        state => Some(format!("its {service} is {}", crate::status::word(&state))),
+    };
+    let fit = member && policy.preferences.get(node).is_some_and(|it| it.failover);
+    Some(Instance { pid: status.pid, leads, fit, unwell })
+}
+
+/// A failover that happened since, in words: no rollout makes one.
+fn doubt(rollout: &Rollout, word: &StoreWord) -> Option<String> {
+    let changes = word.last_failover.iter().filter(|(service, change)| {
+        let since = rollout.epochs.get(*service).is_some_and(|epoch| change.epoch > *epoch);
+        since && change.kind == Kind::Failover
+    });
+    let (service, change) = changes.into_iter().next()?;
+    Some(format!("{service} failed over to {} at epoch {}", change.to, change.epoch))
+}
+
+/// Carries out the rollout of the store, whenever there is one that runs. Two at a time would ask
+/// for the same steps, which name the process they are meant for.
+pub async fn tend(cluster: &Cluster) {
+    let mut waiting: Option<Time> = None;
+    let mut asked: Option<(Step, Instant)> = None;
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let word = cluster.word();
+        let Some((rollout, rev)) = word.rollout.clone().filter(|_| word.revision.is_some()) else {
+            continue;
+        };
+        if rollout.state != State::Running {
+            (waiting, asked) = (None, None);
+            continue;
+        }
+        let now = clock::now();
+        let service = rollout.service.as_deref();
+        let nodes = look(service, &cluster.spec(), &cluster.reports(), &word, now.0);
+        let nodes = nodes.unwrap_or_default();
+        let step = next(&rollout, &nodes, doubt(&rollout, &word), waiting, now);
+        waiting = match &step {
+            Step::Wait { .. } => waiting.or(Some(now)),
+            _ => None,
+        };
+        if asked.as_ref().is_some_and(|(last, at)| *last == step && at.elapsed() < AGAIN) {
+            continue;
+        }
+        match carry_out(cluster, &rollout, rev, &nodes, &step).await {
+            Ok(true) => asked = Some((step, Instant::now())),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, ?step, "the rollout's step is tried again"),
+        }
+    }
+}
+
+/// True if somebody was asked.
+async fn carry_out(
+    cluster: &Cluster,
+    rollout: &Rollout,
+    rev: u64,
+    nodes: &BTreeMap<String, Node>,
+    step: &Step,
+) -> Result<bool, ClusterError> {
+    let who = format!("rollout of {}", rollout.by);
+    // On record before it is asked: whoever coordinates next knows who may be unwell, and why.
+    let doing = |nodes: &[&String]| -> Rollout {
+        let doing: BTreeSet<String> = nodes.iter().map(|node| (*node).clone()).collect();
+        Rollout { doing, ..rollout.clone() }
+    };
+    match step {
+        Step::Wait { .. } => Ok(false),
+        Step::Renew { node } => {
+            if !record(cluster, rollout, doing(&[node]), rev).await? {
+                return Ok(false);
+            }
+            let ask = match (&rollout.service, nodes.get(node).and_then(|it| it.pid)) {
+                (Some(service), Some(pid)) => Ask::Restart { service: service.clone(), pid, who },
+                (Some(_), None) => return Ok(false),
+                (None, _) => Ask::Renew { who },
+            };
+            cluster.ask(node, &ask).await.map(|_| true)
+        }
+        Step::HandOver { from, to } => {
+            if !record(cluster, rollout, doing(&[from, to]), rev).await? {
+                return Ok(false);
+            }
+            let service = rollout.service.clone().unwrap_or_default();
+            let ask = Ask::Switchover { service, to: Some(to.clone()), who };
+            cluster.ask(from, &ask).await.map(|_| true)
+        }
+        Step::Stop { why } => {
+            tracing::warn!(why, "the rollout stops");
+            let state = State::Stopped { why: why.clone() };
+            record(cluster, rollout, Rollout { state, ..rollout.clone() }, rev).await.map(|_| false)
+        }
+        Step::Done => {
+            let state = State::Done;
+            record(cluster, rollout, Rollout { state, ..rollout.clone() }, rev).await.map(|_| false)
+        }
+    }
+}
+
+/// Writes the record under guard, if it says something new. False: somebody else changed it.
+async fn record(
+    cluster: &Cluster,
+    old: &Rollout,
+    new: Rollout,
+    rev: u64,
+) -> Result<bool, ClusterError> {
+    if new == *old {
+        return Ok(true);
+    }
+    let key = key(&cluster.name);
+    let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, encode(&new));
+    cluster.write(&txn).await
+}
+
+/// Begins a rollout, unless one runs. False: another one began meanwhile.
+pub async fn begin(cluster: &Cluster, rollout: &Rollout) -> Result<bool, ClusterError> {
+    let key = key(&cluster.name);
+    let expect = match cluster.word().rollout {
+        Some((_, rev)) => Expect::Rev(rev),
+        None => Expect::Absent,
+    };
+    cluster.write(&Txn::new().guard(&key, expect).put(&key, encode(rollout))).await
+}

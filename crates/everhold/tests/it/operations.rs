@@ -1,0 +1,179 @@
+//! What operators do to a running cluster: drain, remove and add a node, roll out.
+
+use crate::stack::load::Load;
+use crate::stack::{NODES, Stack, Wanted, is_whole, signal};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+/// The pids of each node's agent and PostgreSQL.
+fn pids(stack: &mut Stack) -> BTreeMap<&'static str, (Value, Value)> {
+    let status = stack.whole();
+    let of = |node: &'static str| {
+        let instance = &status["services"]["main"]["instances"][node];
+        (node, (status["nodes"][node]["agent_pid"].clone(), instance["pid"].clone()))
+    };
+    NODES.map(of).into()
+}
+
+#[test]
+fn a_drained_node_leads_nothing_until_it_is_resumed() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let load = Load::start(stack.write_port(), &stack.password());
+    load.flows();
+    let drained = stack.leader();
+    let said = stack.done(&["node", "drain", &drained]);
+    assert_eq!(said, format!("{drained} leads nothing and is not read from\n"));
+    let status = stack.whole();
+    let second = stack.leader();
+    assert_ne!(second, drained);
+    assert_eq!(status["nodes"][&drained]["duty"], "drained");
+    assert_eq!(status["nodes"][&drained]["maintenance"], true);
+    let read = |status: &Value| {
+        let gateways = status["gateways"].as_object().expect("gateways");
+        let gateway = gateways.values().next().expect("a gateway");
+        gateway["listeners"]["read"]["to"].as_array().cloned().unwrap_or_default()
+    };
+    stack.wait("reads elsewhere", |status| {
+        let to = read(status);
+        to.len() == 1 && !to.contains(&json!(drained))
+    });
+    load.flows();
+
+    // With the leader lost the other one takes over, though the drained one may hold as much.
+    signal("KILL", &stack.node_pids(&second));
+    load.flows();
+    stack.whole();
+    let third = stack.leader();
+    assert!(third != drained, "{third} leads");
+
+    // One after the other all but one can be drained: somebody has to lead.
+    let (stays, goes) = match third == second {
+        true => (NODES.into_iter().find(|n| *n != drained && *n != third), third.clone()),
+        false => (NODES.into_iter().find(|n| *n == second), third.clone()),
+    };
+    stack.done(&["node", "drain", &goes]);
+    let stays = stays.expect("a third node");
+    let output = stack.command(&["node", "drain", stays]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E307") && error.contains("no other active node"), "{error}");
+    stack.wait("led by the last", |status| status["services"]["main"]["leader"] == stays);
+    for node in [&drained, &goes] {
+        stack.done(&["node", "resume", node]);
+    }
+    let status = stack.wait("all of it", |status| is_whole(status) && read(status).len() == 2);
+    assert!(status["nodes"].as_object().expect("nodes").values().all(|n| n["duty"] == "active"));
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+}
+
+#[test]
+fn a_rollout_starts_everything_anew_and_loses_nothing() {
+    let mut stack = Stack::start(Wanted::default());
+    let before = pids(&mut stack);
+    let load = Load::start(stack.write_port(), &stack.password());
+    load.flows();
+    let (epoch, leader) = (stack.epoch(), stack.leader());
+    assert_eq!(stack.done(&["rollout", "main"]), "done: 3 started anew\n");
+    let after = pids(&mut stack);
+    for node in NODES {
+        assert_ne!(before[node].1, after[node].1, "{node}: another PostgreSQL");
+    }
+    assert_ne!(stack.leader(), leader);
+    assert_eq!(stack.epoch(), epoch + 1, "one switchover");
+
+    // Everhold itself: PostgreSQL doesn't notice.
+    assert_eq!(stack.done(&["rollout"]), "done: 3 started anew\n");
+    let last = pids(&mut stack);
+    for node in NODES {
+        assert_eq!(last[node].1, after[node].1, "{node}: the same PostgreSQL");
+        assert_ne!(last[node].0, after[node].0, "{node}: another agent");
+    }
+    assert_eq!(stack.epoch(), epoch + 1, "no failover");
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+}
+
+#[test]
+fn a_rollout_stops_at_the_first_doubt() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let leader = stack.leader();
+    let standby = NODES.into_iter().find(|node| *node != leader).expect("a standby");
+    let frozen = stack.node_pids(standby);
+    signal("STOP", &frozen);
+    stack.wait("not heard", |status| status["nodes"][standby]["health"] == "down");
+    let output = stack.command(&["rollout", "main"]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E307") && error.contains("begin with a doubt"), "{error}");
+    signal("CONT", &frozen);
+    stack.whole();
+
+    // A failover is none of its doing.
+    stack.done(&["rollout", "main", "--no-wait"]);
+    signal("KILL", &stack.postmaster(&leader).into_iter().collect::<Vec<_>>());
+    let status = stack.wait("stopped", |status| status["rollout"]["state"]["is"] == "stopped");
+    let why = status["rollout"]["state"]["why"].to_string();
+    assert!(why.contains("failed over"), "{why}");
+    let output = stack.command(&["rollout", "--stop"]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E307") && error.contains("no rollout runs"), "{error}");
+    stack.whole();
+}
+
+#[test]
+fn a_node_is_added_and_another_one_removed_while_clients_write() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let load = Load::start(stack.write_port(), &stack.password());
+    load.flows();
+    fs::write(stack.spec_file(), stack.spec(true)).expect("the spec is written");
+    let file = stack.spec_file().display().to_string();
+    stack.done(&["apply", &file]);
+    let members = |status: &Value| -> Vec<String> {
+        let members = status["services"]["main"]["synchronous"]["members"].as_array().cloned();
+        members.into_iter().flatten().filter_map(|m| m.as_str().map(String::from)).collect()
+    };
+    stack.wait("a fourth instance", |status| {
+        status["services"]["main"]["instances"]["d"]["state"] == "streaming"
+            && members(status).contains(&"d".to_string())
+    });
+
+    // The leader goes: it is handed over, left out, and forgotten; its data stays.
+    let gone = stack.leader();
+    let postgres = stack.postmaster(&gone).expect("its PostgreSQL runs");
+    stack.done(&["node", "remove", &gone]);
+    let status = stack.wait("whole without it", |status| {
+        status["nodes"].get(&gone).is_none() && members(status).len() == 2
+    });
+    assert!(status["services"]["main"]["instances"].get(&gone).is_none());
+    assert_eq!(status["services"]["main"]["serving"], true);
+    for _ in 0..200 {
+        if stack.postmaster(&gone) != Some(postgres) && stack.agent_pid(&gone).is_none() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(stack.postmaster(&gone), None, "its PostgreSQL has stopped");
+    assert_eq!(stack.agent_pid(&gone), None, "its agent has ended");
+    assert!(stack.data().join(&gone).join("main/pgdata/PG_VERSION").exists(), "the data stays");
+    load.flows();
+
+    // What is left survives a loss as three do.
+    let leader = stack.leader();
+    signal("KILL", &stack.node_pids(&leader));
+    load.flows();
+    stack.wait("whole again", |status| members(status).len() == 2);
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+
+    // Too few would be left.
+    let leader = stack.leader();
+    stack.done(&["node", "remove", &leader]);
+    let left = stack.leader();
+    let output = stack.command(&["node", "remove", &left]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E307") && error.contains("synchronous standbys"), "{error}");
+}
