@@ -9,7 +9,7 @@ use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio_postgres::Config;
@@ -236,6 +236,24 @@ impl Hosts {
     pub fn password(&self) -> String {
         let path = self.data("a").join("secrets/main.owner");
         fs::read_to_string(path).expect("the owner's password").trim().to_string()
+    }
+
+    /// How `everhold run` on a machine ended by itself.
+    pub fn ended(&mut self, host: &str) -> ExitStatus {
+        let mut child = self.running[place(host)].take().expect("it was started");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = child.try_wait().expect("it is waited for") {
+                return status;
+            }
+            assert!(Instant::now() < until, "{host} does not end: {}", self.tail(host));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What it said.
+    pub fn said(&self, host: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{host}.log"))).unwrap_or_default()
     }
 
     fn tail(&self, host: &str) -> String {

@@ -1,5 +1,6 @@
 //! What operators do to a running cluster: drain, remove and add a node, roll out.
 
+use crate::hosts::{self, Hosts};
 use crate::stack::load::Load;
 use crate::stack::{NODES, Stack, Wanted, is_whole, signal};
 use serde_json::{Value, json};
@@ -176,4 +177,46 @@ fn a_node_is_added_and_another_one_removed_while_clients_write() {
     let output = stack.command(&["node", "remove", &left]).output().expect("it runs");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("E307") && error.contains("synchronous standbys"), "{error}");
+}
+
+#[test]
+fn a_machine_is_taken_out_of_many_and_everhold_is_renewed_on_the_others() {
+    let mut hosts = Hosts::start(&hosts::Wanted::default());
+    let load = Load::on(hosts.target());
+    load.flows();
+    // The supervisors too become the program that is installed, PostgreSQL and the store run on.
+    let postgres = |hosts: &Hosts| -> Vec<Value> {
+        let status = hosts.wait("b", "whole cluster", hosts::is_whole);
+        let instances = status["services"]["main"]["instances"].as_object().expect("instances");
+        instances.values().map(|instance| instance["pid"].clone()).collect()
+    };
+    let store = |hosts: &Hosts| hosts::NAMES.map(|host| hosts.store_pid(host));
+    let (before, stores) = (postgres(&hosts), store(&hosts));
+    let said = hosts.done("b", &["rollout"]);
+    assert_eq!(said, "done: 3 started anew\n");
+    assert_eq!((postgres(&hosts), store(&hosts)), (before, stores));
+
+    // Whoever keeps the store and leads both is the hardest to do without.
+    let gone = hosts.leader("b");
+    let other = hosts::NAMES.into_iter().find(|host| **host != gone).expect("another");
+    hosts.done(other, &["node", "remove", &gone]);
+    hosts.wait(other, "store and set without it", |status| {
+        let voters = status["store"]["members"]["voters"].as_array().cloned().unwrap_or_default();
+        let members = &status["services"]["main"]["synchronous"]["members"];
+        !voters.contains(&json!(gone))
+            && voters.len() == 1
+            && members.as_array().is_some_and(|members| members.len() == 1)
+    });
+    let ended = hosts.ended(&gone);
+    assert!(!ended.success(), "a machine that was taken out says so");
+    assert!(hosts.said(&gone).contains("E260"), "{}", hosts.said(&gone));
+    assert_eq!(hosts.processes(&gone), [0; 0], "nothing runs there any more");
+    assert!(hosts.data(&gone).join(&gone).join("main/pgdata/PG_VERSION").exists());
+    load.flows();
+    let file = hosts.node_file(&gone).display().to_string();
+    let again = hosts.everhold(&gone, &["run", "--node-file", &file]);
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(error.contains("E260"), "nor when it is started again: {error}");
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
 }
