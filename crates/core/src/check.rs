@@ -19,6 +19,7 @@ pub fn action(view: &View, action: &Action) -> Result<(), String> {
         | Action::EndCampaign
         | Action::SummonAll
         | Action::FastForward { .. }
+        | Action::HandOver { .. }
         | Action::EndWish { .. }
         | Action::Mind { .. } => Ok(()),
     }

@@ -69,6 +69,13 @@ pub const STARTED_MS: u64 = 10_000;
 /// directory is kept.
 pub const WITNESS_MS: u64 = 10_000;
 
+/// A record that takes longer to reach the leader's own disk makes it a slow leader: clients notice.
+pub const SLOW_FLUSH_MS: u64 = 400;
+/// Slowness that lasts so long is shown; a checkpoint's burst is over before.
+pub const SLOW_SHOWN_MS: u64 = 5_000;
+/// A slow leader that asked for a successor in vain asks again after this.
+pub const SLOW_AGAIN_MS: u64 = 60_000;
+
 /// What the operator declared, as far as failover needs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -82,4 +89,7 @@ pub struct Policy {
     /// Nodes that are on their way out: they leave the synchronous set and don't come back.
     #[serde(default)]
     pub leaving: BTreeSet<String>,
+    /// A leader that is slow for so long hands over. `None`: that is only shown.
+    #[serde(default)]
+    pub slow_after_ms: Option<u64>,
 }

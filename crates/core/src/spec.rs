@@ -82,6 +82,11 @@ pub const MAX_LAG_MS_MAX: u64 = 86_400_000;
 /// The API and console: loopback only, since its bearer token crosses the wire in the clear.
 pub const API_BIND: SocketAddr = SocketAddr::new(ADDRESS, 7070);
 
+/// A leader is slow for at least this long before it hands over: shorter is a burst.
+pub const SLOW_AFTER_MS_MIN: u64 = 5_000;
+/// See [`SLOW_AFTER_MS_MIN`]. Who would wait longer wants a person to do it.
+pub const SLOW_AFTER_MS_MAX: u64 = 3_600_000;
+
 /// The most nodes and services of one cluster; every agent talks to every other one.
 pub const NODES_MAX: usize = 64;
 /// See [`NODES_MAX`].
@@ -149,6 +154,9 @@ pub struct PostgresSpec {
     pub database: String,
     pub owner: String,
     pub synchronous: SynchronousSpec,
+    /// A leader whose disk is slow for so long hands over to a faster one. `None`: it is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_after_ms: Option<u64>,
     /// One entry per node of the service.
     pub instances: BTreeMap<String, InstanceSpec>,
     /// The user's settings, in PostgreSQL's own spelling; none of them weakens a guarantee.
@@ -382,6 +390,7 @@ impl PostgresSpec {
             database: DATABASE.into(),
             owner: OWNER.into(),
             synchronous: SynchronousSpec::default(),
+            slow_after_ms: None,
             instances,
             parameters: BTreeMap::new(),
         }

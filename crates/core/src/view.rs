@@ -122,6 +122,18 @@ pub struct Leading {
     pub flushed: BTreeMap<String, Lsn>,
     /// The newest record: written at, ending at.
     pub evidence: Option<(Time, Lsn)>,
+    /// Since when each record took long to reach the leader's own disk.
+    #[serde(default)]
+    pub slow: Option<Time>,
+    /// The newest record on that disk: ending at, there since.
+    #[serde(default)]
+    pub landed: Option<(Lsn, Time)>,
+    /// By slot, the newest record a standby was seen to have: ending at, so much later.
+    #[serde(default)]
+    pub follows: BTreeMap<String, (Lsn, u64)>,
+    /// When it last asked for a successor because it is slow.
+    #[serde(default)]
+    pub handed: Option<Time>,
     /// Those that were flushed here and prove nothing yet, oldest first.
     #[serde(default)]
     pub records: Vec<(Time, Lsn)>,

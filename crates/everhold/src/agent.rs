@@ -407,6 +407,7 @@ pub fn policy(spec: &Spec, service: &PostgresSpec) -> Policy {
         preferences: preferences.collect(),
         domains: Domains(domains.collect()),
         leaving: leaving.cloned().collect(),
+        slow_after_ms: service.slow_after_ms,
     }
 }
 

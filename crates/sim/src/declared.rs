@@ -22,6 +22,10 @@ pub fn policy(rng: &mut Random) -> Policy {
     if let Some(second) = preferences.values_mut().nth(1) {
         second.failover = true;
     }
+    // Drawn from nothing, as the zones are.
+    let slow_after_ms = (preferences.len() + preferences.values().filter(|it| it.failover).count())
+        .is_multiple_of(2)
+        .then_some(7_000);
     let domains = domains(&nodes, &preferences);
     Policy {
         redundancy: redundancy(rng, count),
@@ -29,6 +33,7 @@ pub fn policy(rng: &mut Random) -> Policy {
         preferences,
         domains,
         leaving: BTreeSet::new(),
+        slow_after_ms,
     }
 }
 

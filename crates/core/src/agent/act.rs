@@ -10,6 +10,7 @@ use crate::minder::Right;
 use crate::postgres::{PgAction, Process};
 use crate::status::Summons;
 use crate::term::first_uncovered;
+use crate::view::{Cause, Wish};
 
 /// Rounds of deciding in one step: each begins something, and there are fewer lanes than this.
 const ROUNDS: usize = 8;
@@ -126,6 +127,11 @@ impl Agent {
                     campaign.fast_forward = Some(order);
                 }
             }
+            Action::HandOver { to } => {
+                self.view.leading.handed = Some(now);
+                let epoch = self.view.term().map_or(0, |term| term.epoch);
+                self.view.wish = Some(Wish { cause: Cause::Switchover { to }, epoch, since: now });
+            }
             Action::EndWish { refused } => {
                 self.view.wish = None;
                 out.push(Command::WishEnded { refused });
@@ -182,6 +188,7 @@ impl Agent {
             | Action::EndCampaign
             | Action::SummonAll
             | Action::FastForward { .. }
+            | Action::HandOver { .. }
             | Action::EndWish { .. }
             | Action::Mind { .. } => true,
         }

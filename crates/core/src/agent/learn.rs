@@ -173,6 +173,14 @@ impl Agent {
                 leading.flushed.insert(row.name.clone(), row.flush);
             }
         }
+        if let Some((end, at)) = leading.landed {
+            for row in self.view.pg.walsenders.iter().filter(|row| row.flush >= end) {
+                let known = leading.follows.get(&row.name).is_some_and(|(known, _)| *known == end);
+                if !known {
+                    leading.follows.insert(row.name.clone(), (end, now.since(at)));
+                }
+            }
+        }
         let Some(term) = self.view.led_term() else { return };
         let names = self.view.pg.sync_names.clone();
         let raising = term.current().k < term.target.k;
@@ -298,6 +306,9 @@ impl Agent {
             }
             (PgAction::Evidence, PgOutcome::Evidence { end }) => {
                 let leading = &mut self.view.leading;
+                let slow = now.since(running.began) >= policy::SLOW_FLUSH_MS;
+                leading.slow = slow.then(|| leading.slow.unwrap_or(running.began));
+                leading.landed = Some((end, now));
                 leading.evidence = Some((running.began, end));
                 if leading.records.len() == policy::EVIDENCE_RECORDS_MAX {
                     leading.records.remove(0);

@@ -340,6 +340,7 @@ fn is_routine(action: &Action) -> bool {
         | Action::EndCampaign
         | Action::SummonAll
         | Action::FastForward { .. }
+        | Action::HandOver { .. }
         | Action::EndWish { .. } => false,
     }
 }

@@ -31,6 +31,8 @@ struct Setting {
     both: bool,
     flush_ms: u64,
     lag_ms: u64,
+    /// A leader that is slow for so long hands over.
+    slow_after_ms: Option<u64>,
     /// Nobody acts between these, neither agent nor minder; PostgreSQL goes on.
     freeze: Option<(u64, u64)>,
     /// The same for the agent alone.
@@ -53,6 +55,7 @@ impl Setting {
                 "both" => setting.both = true,
                 "flush" => setting.flush_ms = number(value),
                 "lag" => setting.lag_ms = number(value),
+                "slow" => setting.slow_after_ms = Some(number(value)),
                 "freeze" => setting.freeze = Some(span(value)),
                 "hang" => setting.hang = Some(span(value)),
                 other => panic!("{other}?"),
@@ -83,6 +86,7 @@ fn leader(setting: &Setting) -> Agent {
         preferences: BTreeMap::new(),
         domains: Domains::default(),
         leaving: BTreeSet::new(),
+        slow_after_ms: setting.slow_after_ms,
     };
     let branch = Branch { tli: 2, epoch: 7, parent: 1, fork: Lsn(100) };
     let root = Branch { tli: 1, epoch: 0, parent: 0, fork: Lsn(0) };
@@ -278,6 +282,31 @@ fn an_agent_that_is_well_keeps_the_minder_quiet_and_one_that_is_not_extends_noth
 }
 
 #[test]
+fn a_slow_leader_says_so_and_hands_over_where_that_helps_and_is_wanted() {
+    #[rustfmt::skip]
+    let cases = [
+        ("lease flush=10 lag=10 slow=7000",             "redundancy, stays"),
+        ("lease flush=390 lag=10 slow=7000",            "redundancy, stays"),
+        ("lease flush=600 lag=10",                      "slow, stays"),
+        ("lease flush=600 lag=10 slow=7000",            "slow, asked for another"),
+        // Who is no faster wins nothing; who is not heard of is not known to be.
+        ("lease flush=600 lag=700 slow=7000",           "slow, stays"),
+        ("lease alone flush=600 slow=7000",             "slow, stays"),
+        // What was slow because nobody acted is not slow.
+        ("lease flush=10 lag=10 slow=7000 hang=10000+8000", "redundancy, stays"),
+    ];
+    for (text, expected) in cases {
+        let mut scene = Scene::new(text);
+        scene.run();
+        let rule = scene.agent.verdicts()["leader"].rule().to_string();
+        let rule = if rule == "steady" { "redundancy".to_string() } else { rule };
+        let asked = scene.agent.view.leading.handed.is_some();
+        let told = if asked { "asked for another" } else { "stays" };
+        assert_eq!(format!("{rule}, {told}"), expected, "{text}");
+    }
+}
+
+#[test]
 fn the_minder_is_told_at_once_and_only_what_is_new() {
     for text in ["lease flush=10 lag=10", "flush=10 lag=10", "flush=10 lag=900"] {
         let mut scene = Scene::new(text);
@@ -333,6 +362,8 @@ fn journaled(setting: &str, looks: &str) -> Vec<String> {
             }
             None => Input::Tick,
         };
+        // Its disk is not what this is about.
+        scene.agent.view.leading.evidence = Some((Time(BEGIN + at), Lsn(1)));
         for command in scene.agent.step(Time(BEGIN + at), input) {
             let Command::Journal { event } = command else { continue };
             match *event {

@@ -6,6 +6,7 @@ pub mod campaign;
 pub mod leader;
 pub mod node;
 pub mod rejoin;
+pub mod slow;
 pub mod upkeep;
 
 use crate::durable::Durable;
@@ -64,6 +65,10 @@ pub enum Action {
     /// Let the node wanted stream what it lacks.
     FastForward {
         order: crate::status::FastForward,
+    },
+    /// Ask for a switchover, as the operator would.
+    HandOver {
+        to: Option<String>,
     },
     /// The operator's wish can't be fulfilled, or is.
     EndWish {
@@ -134,7 +139,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 60] = [
+pub const RULES: [&str; 62] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -180,6 +185,8 @@ pub const RULES: [&str; 60] = [
     "seal-leader",
     "sealed",
     "set-change",
+    "slow",
+    "slow-leader",
     "spread",
     "stalled",
     "start",
@@ -292,6 +299,7 @@ impl Action {
             Action::EndCampaign => "end-campaign",
             Action::SummonAll => "summon-all",
             Action::FastForward { .. } => "fast-forward",
+            Action::HandOver { .. } => "hand-over",
             Action::EndWish { .. } => "end-wish",
             Action::Mind { .. } => "mind",
         }

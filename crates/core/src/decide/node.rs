@@ -23,6 +23,7 @@ pub fn decide(view: &View, now: Time) -> Verdict {
         | Action::EndCampaign
         | Action::SummonAll
         | Action::FastForward { .. }
+        | Action::HandOver { .. }
         | Action::EndWish { .. }
         | Action::Mind { .. } => None,
     });

@@ -143,6 +143,8 @@ impl Changes {
         self.value(&format!("{path}.database"), &old.database, &new.database, refused(why));
         self.value(&format!("{path}.owner"), &old.owner, &new.owner, refused(why));
         self.synchronous(&format!("{path}.synchronous"), old, new);
+        let slow = |it: &PostgresSpec| it.slow_after_ms.map(|ms| format!("{ms}ms"));
+        self.push(&format!("{path}.switchover_when_slow"), slow(old), slow(new), AtOnce);
         for (node, old, new) in both(&old.instances, &new.instances) {
             if let (Some(old), Some(new)) = (old, new) {
                 self.instance(&format!("{path}.instance.{node}"), old, new);

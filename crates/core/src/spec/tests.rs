@@ -194,7 +194,7 @@ fn changes() {
     check(
         &|s| drop(s.nodes.remove("c")),
         &[
-            "node.c: 127.0.0.1 -> -, refused: a node is not removed from a running cluster by this version; put it into maintenance and stop its agent",
+            "node.c: 127.0.0.1 -> -, refused: its instances have to leave their services first: `everhold node remove` takes it out, and its data stays",
         ],
     );
     check(

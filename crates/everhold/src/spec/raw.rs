@@ -39,6 +39,7 @@ pub(super) struct RawPostgres {
     pub number: Number,
     pub durability: Text,
     pub spread: Text,
+    pub switchover_when_slow: Text,
     pub instances: Vec<(Placed<String>, Option<RawInstance>)>,
     /// The value as text, as PostgreSQL would read it.
     pub parameters: Vec<(Placed<String>, Placed<String>)>,
@@ -220,6 +221,7 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
     let database = table.string("database", faults);
     let owner = table.string("owner", faults);
     let (number, durability, spread) = synchronous(&mut table, faults);
+    let switchover_when_slow = table.string("switchover_when_slow", faults);
     let instances = match named(&mut table, "instance", faults, instance) {
         Part::Is(instances) => instances.value,
         Part::Absent | Part::Faulty => Vec::new(),
@@ -238,6 +240,7 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
         number,
         durability,
         spread,
+        switchover_when_slow,
         instances,
         parameters,
     }

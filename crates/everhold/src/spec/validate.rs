@@ -9,6 +9,7 @@ mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use everhold_core::spec::{
@@ -315,7 +316,9 @@ fn one_listener(
             faults.add(Code::NotApplicable, lag.at, message);
             None
         }
-        (_, Part::Is(lag)) => max_lag(&place, lag, faults),
+        (_, Part::Is(lag)) => {
+            duration("max_lag", &place, lag, (1..=spec::MAX_LAG_MS_MAX, "1ms to 24h"), faults)
+        }
         (Some(Role::Standby), Part::Absent) => Some(spec::MAX_LAG_MS),
         (_, Part::Absent | Part::Faulty) => None,
     };
@@ -329,16 +332,22 @@ fn one_listener(
     })
 }
 
-fn max_lag(place: &str, raw: &Placed<String>, faults: &mut Faults<'_>) -> Option<u64> {
+/// A duration in milliseconds within a range, which is also given in words.
+fn duration(
+    key: &str,
+    place: &str,
+    raw: &Placed<String>,
+    (range, words): (RangeInclusive<u64>, &str),
+    faults: &mut Faults<'_>,
+) -> Option<u64> {
     match duration_ms(&raw.value) {
-        Ok(ms) if (1..=spec::MAX_LAG_MS_MAX).contains(&ms) => return Some(ms),
+        Ok(ms) if range.contains(&ms) => return Some(ms),
         Ok(_) => {
-            let message =
-                format!("`max_lag` in {place} must be from 1ms to 24h, not \"{}\"", raw.value);
+            let message = format!("`{key}` in {place} must be from {words}, not \"{}\"", raw.value);
             faults.add(Code::OutOfRange, raw.at, message);
         }
         Err(why) => {
-            faults.add(Code::BadDuration, raw.at, format!("`max_lag` in {place}: {why}"));
+            faults.add(Code::BadDuration, raw.at, format!("`{key}` in {place}: {why}"));
         }
     }
     None

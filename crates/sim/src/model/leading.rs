@@ -198,6 +198,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
             preferences: BTreeMap::new(),
             domains: Domains::default(),
             leaving: BTreeSet::new(),
+            slow_after_ms: None,
         },
         durable: Durable {
             promise: epoch,

@@ -11,7 +11,7 @@ use everhold_core::spec::{
 use super::super::fault::{Code, Faults};
 use super::super::raw::{Number, RawPostgres, Text};
 use super::super::reader::{Part, Placed, nearest};
-use super::{Known, bounded, name_fault, node_names, word};
+use super::{Known, bounded, duration, name_fault, node_names, word};
 
 pub(super) fn postgres(
     name: &str,
@@ -45,6 +45,10 @@ pub(super) fn postgres(
         ),
         owner: own_name("owner", spec::OWNER, &raw.owner, &OWNER_NAMES_RESERVED, faults),
         synchronous,
+        slow_after_ms: raw.switchover_when_slow.is().and_then(|raw| {
+            let range = (spec::SLOW_AFTER_MS_MIN..=spec::SLOW_AFTER_MS_MAX, "5s to 1h");
+            duration("switchover_when_slow", &place, raw, range, faults)
+        }),
         instances: instances(name, raw, &on, faults),
         parameters: settings(name, &raw.parameters, faults),
         nodes: on,
