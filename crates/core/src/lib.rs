@@ -6,6 +6,7 @@ pub mod check;
 pub mod decide;
 pub mod detector;
 pub mod durable;
+pub mod health;
 pub mod ids;
 pub mod journal;
 pub mod kv;
