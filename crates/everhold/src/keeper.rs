@@ -390,6 +390,9 @@ impl Driver {
     }
 
     async fn halt(mut self, done: oneshot::Sender<Result<(), String>>) {
+        // Balancers are told first.
+        let last = health::Facts { at: Time(0), ..facts(&self.parts.agent) };
+        self.health.send_replace(Arc::new(last));
         for running in std::mem::take(&mut self.running).into_values() {
             running.abort();
         }

@@ -8,6 +8,7 @@ mod hosts;
 mod loss;
 mod machines;
 mod minder;
+mod plain;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod tidy;
