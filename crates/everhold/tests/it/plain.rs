@@ -161,16 +161,22 @@ fn a_standby_that_lags(stack: &Stack, leader: &str) {
     wait("end of the lag", || code(stack, node, "/replica?lag=1MB") == 200);
 }
 
-/// Without store and standbys nothing gives it the right to lead.
+/// Without store and standbys nothing gives it the right to lead, and its minder, frozen too, can't
+/// stop its PostgreSQL: it runs on as a primary.
 fn a_leader_without_a_right(stack: &mut Stack, leader: &str) {
     let mut frozen: Vec<i32> = stack.etcd_pid().into_iter().collect();
     for node in NODES.into_iter().filter(|node| *node != leader) {
         frozen.extend(stack.machine_pids(node));
     }
+    let (own, minders) = (stack.node_pids(leader), stack.machine_pids(leader));
+    frozen.extend(minders.into_iter().filter(|pid| !own.contains(pid)));
+    let postmaster = stack.postmaster(leader);
     signal("STOP", &frozen);
     wait("end of the right", || code(stack, leader, "/primary") == 503);
     assert_eq!(code(stack, leader, "/read-only?lag=1GB"), 503);
+    assert_eq!(code(stack, leader, "/health"), 200);
     assert_eq!(code(stack, leader, "/liveness"), 200);
+    assert_eq!(stack.postmaster(leader), postmaster);
     signal("CONT", &frozen);
     stack.whole();
 }
