@@ -149,13 +149,18 @@ impl Gateway {
             }
             (name.clone(), listener)
         });
-        let backends = table.listeners.values().flat_map(|route| &route.backends);
-        let load = |backend: &Instance| (backend.name.clone(), self.shared.load(backend.address));
-        Snapshot {
-            table_revision: table.revision,
-            listeners: listeners.collect(),
-            backends: backends.map(load).collect(),
+        // Listeners share instances, and a node may have instances of several services.
+        let routed: BTreeMap<SocketAddr, &Instance> = table
+            .listeners
+            .values()
+            .flat_map(|route| &route.backends)
+            .map(|backend| (backend.address, backend))
+            .collect();
+        let mut backends = BTreeMap::new();
+        for (address, backend) in routed {
+            *backends.entry(backend.name.clone()).or_default() += self.shared.load(address);
         }
+        Snapshot { table_revision: table.revision, listeners: listeners.collect(), backends }
     }
 
     /// Opens all sockets that are missing, and only if that went well serves on them and closes

@@ -12,7 +12,7 @@ pub struct Snapshot {
     /// The revision of the table in force.
     pub table_revision: u64,
     pub listeners: BTreeMap<String, ListenerSnapshot>,
-    /// Connections that are with each backend, or on their way to it, by its name.
+    /// Connections that are with the instances of each node, or on their way there.
     #[serde(skip)]
     pub backends: BTreeMap<String, usize>,
 }

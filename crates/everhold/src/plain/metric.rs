@@ -119,7 +119,7 @@ metrics! {
     LISTENER_BACKEND gauge "everhold_gateway_listener_backend" "listener, backend"
         "1 for each instance that new connections go to.";
     BACKEND_CONNECTIONS gauge "everhold_gateway_backend_connections" "backend"
-        "Connections that are with an instance of the table, or on their way to it.";
+        "Connections that are with the routed instances of a node, or on their way there.";
     PROCESS_CPU counter "process_cpu_seconds_total" ""
         "Processor time of this process.";
     PROCESS_RESIDENT gauge "process_resident_memory_bytes" ""
