@@ -7,6 +7,7 @@ pub mod decide;
 pub mod detector;
 pub mod durable;
 pub mod duty;
+pub mod health;
 pub mod ids;
 pub mod journal;
 pub mod kv;

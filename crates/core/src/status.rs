@@ -37,6 +37,28 @@ pub enum State {
     Frozen,
 }
 
+impl State {
+    /// Every one, in order.
+    pub const ALL: [State; 16] = [
+        State::Unknown,
+        State::Empty,
+        State::Bootstrapping,
+        State::Stopped,
+        State::Starting,
+        State::Parking,
+        State::Sealed,
+        State::Connecting,
+        State::CatchingUp,
+        State::Streaming,
+        State::Rewinding,
+        State::Cloning,
+        State::Promoting,
+        State::Closed,
+        State::Open,
+        State::Frozen,
+    ];
+}
+
 /// Who is asked to be sealed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -100,4 +122,15 @@ pub struct Status {
     /// Its disk has no room for more WAL.
     #[serde(default)]
     pub full: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_listed() {
+        let places: Vec<usize> = State::ALL.iter().map(|state| *state as usize).collect();
+        assert_eq!(places, (0..=State::Frozen as usize).collect::<Vec<_>>());
+    }
 }

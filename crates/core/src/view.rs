@@ -54,6 +54,19 @@ pub struct StoreView {
     pub unreadable: Option<String>,
 }
 
+impl StoreView {
+    /// The newest revision among the records.
+    pub fn newest_rev(&self) -> u64 {
+        let revs = [
+            self.epoch.as_ref().map(|record| record.rev),
+            self.term.as_ref().map(|record| record.rev),
+            self.campaign.as_ref().map(|record| record.rev),
+            self.lease.as_ref().map(|record| record.rev),
+        ];
+        revs.into_iter().flatten().max().unwrap_or_default()
+    }
+}
+
 /// What is known of another node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Peer {

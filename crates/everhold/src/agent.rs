@@ -9,7 +9,7 @@ use crate::machine;
 use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
-use crate::{clock, disk, spec_store, supervisor};
+use crate::{clock, disk, log, plain, spec_store, supervisor};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -94,6 +94,7 @@ pub enum Ask {
 /// Runs the agent until it is ended.
 pub async fn run(file: &Path) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
+    log::name(&node.name);
     let layout = Layout::new(&node.data)?;
     let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
@@ -151,6 +152,15 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         store.set_endpoints(machine::endpoints(&spec, &node.name));
         tokio::spawn(take_up_renewed(node.cert.clone(), journal.clone()));
     }
+    let kept = spec.services.iter().filter(|(_, it)| it.nodes().contains(&node.name));
+    let desk = plain::agent::Desk {
+        node: node.clone(),
+        layout: layout.clone(),
+        services: kept.map(|(name, _)| (name.clone(), keepers.get(name).cloned())).collect(),
+        report: report.clone(),
+        journal: journal.clone(),
+    };
+    plain::agent::start(SocketAddr::new(address.ip(), own.health_port()), desk);
     tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
     let mut links = Links::new(tls.clone(), told);

@@ -2,6 +2,7 @@
 //! again; found again after a supervisor was killed.
 
 use crate::layout::Layout;
+use crate::log;
 use crate::troubles::{Troubles, last_words};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -187,6 +188,7 @@ fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
     Command::new("/proc/self/exe")
         .arg0("everhold")
         .args(&child.arguments)
+        .env(log::VARIABLE, log::format().as_str())
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)

@@ -9,6 +9,12 @@ pub fn now() -> Time {
     Time(at.tv_sec as u64 * 1_000 + at.tv_nsec as u64 / 1_000_000)
 }
 
+/// Another instant of [`now`] in seconds since 1970.
+pub fn unix_at(at: Time) -> i64 {
+    let ago = i64::try_from(now().since(at) / 1_000).unwrap_or(i64::MAX);
+    jiff::Timestamp::now().as_second().saturating_sub(ago)
+}
+
 /// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())

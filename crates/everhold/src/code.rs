@@ -115,6 +115,8 @@ codes! {
     Certificate "E210" "certificate can't be used"
         "restore the file that is named, or move it and its key away for `everhold up` to make anew";
     AgentPort "E211" "agent's port taken" "end the process that has this port";
+    PlainPort "E212" "port for health paths and metrics taken"
+        "end the process that has this port; the rest works meanwhile";
     NodeFile "E220" "node file can't be used"
         "correct it; under `everhold up` it is written anew at each start";
     NotANode "E221" "not a node of the spec" "add the node and `everhold apply`";

@@ -2,11 +2,17 @@
 //! `last-failover`. Pure but for nothing: whoever hears the reports keeps and writes it.
 
 use crate::journal::Entry;
+use everhold_core::agent::Input;
 use everhold_core::decide::{Action, Verdict, Write};
 use everhold_core::ids::Epoch;
 use everhold_core::journal::{Decision, Event};
+use everhold_core::kv::Kv;
+use everhold_core::records::decode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// How its key ends.
+const KEY: &str = "/last-failover";
 
 /// How a service came to its present leader, as `status` shows it and the store keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +49,16 @@ pub enum Kind {
     Bootstrap,
     Switchover,
     Failover,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Bootstrap => "bootstrap",
+            Kind::Switchover => "switchover",
+            Kind::Failover => "failover",
+        }
+    }
 }
 
 /// A leader that was seen to serve.
@@ -118,6 +134,31 @@ fn change(
     outage_ms: Option<u64>,
 ) -> Change {
     Change { service: service.to_string(), from, to: to.to_string(), epoch, outage_ms }
+}
+
+/// The record, if that is what the agent of a service was handed from the store.
+pub fn told(input: &Input) -> Option<LastFailover> {
+    let find = |kvs: &[Kv]| {
+        let kv = kvs.iter().find(|kv| kv.key.ends_with(KEY))?;
+        decode(&kv.value).ok()
+    };
+    match input {
+        Input::Store { kvs } => find(kvs),
+        Input::StoreChanged { kv: Some(kv), .. } => find(std::slice::from_ref(kv)),
+        Input::StoreChanged { kv: None, .. }
+        | Input::Tick
+        | Input::Pg { .. }
+        | Input::PgDied
+        | Input::Persisted { .. }
+        | Input::PgDone { .. }
+        | Input::Written { .. }
+        | Input::StoreLost
+        | Input::Heard { .. }
+        | Input::Probed { .. }
+        | Input::Wished { .. }
+        | Input::Restart
+        | Input::Policy { .. } => None,
+    }
 }
 
 /// The record of a change; `entry` is the one that began the campaign, if it was found.

@@ -4,12 +4,12 @@
 
 use crate::agent;
 use crate::facts::{Word, facts};
-use crate::link::{Report, Tls};
+use crate::link::{Hold, Report, Tls};
 use crate::links::Links;
 use crate::machine;
 use crate::node_file::NodeFile;
 use crate::spec::record;
-use crate::{clock, disk, spec_store};
+use crate::{clock, disk, log, plain, spec_store};
 use anyhow::Context;
 use everhold_core::kv::Txn;
 use everhold_core::records::{decode, encode};
@@ -38,6 +38,9 @@ const TELL: Duration = Duration::from_secs(2);
 pub struct Presence {
     pub pid: u32,
     pub snapshot: serde_json::Value,
+    /// What it waits for.
+    #[serde(default)]
+    pub holds: Vec<Hold>,
 }
 
 /// The prefix under which gateways say that they are there.
@@ -48,6 +51,7 @@ pub fn presence_prefix(cluster: &str) -> String {
 /// Runs the gateway until it is ended.
 pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
+    log::name(&node.name);
     let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     // What a gateway keeps stands beside its node file.
@@ -65,8 +69,16 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let mut links = Links::new(tls, told);
     links.follow(&spec, |_| true);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
-    tokio::spawn(tell_presence(node.clone(), store.clone(), gateway.clone()));
     let (tables, to_keep) = watch::channel(table.clone());
+    let desk = plain::gateway::Desk {
+        node: node.clone(),
+        gateway: gateway.clone(),
+        tables: to_keep.clone(),
+    };
+    let on = plain::gateway::node_of(&node.name, &spec).context("E221 the spec has no node")?;
+    let address = agent::resolve(&on.address.to_string(), on.gateway_port())?;
+    let trouble = plain::gateway::start(address, desk);
+    tokio::spawn(tell_presence(node.clone(), store.clone(), gateway.clone(), trouble));
     tokio::spawn(keep_tables(kept, to_keep));
     route_traffic(
         Router {
@@ -201,7 +213,12 @@ impl Router {
 }
 
 /// Says in the store what this gateway does, for `status`, for as long as it lives.
-async fn tell_presence(node: NodeFile, store: Etcd, gateway: Arc<Gateway>) {
+async fn tell_presence(
+    node: NodeFile,
+    store: Etcd,
+    gateway: Arc<Gateway>,
+    trouble: plain::gateway::Trouble,
+) {
     let key = format!("{}{}", presence_prefix(&node.cluster), node.name);
     loop {
         let Ok(lease) = store.lease_grant(LEASE).await else {
@@ -210,7 +227,8 @@ async fn tell_presence(node: NodeFile, store: Etcd, gateway: Arc<Gateway>) {
         };
         loop {
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
-            let presence = Presence { pid: std::process::id(), snapshot };
+            let holds = trouble.hold().into_iter().collect();
+            let presence = Presence { pid: std::process::id(), snapshot, holds };
             let txn = Txn::new().put_leased(&key, encode(&presence), lease.id);
             let told = store.txn(&txn).await.is_ok();
             let kept = store.lease_keep_alive(lease.id).await;

@@ -3,6 +3,7 @@
 //! Nothing here judges. One task owns the agent; whatever waits runs in tasks of its own and comes
 //! back as an input.
 
+use crate::failovers::{self, LastFailover};
 use crate::holds::Notes;
 use crate::journal::Journal;
 use crate::link::Hold;
@@ -11,10 +12,12 @@ use crate::{clock, disk};
 use everhold_adapters::postgres::{self, Postgres};
 use everhold_core::agent::{Agent, Command, Input};
 use everhold_core::decide::Verdict;
+use everhold_core::health;
 use everhold_core::ids::{Member, Time};
 use everhold_core::minder;
 use everhold_core::postgres::{PgAction, PgOutcome, StopMode};
 use everhold_core::status::Status;
+use everhold_core::term::{Redundancy, Term};
 use everhold_core::view::{Cause, View};
 use everhold_store::{Etcd, Store, WatchEvent};
 use std::collections::BTreeMap;
@@ -22,7 +25,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// The agent's own clock: half of a heartbeat.
@@ -59,9 +62,25 @@ pub type Tell = Box<dyn Fn(Arc<Status>, Vec<Hold>, bool) + Send + Sync>;
 /// What an agent knows, what it concludes, and its time.
 pub type Seen = (Box<View>, BTreeMap<&'static str, Verdict>, Time);
 
+/// What is counted and measured of a service, for Prometheus.
+pub struct Measured {
+    pub facts: Arc<health::Facts>,
+    /// How often each rule became a verdict, and acts that the checker refused.
+    pub fired: BTreeMap<String, u64>,
+    pub refused: usize,
+    pub store_reachable: bool,
+    pub store_revision: u64,
+    pub term: Option<Term>,
+    pub redundancy: Redundancy,
+    /// Since each other node was heard.
+    pub silence_ms: BTreeMap<String, u64>,
+    pub last_failover: Option<LastFailover>,
+}
+
 /// A question that only the owner of the agent can answer.
 pub enum Ask {
     View(oneshot::Sender<Seen>),
+    Measure(oneshot::Sender<Measured>),
     Wish {
         cause: Cause,
         done: oneshot::Sender<Result<(), String>>,
@@ -75,6 +94,7 @@ pub enum Ask {
 pub struct Keeper {
     inputs: mpsc::Sender<Input>,
     asks: mpsc::Sender<Ask>,
+    health: watch::Receiver<Arc<health::Facts>>,
 }
 
 impl Keeper {
@@ -82,7 +102,8 @@ impl Keeper {
     pub fn start(parts: Parts) -> Keeper {
         let (inputs, taken) = mpsc::channel(INPUTS_MAX);
         let (asks, asked) = mpsc::channel(64);
-        let keeper = Keeper { inputs: inputs.clone(), asks };
+        let (health, seen) = watch::channel(Arc::new(facts(&parts.agent)));
+        let keeper = Keeper { inputs: inputs.clone(), asks, health: seen };
         let shared = Arc::new(Shared {
             generation: AtomicU64::new(0),
             member: Mutex::new(parts.agent.view.member()),
@@ -101,6 +122,8 @@ impl Keeper {
                 wish: None,
                 promotion: None,
                 notes: Notes::default(),
+                health,
+                last_failover: None,
             }
             .run(taken, asked),
         );
@@ -132,6 +155,17 @@ impl Keeper {
     pub async fn view(&self) -> Option<Seen> {
         let (answer, told) = oneshot::channel();
         self.asks.send(Ask::View(answer)).await.ok()?;
+        told.await.ok()
+    }
+
+    /// What load balancers go by, as it stands; nobody is asked.
+    pub fn health(&self) -> Arc<health::Facts> {
+        self.health.borrow().clone()
+    }
+
+    pub async fn measure(&self) -> Option<Measured> {
+        let (answer, told) = oneshot::channel();
+        self.asks.send(Ask::Measure(answer)).await.ok()?;
         told.await.ok()
     }
 
@@ -255,6 +289,12 @@ struct Driver {
     /// The promotion under way.
     promotion: Option<u64>,
     notes: Notes,
+    health: watch::Sender<Arc<health::Facts>>,
+    last_failover: Option<LastFailover>,
+}
+
+fn facts(agent: &Agent) -> health::Facts {
+    health::Facts::of(&agent.view, agent.status(), clock::now())
 }
 
 impl Driver {
@@ -274,6 +314,10 @@ impl Driver {
                 },
                 Some(ask) = asks.recv() => match ask {
                     Ask::Halt(done) => return self.halt(done).await,
+                    Ask::Measure(answer) => {
+                        let _ = answer.send(self.measure());
+                        continue;
+                    }
                     Ask::View(answer) => {
                         self.tell_view(answer);
                         continue;
@@ -293,7 +337,9 @@ impl Driver {
             {
                 self.promotion = None;
             }
+            self.last_failover = failovers::told(&input).or(self.last_failover.take());
             let commands = self.parts.agent.step(clock::now(), input);
+            self.health.send_replace(Arc::new(facts(&self.parts.agent)));
             self.tend_minder();
             self.shared.generation.store(self.parts.agent.generation(), Ordering::Release);
             let member = self.parts.agent.view.member();
@@ -320,6 +366,25 @@ impl Driver {
         }
     }
 
+    fn measure(&self) -> Measured {
+        let agent = &self.parts.agent;
+        let (view, now) = (&agent.view, clock::now());
+        let silence = view.peers.iter().filter_map(|(node, peer)| {
+            peer.detector.last().map(|at| (node.clone(), now.since(at)))
+        });
+        Measured {
+            facts: Arc::new(facts(agent)),
+            fired: agent.fired.clone(),
+            refused: agent.refused.len(),
+            store_reachable: view.store.reachable,
+            store_revision: view.store.newest_rev(),
+            term: view.term().cloned(),
+            redundancy: view.policy.redundancy,
+            silence_ms: silence.collect(),
+            last_failover: self.last_failover.clone(),
+        }
+    }
+
     fn tell_view(&self, answer: oneshot::Sender<Seen>) {
         let agent = &self.parts.agent;
         let seen = (Box::new(agent.view.clone()), agent.verdicts().clone(), clock::now());
@@ -337,6 +402,9 @@ impl Driver {
     }
 
     async fn halt(mut self, done: oneshot::Sender<Result<(), String>>) {
+        // Balancers are told first.
+        let last = health::Facts { at: Time(0), ..facts(&self.parts.agent) };
+        self.health.send_replace(Arc::new(last));
         for running in std::mem::take(&mut self.running).into_values() {
             running.abort();
         }

@@ -12,7 +12,7 @@ mod server;
 
 pub use feed::{Feed, Office};
 
-use crate::{clock, disk};
+use crate::{clock, disk, log};
 use anyhow::Context;
 use everhold_core::ids::Time;
 use everhold_core::minder::{Order, Postmaster, State, Verdict, Why, decide};
@@ -26,10 +26,9 @@ use rustix::time::{
     timerfd_settime,
 };
 use server::Server;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// News taken in before it is judged again. A socket holds fewer.
@@ -56,13 +55,18 @@ pub struct Seat {
     pub port: u16,
 }
 
+/// Whether a minder of that directory runs, by its own record.
+pub fn is_there(dir: &Path) -> bool {
+    place::holder(dir).is_some()
+}
+
 /// Minds until the postmaster is gone.
 pub fn run(seat: &Seat) -> ExitCode {
     match mind(seat) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be reading any more.
-            let _ = writeln!(std::io::stderr(), "minder of process {}: {error:#}", seat.pid);
+            log::line(&format!("minder of process {}: {error:#}", seat.pid));
             ExitCode::FAILURE
         }
     }
@@ -107,7 +111,7 @@ fn harden() {
     ];
     for (what, done) in tries {
         if let Err(error) = done {
-            let _ = writeln!(std::io::stderr(), "the minder can't {what}: {error}");
+            log::line(&format!("the minder can't {what}: {error}"));
         }
     }
 }
@@ -199,8 +203,8 @@ fn note(seat: &Seat, why: &Why, ended: &server::Ended) {
         clock::wall(),
         seat.pid
     );
-    let _ = writeln!(std::io::stderr(), "{text}");
+    log::line(&text);
     if let Err(error) = disk::write_whole(&place::note(&seat.dir), &text) {
-        let _ = writeln!(std::io::stderr(), "the minder can't leave a note: {error}");
+        log::line(&format!("the minder can't leave a note: {error}"));
     }
 }

@@ -103,7 +103,8 @@ fn instance(
 fn doubt(rollout: &Rollout, word: &StoreWord) -> Option<String> {
     let changes = word.last_failover.iter().filter(|(service, change)| {
         let since = rollout.epochs.get(*service).is_some_and(|epoch| change.epoch > *epoch);
-        since && change.kind == Kind::Failover
+        // Without the entry that began it nobody knows what it was.
+        since && change.kind == Kind::Failover && change.rule.is_some()
     });
     let (service, change) = changes.into_iter().next()?;
     Some(format!("{service} failed over to {} at epoch {}", change.to, change.epoch))

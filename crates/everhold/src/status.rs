@@ -207,7 +207,7 @@ fn serving(
 }
 
 /// Nodes that may still be lost, one after the other, without stopping writes for good.
-fn tolerates(term: &Term, alone: bool) -> usize {
+pub fn tolerates(term: &Term, alone: bool) -> usize {
     if !term.open {
         return 0;
     }
@@ -229,15 +229,9 @@ fn instance(
             "port": port, "lag_bytes": null, "lag_ms": null, "in_route": false, "detail": {},
         });
     };
-    let role = match (status.primary, status.state) {
-        (Some(_), _) => Some("primary"),
-        (None, State::Streaming | State::Sealed | State::Connecting | State::Parking) => {
-            Some("standby")
-        }
-        (None, _) => None,
-    };
+    let role = role(status);
     let known = *ms <= DOWN_MS;
-    let up = matches!(status.state, State::Open | State::Streaming);
+    let up = is_up(status.state);
     let health = match (known, up, role) {
         (false, ..) => "unknown",
         (true, true, _) => "up",
@@ -246,12 +240,6 @@ fn instance(
     };
     let lag =
         lead_lsn.filter(|_| known && role.is_some()).map(|lsn| lsn.saturating_sub(status.lsn.0));
-    let data = match status.data {
-        Data::Empty => "empty",
-        Data::Ok => "ok",
-        Data::Destroying => "being_replaced",
-        Data::CatchUp { .. } => "catching_up",
-    };
     json!({
         "node": node,
         "role": role,
@@ -268,10 +256,35 @@ fn instance(
             "flush_lsn": status.lsn.to_string(),
             "promise": status.promise,
             "incarnation": status.member.incarnation,
-            "data": data,
+            "data": data_word(status.data),
             "overrides": status.overrides,
         },
     })
+}
+
+/// What an instance is, as far as that is settled.
+pub fn role(status: &Status) -> Option<&'static str> {
+    match (status.primary, status.state) {
+        (Some(_), _) => Some("primary"),
+        (None, State::Streaming | State::Sealed | State::Connecting | State::Parking) => {
+            Some("standby")
+        }
+        (None, _) => None,
+    }
+}
+
+/// It does its part.
+pub fn is_up(state: State) -> bool {
+    matches!(state, State::Open | State::Streaming)
+}
+
+pub fn data_word(data: Data) -> &'static str {
+    match data {
+        Data::Empty => "empty",
+        Data::Ok => "ok",
+        Data::Destroying => "being_replaced",
+        Data::CatchUp { .. } => "catching_up",
+    }
 }
 
 fn gateways(from: &Sources<'_>) -> Value {
@@ -299,13 +312,16 @@ fn holds(from: &Sources<'_>) -> Value {
         .reports
         .iter()
         .filter(|(node, _)| silent_ms(from, node).is_some_and(|ms| ms <= DOWN_MS));
+    let gateways = from.word.gateways.iter().flat_map(|(name, presence)| {
+        presence.holds.iter().map(move |it| hold(name, &Report::default(), it, 0))
+    });
     let told = told.flat_map(|(node, (report, at))| {
         let ms = from.now_ms.saturating_sub(*at);
         report.holds.iter().map(move |it| hold(node, report, it, ms))
     });
     let steps = nodes::steps(from.spec, from.reports, from.word, from.now_ms);
     let leaving = steps.into_iter().filter_map(of_a_node);
-    Value::Array(unreadable.chain(told).chain(leaving).collect())
+    Value::Array(unreadable.chain(told).chain(gateways).chain(leaving).collect())
 }
 
 /// What a node waits for that was drained or is to leave.

@@ -7,7 +7,7 @@ use crate::cluster::Cluster;
 use crate::layout::{ClusterRecord, Layout};
 use crate::node_file::NodeFile;
 use crate::spec::Fault;
-use crate::{disk, secrets};
+use crate::{disk, log, secrets};
 use anyhow::{Context as _, bail};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -39,6 +39,10 @@ impl std::error::Error for Faults {}
 
 /// To the terminal of whoever started this.
 pub fn say(text: impl std::fmt::Display) {
+    if log::format() == log::Format::Json {
+        let text = text.to_string();
+        return tracing::info!("{}", text.trim_start_matches("· ").trim());
+    }
     eprintln!("{text}");
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An agent whose certificate is torn can tell nobody of it. Who starts it reads its last words.
 
-use crate::clock;
+use crate::{clock, log};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -75,7 +75,10 @@ pub fn last_words(log: &Path) -> String {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     };
     match read() {
-        Ok(text) => text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing").into(),
+        Ok(text) => {
+            let last = text.lines().rev().find(|line| !line.trim().is_empty());
+            log::message(last.unwrap_or("nothing"))
+        }
         Err(error) => format!("(its log {} can't be read: {error})", log.display()),
     }
 }
@@ -98,6 +101,9 @@ mod tests {
         assert_eq!(why, "b was started 2 times and did not stay: E210 cannot use b.pem");
         troubles.clear("b");
         assert!(troubles.holds().is_empty());
+        std::fs::write(&log, "{\"log.level\":\"error\",\"message\":\"E210 torn\"}\n")
+            .expect("written");
+        assert_eq!(last_words(&log), "E210 torn");
         assert!(last_words(&dir.path().join("gone")).contains("can't be read"));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use everhold_core::route::RouteTable;
+use everhold_core::route::{Instance, RouteTable};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -132,6 +132,9 @@ impl Gateway {
                 bytes_in: 0,
                 bytes_out: 0,
                 to: route.backends.iter().map(|backend| backend.name.clone()).collect(),
+                accepted: 0,
+                refused: 0,
+                cut: 0,
             };
             for worker in &self.workers {
                 worker.read_counters(name, |counters| {
@@ -139,11 +142,25 @@ impl Gateway {
                     listener.waiting += counters.waiting.load(Ordering::Relaxed);
                     listener.bytes_in += counters.bytes_in.load(Ordering::Relaxed);
                     listener.bytes_out += counters.bytes_out.load(Ordering::Relaxed);
+                    listener.accepted += counters.accepted.load(Ordering::Relaxed);
+                    listener.refused += counters.refused.load(Ordering::Relaxed);
+                    listener.cut += counters.cut.load(Ordering::Relaxed);
                 });
             }
             (name.clone(), listener)
         });
-        Snapshot { table_revision: table.revision, listeners: listeners.collect() }
+        // Listeners share instances, and a node may have instances of several services.
+        let routed: BTreeMap<SocketAddr, &Instance> = table
+            .listeners
+            .values()
+            .flat_map(|route| &route.backends)
+            .map(|backend| (backend.address, backend))
+            .collect();
+        let mut backends = BTreeMap::new();
+        for (address, backend) in routed {
+            *backends.entry(backend.name.clone()).or_default() += self.shared.load(address);
+        }
+        Snapshot { table_revision: table.revision, listeners: listeners.collect(), backends }
     }
 
     /// Opens all sockets that are missing, and only if that went well serves on them and closes

@@ -32,6 +32,7 @@ pub fn start(worker: &Arc<Worker>, arrival: Arrival) {
                 return;
             }
         };
+        worker.counters(&listener).accepted.fetch_add(1, Ordering::Relaxed);
         place(&worker, &listener, client).await;
         drop((unplaced, thread));
     });
@@ -56,6 +57,7 @@ async fn place(worker: &Arc<Worker>, listener: &str, mut client: TcpStream) {
     }
     let wait = find_backend(worker, listener, client, first);
     if let Err((client, first, refusal)) = wait.await {
+        worker.counters(listener).refused.fetch_add(1, Ordering::Relaxed);
         let service = worker.route(listener, |route| route.service.clone()).unwrap_or_default();
         refuse(client, first, &service, refusal).await;
     }

@@ -12,6 +12,9 @@ pub struct Snapshot {
     /// The revision of the table in force.
     pub table_revision: u64,
     pub listeners: BTreeMap<String, ListenerSnapshot>,
+    /// Connections that are with the instances of each node, or on their way there.
+    #[serde(skip)]
+    pub backends: BTreeMap<String, usize>,
 }
 
 /// A listener at one moment.
@@ -29,6 +32,13 @@ pub struct ListenerSnapshot {
     pub bytes_out: u64,
     /// The names of the instances that new connections go to.
     pub to: Vec<String>,
+    /// Connections accepted, refused and cut since the start.
+    #[serde(skip)]
+    pub accepted: u64,
+    #[serde(skip)]
+    pub refused: u64,
+    #[serde(skip)]
+    pub cut: u64,
 }
 
 /// Whether new connections are carried at once.
@@ -47,4 +57,7 @@ pub(crate) struct Counters {
     pub waiting: AtomicUsize,
     pub bytes_in: AtomicU64,
     pub bytes_out: AtomicU64,
+    pub accepted: AtomicU64,
+    pub refused: AtomicU64,
+    pub cut: AtomicU64,
 }

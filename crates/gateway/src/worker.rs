@@ -58,6 +58,19 @@ struct Entry {
     abort: AbortHandle,
     /// It is cut then, unless a table brings its backend back before.
     cut_at: Option<Instant>,
+    /// It was cut, and is about to end.
+    cut: bool,
+    counters: Arc<Counters>,
+}
+
+impl Entry {
+    fn cut(&mut self) {
+        if !self.cut {
+            self.counters.cut.fetch_add(1, Ordering::Relaxed);
+        }
+        self.cut = true;
+        self.abort.abort();
+    }
 }
 
 /// Raises a number for as long as it lives.
@@ -106,6 +119,11 @@ impl Shared {
         let backend = backends[least_connections(&connections, turn)?].address;
         let held = Held::new(loads.entry(backend).or_default());
         Some(Choice { backend, held })
+    }
+
+    /// Connections to a backend.
+    pub fn load(&self, backend: SocketAddr) -> usize {
+        lock(&self.loads).get(&backend).map_or(0, |load| load.load(Ordering::Relaxed))
     }
 
     /// Forgets backends that no table names and no connection uses.
@@ -177,7 +195,7 @@ impl Worker {
         let entered = Entered {
             worker: Arc::clone(self),
             id,
-            counters,
+            counters: Arc::clone(&counters),
             _backend: choice.held,
             _thread: Held::new(&self.load),
         };
@@ -191,6 +209,8 @@ impl Worker {
             backend: choice.backend,
             abort: task.abort_handle(),
             cut_at: None,
+            cut: false,
+            counters,
         };
         lock(&self.state).relays.insert(id, entry);
         Ok(())
@@ -209,7 +229,7 @@ impl Worker {
                 Fate::CutAfterGrace => {
                     entry.cut_at.get_or_insert(now + self.shared.limits.lag_grace);
                 }
-                Fate::Cut => entry.abort.abort(),
+                Fate::Cut => entry.cut(),
             }
         }
         state.counters.retain(|listener, _| new.listeners.contains_key(listener));
@@ -222,11 +242,12 @@ impl Worker {
 
     /// Cuts the sessions whose grace is over; returns when the next one's is.
     pub fn cut_overdue(&self, now: Instant) -> Option<Instant> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         let mut next = None;
-        for (entry, cut_at) in state.relays.values().filter_map(|e| Some((e, e.cut_at?))) {
+        for entry in state.relays.values_mut() {
+            let Some(cut_at) = entry.cut_at else { continue };
             if cut_at <= now {
-                entry.abort.abort();
+                entry.cut();
             } else {
                 next = Some(next.map_or(cut_at, |next: Instant| next.min(cut_at)));
             }

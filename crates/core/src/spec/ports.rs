@@ -1,7 +1,7 @@
 //! Which process listens where on a node.
 //!
-//! Everhold itself takes ports from the last of its node's range downwards: the agent's links, and
-//! where machines join. Instances take ports from the first upwards, in order of their service's
+//! Everhold itself takes ports from the last of its node's range downwards: the agent's links, where
+//! machines join, health paths and metrics of the agent, metrics of the gateway. Instances take ports from the first upwards, in order of their service's
 //! name, and keep what they have when others come or go.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const PORT_MIN: u16 = 1024;
 const LENGTH_MIN: u16 = 10;
 
 /// Ports at the end of each range that are Everhold's own.
-const OWN: u16 = 2;
+const OWN: u16 = 4;
 
 /// Ports of one node, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,6 +59,16 @@ impl NodeSpec {
     /// Where a machine that wants to join knocks.
     pub fn join_port(&self) -> u16 {
         self.ports.last - 1
+    }
+
+    /// Where the node's agent answers load balancers, and tells its metrics.
+    pub fn health_port(&self) -> u16 {
+        self.ports.last - 2
+    }
+
+    /// Where the node's gateway tells its metrics.
+    pub fn gateway_port(&self) -> u16 {
+        self.ports.last - 3
     }
 
     /// The port of the instance at `index`, counted from zero; `None` when the range is full.

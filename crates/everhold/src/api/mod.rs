@@ -124,7 +124,8 @@ async fn openapi() -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], include_str!("openapi.json"))
 }
 
-async fn accept(listener: TcpListener, router: Router) {
+/// Serves HTTP within the bounds above, until it is dropped.
+pub async fn accept(listener: TcpListener, router: Router) {
     let free = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = free.clone().acquire_owned().await else { return };
@@ -142,7 +143,7 @@ async fn accept(listener: TcpListener, router: Router) {
                 .serve_connection(parse::Wire::new(stream), service)
                 .await;
             if let Err(error) = served {
-                tracing::debug!(%error, "a connection to the API ended");
+                tracing::debug!(%error, "a connection ended");
             }
             drop(permit);
         });

@@ -2,7 +2,7 @@
 
 use crate::code::{self, Code};
 use crate::spec::Fault;
-use crate::supervisor;
+use crate::{log, supervisor};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
@@ -87,5 +87,8 @@ fn text(error: &Map<String, Value>) -> String {
 /// To stderr; that nobody reads it is no reason to fail.
 pub fn say(text: &str) {
     use std::io::Write;
+    if log::format() == log::Format::Json {
+        return tracing::error!("{text}");
+    }
     let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -13,7 +13,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, machine, minder, up};
+use crate::{agent, context, gateway, log, machine, minder, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -34,6 +34,10 @@ struct Cli {
     /// Answer in JSON
     #[arg(long, global = true)]
     json: bool,
+    /// The form of the log of what goes on until it is ended: `up`, `run`, and what they start
+    #[arg(long, global = true, env = log::VARIABLE, value_enum, default_value = "text",
+          value_name = "FORMAT")]
+    log_format: log::Format,
 }
 
 #[derive(Subcommand)]
@@ -198,23 +202,35 @@ enum Command {
 /// Runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    let log = cli.log_format;
     let done = match cli.command {
-        Command::Minder(seat) => return minder::run(&seat),
+        Command::Minder(seat) => {
+            if log == log::Format::Json {
+                log::begin(log);
+            }
+            return minder::run(&seat);
+        }
         Command::Up { spec, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
-            serve(up::run(up::Options { spec, data, store: ports(store_port) }))
+            serve(log, up::run(up::Options { spec, data, store: ports(store_port) }))
         }
         Command::Init { spec, node, node_file } => {
             let data = cli.data.unwrap_or_else(context::default_data);
-            serve(machine::init::init(machine::init::Options { spec, node, data, file: node_file }))
+            serve(
+                log,
+                machine::init::init(machine::init::Options { spec, node, data, file: node_file }),
+            )
         }
         Command::Join { invitation, node_file } => {
             let data = cli.data.unwrap_or_else(context::default_data);
-            serve(machine::join::join(machine::join::Options { invitation, data, file: node_file }))
+            serve(
+                log,
+                machine::join::join(machine::join::Options { invitation, data, file: node_file }),
+            )
         }
-        Command::Run { node_file } => serve(machine::run(&node_file)),
-        Command::Agent { node_file } => serve(agent::run(&node_file)),
-        Command::Gateway { node_file, threads } => serve(gateway::run(&node_file, threads)),
+        Command::Run { node_file } => serve(log, machine::run(&node_file)),
+        Command::Agent { node_file } => serve(log, agent::run(&node_file)),
+        Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
         Command::Check { file, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
@@ -273,10 +289,8 @@ fn ports(client: u16) -> StorePorts {
 }
 
 /// Runs one of the roles that go on until they are ended.
-fn serve(role: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
-    // A line that a full disk doesn't take is no reason to end.
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
-    log.log_internal_errors(false).init();
+fn serve(log: log::Format, role: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    log::begin(log);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| Failure::plain(format!("cannot start: {error}")))?;
     runtime.block_on(role).map_err(Failure::of_role)

@@ -136,6 +136,15 @@ fn addresses(
                 continue;
             }
         }
+        if let Ok(address) = of_node(node.health_port()) {
+            found.push((format!("health paths of node {name}"), None, address));
+        }
+        // Of several nodes on one machine the first has the gateway's.
+        if let (true, Ok(address)) =
+            (local.gateway && local.nodes.first() == Some(name), of_node(node.gateway_port()))
+        {
+            found.push(("metrics of the gateway".to_owned(), None, address));
+        }
         for (on, service, port) in instances(spec, local) {
             if let (true, Ok(address)) = (on == name, of_node(port)) {
                 found.push((format!("the instance of {service} on node {name}"), None, address));

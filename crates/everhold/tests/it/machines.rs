@@ -26,6 +26,28 @@ fn a_machine_that_is_gone_is_missed_and_comes_back() {
     hosts.wait(other, "whole cluster", hosts::is_whole);
     let seen = load.finish();
     assert_eq!(seen.lost, 0);
+    // As balancers and Prometheus on another machine see it.
+    let leader = hosts.leader(other);
+    for host in ["a", "b", "c"] {
+        let code = if host == leader { "200" } else { "503" };
+        let told = asked(&hosts, other, host, "15497/primary");
+        assert!(told.starts_with(&format!("HTTP/1.0 {code} ")), "{host}: {told}");
+        let told = asked(&hosts, other, host, "15497/metrics");
+        assert!(told.contains(&format!("\neverhold_pid{{cluster=\"shop\",node=\"{host}\"}} ")));
+        let told = asked(&hosts, other, host, "15496/metrics");
+        assert!(told.contains(&format!("\neverhold_pid{{cluster=\"shop\",gateway=\"{host}\"}} ")));
+    }
+}
+
+/// The answer of PORT/PATH on `host` as seen on another machine.
+fn asked(hosts: &Hosts, on: &str, host: &str, what: &str) -> String {
+    let (port, path) = what.split_once('/').expect("PORT/PATH");
+    let address = hosts::address(host);
+    let script = format!(
+        "exec 3<>/dev/tcp/{address}/{port}; printf 'GET /{path} HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    );
+    let output = hosts.on(on, "bash").args(["-c", &script]).output().expect("bash runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Errors name their code, and neither the machine nor the cluster has changed after them.

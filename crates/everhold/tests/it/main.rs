@@ -9,6 +9,7 @@ mod loss;
 mod machines;
 mod minder;
 mod operations;
+mod plain;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod tidy;

@@ -31,6 +31,8 @@ pub struct Wanted {
     pub number: u32,
     /// Environment of `everhold up`, inherited by all it starts.
     pub environment: Vec<(String, String)>,
+    /// More for the command line of `everhold up`.
+    pub arguments: Vec<String>,
     pub parameters: String,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
@@ -42,6 +44,7 @@ impl Default for Wanted {
             durability: "required",
             number: 1,
             environment: Vec::new(),
+            arguments: Vec::new(),
             parameters: String::new(),
             disks: &[],
         }
@@ -161,6 +164,16 @@ impl Stack {
         self.base + place * RANGE
     }
 
+    /// Where the agent of a node answers load balancers.
+    pub fn health_port(&self, node: &str) -> u16 {
+        self.postgres_port(node) + RANGE - 3
+    }
+
+    /// Where the gateway tells its metrics.
+    pub fn gateway_port(&self) -> u16 {
+        self.postgres_port(NODES[0]) + RANGE - 4
+    }
+
     /// The password of the database's owner.
     pub fn password(&self) -> String {
         let path = self.data().join("secrets/main.owner");
@@ -183,7 +196,7 @@ impl Stack {
         let spec = self.spec_file();
         let store_port = (self.base + 3 * RANGE + 3).to_string();
         let mut command = self.command(&["up", "--store-port", &store_port, "--spec"]);
-        command.arg(spec).envs(self.wanted.environment.clone());
+        command.arg(spec).args(&self.wanted.arguments).envs(self.wanted.environment.clone());
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
         self.up = Some(command.spawn().expect("everhold starts"));
         self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);

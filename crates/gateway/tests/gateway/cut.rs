@@ -25,6 +25,9 @@ fn sessions_with_the_old_primary_are_cut_and_new_ones_go_to_the_new() {
     let mut next = fixture.open("write");
     assert_eq!(name(&mut next), "b");
     eventually("only the new one is left", || fixture.listener("write").connections == 1);
+    let counted = fixture.listener("write");
+    assert_eq!((counted.accepted, counted.cut, counted.refused), (9, 8, 0));
+    assert_eq!(fixture.gateway.snapshot().backends.get("b"), Some(&1));
 }
 
 #[test]

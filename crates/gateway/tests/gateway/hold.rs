@@ -121,6 +121,7 @@ fn one_more_than_may_wait_is_refused_and_told_why() {
     let fields: BTreeMap<char, String> = error_response(&mut fixture.open("write"));
     assert_eq!(fields[&'C'], "53300");
     assert!(fields[&'M'].contains("2 connections"), "{fields:?}");
+    assert_eq!(fixture.listener("write").refused, 1);
 
     fixture.publish(facts(6, Some(&a), &[]));
     for client in &mut waiting {

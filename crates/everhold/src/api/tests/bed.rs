@@ -262,7 +262,7 @@ async fn filled_store(spec: &Spec) -> MemoryStore {
         "bind": "127.0.0.1:6432", "state": "open", "connections": 0, "waiting": 0, "to": ["a"],
     });
     let snapshot = serde_json::json!({ "table_revision": 1, "listeners": { "write": listener } });
-    let presence = Presence { pid: 1, snapshot };
+    let presence = Presence { pid: 1, snapshot, holds: Vec::new() };
     let txn = Txn::new()
         .put(spec_store::key(&spec.cluster), record::to_json(spec).expect("a record"))
         .put(format!("{}term", keys.prefix), encode(&term))

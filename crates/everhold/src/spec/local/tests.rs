@@ -117,14 +117,21 @@ fn snapshot(root: &Path) -> Vec<(PathBuf, u64, i64, i64)> {
 fn spec_on_free_ports() -> (Spec, StorePorts) {
     let mut spec = Spec::default_for_one_machine();
     let listeners: Vec<TcpListener> =
-        (0..11).map(|_| TcpListener::bind("127.0.0.1:0").expect("free port")).collect();
+        (0..8).map(|_| TcpListener::bind("127.0.0.1:0").expect("free port")).collect();
     let mut free = listeners.iter().map(|it| it.local_addr().expect("address").port());
+    // The ports at the end of a range follow each other.
+    let mut ends =
+        listeners.iter().map(|it| it.local_addr().expect("address").port()).filter_map(|port| {
+            (4..200).map(|by| port - by).find(|last| {
+                (last - 3..=*last).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+            })
+        });
     let mut next = || free.next().expect("enough");
     spec.api.bind.set_port(next());
     spec.listeners.values_mut().for_each(|it| it.bind.set_port(next()));
     for (name, node) in &mut spec.nodes {
-        // Only the ends are used: the instance's port and the agent's.
-        node.ports = PortRange { first: next(), last: next() };
+        // Only the ends are used: the instance's port and Everhold's own.
+        node.ports = PortRange { first: next(), last: ends.next().expect("enough") };
         let everhold_core::spec::ServiceSpec::Postgres(main) =
             spec.services.get_mut("main").expect("main");
         main.instances.get_mut(name).expect("instance").port = node.ports.first;

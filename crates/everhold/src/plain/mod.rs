@@ -1,0 +1,113 @@
+//! What everybody may read, in plain HTTP: health paths for load balancers, metrics for Prometheus.
+//!
+//! It has a thread of its own, so that a flood of questions doesn't hold up who decides, and a port
+//! that can't be opened holds up nothing: it is told, and tried again.
+
+pub mod agent;
+pub mod gateway;
+mod health;
+mod metric;
+mod page;
+mod process;
+
+use crate::api::{self, ApiError, Code};
+use axum::Router;
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONTENT_TYPE};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use page::Page;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Between two tries to open the port.
+const AGAIN: Duration = Duration::from_secs(2);
+/// Certificates of one machine: `up` has one for each node, and a few.
+const CERTIFICATES_MAX: usize = 100;
+
+/// Serves on a thread of its own. `told` hears why the port can't be opened, and `None` when it is.
+fn serve(address: SocketAddr, router: Router, told: impl Fn(Option<String>) + Send + 'static) {
+    let run = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        match runtime {
+            Ok(runtime) => runtime.block_on(listen(address, router, told)),
+            Err(error) => told(Some(format!("E212 cannot serve {address}: {error}"))),
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("plain".into()).spawn(run) {
+        tracing::error!(%error, %address, "no thread for health paths and metrics");
+    }
+}
+
+async fn listen(address: SocketAddr, router: Router, told: impl Fn(Option<String>)) {
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                told(None);
+                return api::accept(listener, router).await;
+            }
+            Err(error) => told(Some(format!("E212 cannot listen on {address}: {error}"))),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The three methods that are answered.
+fn is_read(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::OPTIONS].contains(method)
+}
+
+fn wrong_method(method: &Method, path: &str) -> Response {
+    let text = format!("{path} does not take {method}");
+    let error = ApiError::new(Code::WrongMethod, text).next("GET, HEAD or OPTIONS");
+    let mut answer = error.into_response();
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+    answer
+}
+
+/// A code, and the body if it is asked for: balancers read the code alone.
+fn answer(method: &Method, code: StatusCode, kind: &'static str, body: String) -> Response {
+    let body = if *method == Method::GET { Body::from(body) } else { Body::empty() };
+    (code, [(CONTENT_TYPE, kind)], body).into_response()
+}
+
+fn tell_metrics(method: &Method, page: Page) -> Response {
+    answer(method, StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page.text())
+}
+
+/// When each certificate of this machine ends.
+fn certificates(page: &mut Page, beside: &Path) {
+    let dir = beside.parent().unwrap_or(Path::new("."));
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let certificates = files.filter(|path| path.extension().is_some_and(|it| it == "pem"));
+    for path in certificates.take(CERTIFICATES_MAX) {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if let Ok(at) = everhold_adapters::pki::expires(&path) {
+            page.put(&metric::CERTIFICATE_EXPIRY, &[("certificate", &name)], at as f64);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_is_told_and_tried_again() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = taken.local_addr().expect("bound");
+        let (sender, told) = mpsc::channel();
+        let router = Router::new();
+        serve(address, router, move |fault| sender.send(fault).unwrap_or_default());
+        let wait = Duration::from_secs(20);
+        let fault = told.recv_timeout(wait).expect("told").expect("a fault");
+        assert!(fault.starts_with(&format!("E212 cannot listen on {address}: ")), "{fault}");
+        drop(taken);
+        while told.recv_timeout(wait).expect("told").is_some() {}
+        let seen = tokio::net::TcpStream::connect(address).await;
+        assert!(seen.is_ok(), "{seen:?}");
+    }
+}
