@@ -29,6 +29,7 @@ mod secrets;
 mod spec;
 mod spec_store;
 mod status;
+mod store;
 mod supervisor;
 mod troubles;
 mod up;

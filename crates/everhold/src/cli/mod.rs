@@ -12,7 +12,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, machine, minder, up};
+use crate::{agent, context, gateway, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -81,6 +81,9 @@ enum Command {
         #[arg(long, default_value = machine::NODE_FILE)]
         node_file: PathBuf,
     },
+    /// Care for the embedded store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Run one node's agent
     Agent {
         #[arg(long)]
@@ -178,6 +181,18 @@ enum Command {
     Minder(minder::Seat),
 }
 
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// Bring the store back from a copy, when no machine has its data any more
+    Restore {
+        /// The newest of this machine, if none is named
+        copy: Option<PathBuf>,
+        /// What `init` or `join` left; without it, the data directory of `everhold up`
+        #[arg(long, default_value = machine::NODE_FILE)]
+        node_file: PathBuf,
+    },
+}
+
 /// Runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -194,6 +209,10 @@ pub fn main() -> ExitCode {
         Command::Join { invitation, node_file } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             serve(machine::join::join(machine::join::Options { invitation, data, file: node_file }))
+        }
+        Command::Store(StoreCommand::Restore { copy, node_file }) => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            serve(store::restore::restore(store::restore::Options { copy, file: node_file, data }))
         }
         Command::Run { node_file } => serve(machine::run(&node_file)),
         Command::Agent { node_file } => serve(agent::run(&node_file)),
@@ -240,6 +259,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Init { .. }
         | Command::Join { .. }
         | Command::Run { .. }
+        | Command::Store(_)
         | Command::Agent { .. }
         | Command::Gateway { .. }
         | Command::Check { .. }

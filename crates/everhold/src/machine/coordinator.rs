@@ -5,7 +5,8 @@
 
 use super::{joined_prefix, url};
 use crate::spec::{StorePorts, record};
-use crate::spec_store;
+use crate::{spec_store, store as care};
+use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
 use everhold_core::records::encode;
@@ -14,6 +15,7 @@ use everhold_store::{Etcd, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// A coordinator that is gone is succeeded after this.
 const LEASE: Duration = Duration::from_secs(5);
@@ -47,10 +49,10 @@ impl Members {
     }
 }
 
-/// Coordinates whenever nobody else does, for ever.
-pub async fn run(cluster: String, me: String, store: Etcd) {
+/// Coordinates whenever nobody else does, for ever. `own`: Everhold runs the store.
+pub async fn run(cluster: String, me: String, store: Etcd, own: bool) {
     loop {
-        if let Err(error) = term(&cluster, &me, &store).await {
+        if let Err(error) = term(&cluster, &me, &store, own).await {
             tracing::debug!(%error, "cannot coordinate now");
         }
         tokio::time::sleep(LOOK).await;
@@ -58,7 +60,7 @@ pub async fn run(cluster: String, me: String, store: Etcd) {
 }
 
 /// Coordinates for as long as the lease lasts.
-async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
+async fn term(cluster: &str, me: &str, store: &Etcd, own: bool) -> Result<(), StoreError> {
     let key = key(cluster);
     if store.get_prefix(&key).await?.get(&key).is_some() {
         return Ok(());
@@ -69,9 +71,14 @@ async fn term(cluster: &str, me: &str, store: &Etcd) -> Result<(), StoreError> {
         return store.lease_revoke(lease.id).await;
     }
     tracing::info!("this node coordinates");
+    // Ends with the term.
+    let mut upkeep = JoinSet::new();
+    if own {
+        upkeep.spawn(care::upkeep::run(cluster.to_string(), store.clone(), QUOTA_BYTES));
+    }
     let mut told = None;
     while store.lease_keep_alive(lease.id).await?.is_some() {
-        if let Err(error) = tend_members(cluster, store, &mut told).await {
+        if own && let Err(error) = tend_members(cluster, store, &mut told).await {
             tracing::info!(%error, "the store's members are not as wanted yet");
         }
         tokio::time::sleep(LOOK).await;

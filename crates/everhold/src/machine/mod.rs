@@ -20,11 +20,11 @@ use crate::spec::{StorePorts, record};
 use crate::supervisor::{
     self, Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, say, stop, take_lock,
 };
-use crate::{agent, secrets, spec_store};
+use crate::{agent, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
-use everhold_store::Etcd;
+use everhold_store::{Etcd, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,20 +41,23 @@ pub fn joined_prefix(cluster: &str) -> String {
 }
 
 /// The machine's copy of the spec, for when the store is out of reach.
-fn spec_copy(layout: &Layout) -> PathBuf {
+pub fn spec_copy(layout: &Layout) -> PathBuf {
     layout.supervisor().join("spec.json")
 }
 
-/// Where the store's members are, this node's own first: the loss of another machine then does not
+/// Where the store's servers are, this node's own first: the loss of another machine then does not
 /// cost this one a call.
 fn endpoints(spec: &Spec, me: &str) -> Vec<String> {
+    if let Some(store) = &spec.store {
+        return store.etcd.clone();
+    }
     let mut nodes: Vec<(&str, &NodeSpec)> = spec.store_nodes().collect();
     nodes.sort_by_key(|(name, _)| *name != me);
     nodes.into_iter().map(|(_, node)| url(&node.address, StorePorts::default().client)).collect()
 }
 
 /// `https://HOST:PORT`
-fn url(address: &Address, port: u16) -> String {
+pub fn url(address: &Address, port: u16) -> String {
     format!("https://{}", agent::host_and_port(address, port))
 }
 
@@ -143,6 +146,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         }
         false => None,
     };
+    if spec.store.is_some() && store.health().await.is_ok() {
+        care::identity::claim(&store, &node.cluster, &layout, false).await?;
+    }
     let spec = spec_store::find(&node.cluster, &store, &copy).await?;
     secrets::make_all(&layout, &spec).context("make the secrets")?;
 
@@ -164,7 +170,11 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let host =
         join::Host { cluster: node.cluster.clone(), layout: layout.clone(), store: store.clone() };
     join::serve(knock, certs.agent.clone(), host).await?;
-    tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store));
+    if spec.store.is_none() {
+        care::care(&node.cluster, &store, &layout, supervised.troubles());
+    }
+    let tended = spec.store.is_none();
+    tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store, tended));
     let place = own.clone();
     let of = me.clone();
     tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));

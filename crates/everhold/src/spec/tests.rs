@@ -164,11 +164,10 @@ fn keys() {
         "6:46 E005 `failover` in [service.main.instance.b] must be true or false, not a string",
         "6:52 E003 unknown key `weight` in [service.main.instance.b]",
     ]);
-    check_main("[service.main.backup]\ncopies = 2\n[store]\netcd = []\n[route.api]\nlistener = \"web\"\n[repository]\n", &[
+    check_main("[service.main.backup]\ncopies = 2\n[route.api]\nlistener = \"web\"\n[repository]\n", &[
         "5:15 E004 `backup` in [service.main] (backups) is known but not supported by this version",
-        "7:2 E004 `store` at top level (an etcd of your own) is known but not supported by this version",
-        "9:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
-        "11:2 E004 `repository` at top level (backups) is known but not supported by this version",
+        "7:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
+        "9:2 E004 `repository` at top level (backups) is known but not supported by this version",
     ]);
     check_main("[service.web]\nkind = \"http\"\ninstances = 3\n[service.odd]\nkind = \"mysql\"\n[service.none]\n", &[
         "1:1 E019 no listener is declared, and 4 services have no default",

@@ -10,6 +10,7 @@ mod machines;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod store;
 mod tidy;
 #[path = "../stack/torture.rs"]
 mod torture;
