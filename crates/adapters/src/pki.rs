@@ -260,6 +260,15 @@ impl Authority {
     }
 }
 
+/// When the certificate in this file ends.
+pub fn ends(cert: &Path) -> Result<SystemTime, PkiError> {
+    let pem = read(cert)?;
+    with_cert(cert, &pem, |it| {
+        let secs = u64::try_from(it.validity().not_after.timestamp()).unwrap_or(0);
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(secs))
+    })
+}
+
 /// The authority's key and certificate. rcgen's default lifetime ends in the year 4096: an authority
 /// that expires would stop the cluster some day, and nothing is gained by it.
 fn new_authority() -> Result<(KeyPair, String), rcgen::Error> {

@@ -1,6 +1,7 @@
 //! The whole cluster as one process sees it: the last report of each agent, the gateways, the store.
 //! The API answers from it, and passes acts on to the agent they are meant for.
 
+mod refusals;
 mod word;
 
 pub use word::StoreWord;
@@ -198,6 +199,12 @@ impl Cluster {
     /// The names of all nodes that have an agent.
     pub fn nodes(&self) -> Vec<String> {
         self.links.keys().cloned().collect()
+    }
+
+    /// The nodes that are not heard because of a certificate.
+    pub fn refusals(&self) -> Vec<serde_json::Value> {
+        let refused = self.links.values().filter_map(|link| Some((link, link.refusal()?)));
+        refused.map(|(link, (refusal, since))| refusals::hold(link, refusal, &since)).collect()
     }
 
     /// The agent is heard now.

@@ -154,6 +154,7 @@ codes! {
     Unproven "E253" "not proven that nothing is lost"
         "start the agent of every node, and restore again";
     StoreAway "E254" "etcd out of reach" "see that it runs, and that the files of [store] are right";
+    TwoAsOne "E255" "two machines with one name" "end the one that is too many";
 
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";

@@ -125,7 +125,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
     let of = (layout.clone(), spec.clone());
-    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1).map(drop)));
+    let pairs = [&certs.etcd, &certs.gateway, &certs.api].into_iter();
+    let paths = pairs.chain(certs.nodes.iter().map(|(_, pair)| pair));
+    let paths = paths.map(|pair| pair.cert.clone()).collect();
+    let issue = move || certify(&of.0, &of.1).map(drop);
+    tokio::spawn(supervisor::renew(issue, paths, supervised.troubles().clone()));
     let context = Context {
         cluster: spec.cluster.clone(),
         data: layout.root().to_path_buf(),

@@ -26,6 +26,9 @@ pub async fn healthz() -> Json<Value> {
 pub async fn tell_status(State(api): State<Shared>) -> Json<Value> {
     let mut status = status_of(&api.cluster);
     status["store"]["snapshot_ms_ago"] = json!(copies::age_ms(&api.cluster.layout));
+    if let Some(holds) = status["holds"].as_array_mut() {
+        holds.extend(api.cluster.refusals());
+    }
     if let (Some(here), Some(holds)) = (&api.faults, status["holds"].as_array_mut()) {
         holds.extend(here.holds());
     }

@@ -8,11 +8,13 @@ pub mod coordinator;
 pub mod init;
 pub mod join;
 mod member;
+mod place;
 
 use crate::api;
 use crate::children::{Supervised, leftovers};
 use crate::cluster::Cluster;
 use crate::context::Context;
+use crate::keeper::chain;
 use crate::layout::Layout;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
@@ -75,12 +77,16 @@ fn certify(authority: &Authority, me: &str, node: &NodeSpec) -> anyhow::Result<C
         Address::Host(host) => Host::Dns(host.clone()),
     };
     let hosts = [Host::Dns(me.to_string()), at];
-    let client = |what: &str| authority.issue(&format!("{what}.{me}"), &[], Usage::Client);
+    let issue = |name: &str, hosts: &[Host], usage| {
+        let issued = authority.issue(name, hosts, usage);
+        issued.map_err(|error| anyhow::anyhow!("E210 {}", chain(&error)))
+    };
+    let client = |what: &str| issue(&format!("{what}.{me}"), &[], Usage::Client);
     Ok(Certs {
-        agent: authority.issue(me, &hosts, Usage::Both)?,
+        agent: issue(me, &hosts, Usage::Both)?,
         gateway: client(GATEWAY)?,
         api: client("api")?,
-        etcd: authority.issue(&format!("etcd.{me}"), &hosts, Usage::Both)?,
+        etcd: issue(&format!("etcd.{me}"), &hosts, Usage::Both)?,
     })
 }
 
@@ -133,12 +139,15 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     }
     say(format_args!("· node {me} of cluster {}, data in {}", node.cluster, node.data.display()));
     secrets::make_all(&layout, &spec).context("make the secrets")?;
-    let authority = Authority::load(&layout.pki())?;
+    let authority = Authority::load(&layout.pki())
+        .map_err(|error| anyhow::anyhow!("E210 {}", chain(&error)))?;
     let certs = certify(&authority, &me, own)?;
     let store_at = endpoints(&spec, &me);
     let api = node_file(&format!("api.{me}"), &node, &certs.api, &store_at);
     let store = Etcd::new(api.store_config()).await?;
 
+    let place = place::Place::new(&node.cluster, &me, &layout)?;
+    place.take(&store).await?;
     let member = match spec.store_nodes().any(|(name, _)| name == me) {
         true => {
             say("· a member of the store");
@@ -173,11 +182,14 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     if spec.store.is_none() {
         care::care(&node.cluster, &store, &layout, supervised.troubles());
     }
+    tokio::spawn(place.keep(store.clone(), supervised.troubles().clone()));
     let tended = spec.store.is_none();
     tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store, tended));
-    let place = own.clone();
-    let of = me.clone();
-    tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));
+    let (at, of) = (own.clone(), me.clone());
+    let pairs = [&certs.agent, &certs.gateway, &certs.api, &certs.etcd];
+    let paths = pairs.map(|pair| pair.cert.clone()).to_vec();
+    let issue = move || certify(&authority, &of, &at).map(drop);
+    tokio::spawn(supervisor::renew(issue, paths, supervised.troubles().clone()));
     let context = Context {
         cluster: node.cluster.clone(),
         data: layout.root().to_path_buf(),
