@@ -222,6 +222,9 @@ impl Authority {
         let mut params = CertificateParams::new(vec![])?;
         params.distinguished_name.push(DnType::CommonName, name);
         let now = SystemTime::now();
+        // Otherwise it would follow from the key, which a renewed certificate shares with the old one.
+        let nanos = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        params.serial_number = Some(u64::try_from(nanos).unwrap_or(u64::MAX).into());
         params.not_before = (now - SKEW).into();
         params.not_after = (now + self.lasts).into();
         for host in hosts {

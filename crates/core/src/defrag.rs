@@ -9,8 +9,6 @@
 pub const FREE_BYTES_MIN: u64 = 64 << 20;
 /// Between the beginnings of two rounds. What fills the store filled it by mistake, and once is enough.
 pub const INTERVAL_MS: u64 = 3_600_000;
-/// A file at its quota is defragmented for less.
-pub const FREE_BYTES_MIN_FULL: u64 = 1 << 20;
 
 /// One server of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +61,8 @@ pub fn next(servers: &[Server], quota: u64) -> Option<Step> {
     let worth = |server: &&Server| {
         !server.done
             && server.size.is_some_and(|size| match full {
-                true => size.free() >= FREE_BYTES_MIN_FULL,
+                // What was just compacted counts as free only after the next write, and there is none.
+                true => true,
                 false => size.free() >= FREE_BYTES_MIN && size.free() >= size.used,
             })
     };
@@ -116,8 +115,9 @@ mod tests {
             // Nothing can be written: nothing else is waited for.
             ("a:3/990* b:3/990! c", defragment(2)),
             ("a:3/990*- b:3/4!- c", Some(Step::Disarm)),
-            ("a:4/4*! b:4/4 c:4/4", Some(Step::Disarm)),
-            ("a:4/4* b!", Some(Step::Full)),
+            ("a:4/4*! b:4/4 c:4/4", defragment(3)),
+            ("a:4/4*-! b:4/4- c:4/4-", Some(Step::Disarm)),
+            ("a:4/4*- b!", Some(Step::Full)),
             ("a:950/990*-! b:950/990-! c:950/990-!", Some(Step::Full)),
         ] {
             let found = next(&servers(text), QUOTA_MB << 20);

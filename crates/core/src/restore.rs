@@ -43,14 +43,18 @@ pub struct Seed {
 }
 
 /// Judges one service by what its `nodes` told. An error says what can't be proven.
+///
+/// Of the nodes in `lost` an operator says that they are gone for good. What they held can't be
+/// known: unless the leader runs, the term waits for them, and an operator has to force a leader.
 pub fn judge(
     nodes: &[String],
+    lost: &BTreeSet<String>,
     told: &BTreeMap<String, Told>,
     copied: Copied<'_>,
     redundancy: Redundancy,
 ) -> Result<Seed, String> {
-    let silent: Vec<&str> =
-        nodes.iter().filter(|node| !told.contains_key(*node)).map(String::as_str).collect();
+    let silent = nodes.iter().filter(|node| !told.contains_key(*node) && !lost.contains(*node));
+    let silent: Vec<&str> = silent.map(String::as_str).collect();
     if !silent.is_empty() {
         return Err(format!(
             "{} did not tell what is on disk there, and it may be newer than this copy",
@@ -86,8 +90,15 @@ pub fn judge(
     if !empty.is_empty() {
         return Err(format!("{} has no data, and what it held can't be known", empty.join(", ")));
     }
-    let term = last_led(led, node, leader, &told, copied, redundancy)?;
-    Ok(Seed { epoch, why: format!("{node} led last, epoch {led}"), term: Some(term) })
+    let mut term = last_led(led, node, leader, &told, copied, redundancy)?;
+    let mut why = format!("{node} led last, epoch {led}");
+    for gone in nodes.iter().filter(|node| !told.contains_key(node.as_str())).rev() {
+        // Nobody has this incarnation, so nobody covers what it may have acknowledged.
+        let alone = Member::new(gone, u32::MAX);
+        term.inforce.insert(0, Set { leader: alone, members: BTreeSet::new(), k: 0 });
+        why = format!("{why}, unless {gone} did: a leader has to be forced");
+    }
+    Ok(Seed { epoch, why, term: Some(term) })
 }
 
 /// The term of the node that led last, not open: whoever leads next needs this node, or all others.
@@ -186,7 +197,7 @@ mod tests {
     fn judged(text: &str, redundancy: Redundancy) -> Result<Seed, String> {
         let term = old();
         let copied = Copied { epoch: 1, term: Some(&term) };
-        judge(&NODES.map(str::to_owned), &told(text), copied, redundancy)
+        judge(&NODES.map(str::to_owned), &BTreeSet::new(), &told(text), copied, redundancy)
     }
 
     #[test]
@@ -217,7 +228,7 @@ mod tests {
         let seed = |redundancy| judged("a2:5/0/3 b1:6/5/3 c1:5/0/3", redundancy).expect("a seed");
         let reports = |names: &[(&str, u32)]| -> Reports {
             let report = |(name, incarnation): &(&str, u32)| Report {
-                member: Member::new(name, *incarnation),
+                member: Member::new(*name, *incarnation),
                 epoch: 7,
                 sysid: 9,
                 last: line(&[(3, 5)])[0].id(),
@@ -240,6 +251,28 @@ mod tests {
         assert_eq!(term.line(), line(&[(1, 0), (2, 1), (3, 5)]));
     }
 
+    /// c is gone for good: whatever the others hold, it may have held more.
+    #[test]
+    fn what_a_lost_node_held_nobody_covers() {
+        let term = old();
+        let copied = Copied { epoch: 1, term: Some(&term) };
+        let (nodes, lost) = (NODES.map(str::to_owned), BTreeSet::from(["c".to_owned()]));
+        let told = told("a1:1/1/2 b1:1/0/2");
+        let seed = judge(&nodes, &lost, &told, copied, REQUIRED).expect("a seed");
+        assert!(seed.why.contains("unless c did"), "{}", seed.why);
+        let term = seed.term.expect("a term");
+        let report = |name: &str| Report {
+            member: Member::new(name, 1),
+            epoch: 2,
+            sysid: 9,
+            last: line(&[(2, 1)])[0].id(),
+            end: Lsn(200),
+        };
+        let all = ["a", "b", "c"].map(|name| (name.to_owned(), report(name))).into();
+        assert!(!term.inforce.iter().all(|set| covered(set, &all)));
+        assert!(covered(term.current(), &all));
+    }
+
     /// Who leads with its term in memory goes on with that, also beside a node without data.
     #[test]
     fn a_leader_that_runs_goes_on() {
@@ -248,7 +281,7 @@ mod tests {
         let judge = |all: &BTreeMap<String, Told>| {
             let term = old();
             let copied = Copied { epoch: 1, term: Some(&term) };
-            judge(&NODES.map(str::to_owned), all, copied, REQUIRED)
+            judge(&NODES.map(str::to_owned), &BTreeSet::new(), all, copied, REQUIRED)
         };
         assert!(judge(&all).is_err(), "its agent has forgotten the term");
         all.get_mut("b").expect("b").term = Some(now.clone());

@@ -64,7 +64,7 @@ impl Etcd {
         self.link.set_endpoints(endpoints);
     }
 
-    /// The endpoint that is called first.
+    /// The endpoint that is called now: the first one that answered.
     pub fn nearest(&self) -> String {
         self.link.nearest()
     }

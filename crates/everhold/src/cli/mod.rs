@@ -187,6 +187,9 @@ enum StoreCommand {
     Restore {
         /// The newest of this machine, if none is named
         copy: Option<PathBuf>,
+        /// Its machine is gone for good; what it held can't be known
+        #[arg(long, value_name = "NODE")]
+        lost: Vec<String>,
         /// What `init` or `join` left; without it, the data directory of `everhold up`
         #[arg(long, default_value = machine::NODE_FILE)]
         node_file: PathBuf,
@@ -210,9 +213,10 @@ pub fn main() -> ExitCode {
             let data = cli.data.unwrap_or_else(context::default_data);
             serve(machine::join::join(machine::join::Options { invitation, data, file: node_file }))
         }
-        Command::Store(StoreCommand::Restore { copy, node_file }) => {
+        Command::Store(StoreCommand::Restore { copy, lost, node_file }) => {
             let data = cli.data.unwrap_or_else(context::default_data);
-            serve(store::restore::restore(store::restore::Options { copy, file: node_file, data }))
+            let options = store::restore::Options { copy, lost, file: node_file, data };
+            serve(store::restore::restore(options))
         }
         Command::Run { node_file } => serve(machine::run(&node_file)),
         Command::Agent { node_file } => serve(agent::run(&node_file)),

@@ -146,6 +146,10 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let api = node_file(&format!("api.{me}"), &node, &certs.api, &store_at);
     let store = Etcd::new(api.store_config()).await?;
 
+    // Before anything is written there. A store that is away now was claimed by `init`.
+    if spec.store.is_some() && store.health().await.is_ok() {
+        care::identity::claim(&store, &node.cluster, &layout, false).await?;
+    }
     let place = place::Place::new(&node.cluster, &me, &layout)?;
     place.take(&store).await?;
     let member = match spec.store_nodes().any(|(name, _)| name == me) {
@@ -155,9 +159,6 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         }
         false => None,
     };
-    if spec.store.is_some() && store.health().await.is_ok() {
-        care::identity::claim(&store, &node.cluster, &layout, false).await?;
-    }
     let spec = spec_store::find(&node.cluster, &store, &copy).await?;
     secrets::make_all(&layout, &spec).context("make the secrets")?;
 

@@ -6,9 +6,11 @@ use super::Problem;
 use crate::layout::Layout;
 use crate::machine::joined_prefix;
 use crate::secrets::private_dir;
+use crate::spec::record;
 use crate::spec_store;
 use crate::troubles::Troubles;
 use anyhow::{Context as _, bail};
+use everhold_core::records::Keys;
 use everhold_store::{Etcd, Store, StoreError, Watch, WatchEvent};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -43,7 +45,10 @@ pub async fn keep(cluster: String, store: Etcd, layout: Layout, troubles: Troubl
     let joined = joined_prefix(&cluster);
     let (mut specs, mut machines) = (store.watch(&spec, 0), store.watch(&joined, 0));
     loop {
-        let taken = take(&store, &dir).await;
+        let taken = match begun(&store, &cluster, &dir).await {
+            Ok(()) => take(&store, &dir).await,
+            Err(error) => Err(error),
+        };
         let wait = match &taken {
             Ok(path) => {
                 tracing::debug!(copy = %path.display(), "a copy of the store");
@@ -78,6 +83,23 @@ async fn changed(watch: &mut Watch) {
             Some(WatchEvent::Ended(_)) | None => std::future::pending().await,
         }
     }
+}
+
+/// Whether each service has a term, once there are copies: a store that began anew on old data has
+/// none, and its copies would take the places of the good ones.
+async fn begun(store: &Etcd, cluster: &str, dir: &Path) -> anyhow::Result<()> {
+    if all(dir).is_empty() {
+        return Ok(());
+    }
+    let found = store.get_prefix(&format!("/everhold/{cluster}/")).await?;
+    let spec = found.get(&spec_store::key(cluster)).context("it holds no spec")?;
+    for service in record::from_json(&spec.value)?.services.keys() {
+        let term = format!("{}term", Keys::new(cluster, service).prefix);
+        if found.get(&term).is_none() {
+            bail!("service {service} has no term in it; earlier copies are kept");
+        }
+    }
+    Ok(())
 }
 
 /// Takes one, checks what is on disk, and only then gives it its name.

@@ -54,6 +54,8 @@ pub async fn claim(store: &Etcd, cluster: &str, layout: &Layout, own: bool) -> a
     if let Some(kv) = found.get(&key) {
         return match decode::<Identity>(&kv.value) {
             Ok(known) if known.id == id => Ok(()),
+            // The authority was made anew, by hand.
+            Ok(_) if own => put(store, Expect::Rev(kv.rev), &key, id).await,
             Ok(_) => Err(another(&format!("another cluster {cluster}"))),
             Err(why) => Err(another(&format!("an identity that can't be read ({why})"))),
         };
@@ -61,10 +63,16 @@ pub async fn claim(store: &Etcd, cluster: &str, layout: &Layout, own: bool) -> a
     if !own && !found.kvs.is_empty() {
         return Err(another("records that are not of this cluster"));
     }
-    let txn = Txn::new().guard(&key, Expect::Absent).put(&key, encode(&Identity { id }));
+    put(store, Expect::Absent, &key, id).await
+}
+
+async fn put(store: &Etcd, expect: Expect, key: &str, id: String) -> anyhow::Result<()> {
+    let txn = Txn::new().guard(key, expect).put(key, encode(&Identity { id }));
     match store.txn(&txn).await? {
         TxnOutcome::Done { .. } => Ok(()),
-        TxnOutcome::Refused { .. } => Err(another("what another cluster has just put")),
+        TxnOutcome::Refused { .. } => {
+            bail!("E245 another cluster has just taken {key}; next step: name another cluster")
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use everhold_core::restore::{Copied, Seed, Told, judge};
 use everhold_core::spec::{Address, Spec};
 use everhold_core::term::Term;
 use everhold_store::{Etcd, Store, TlsFiles};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,6 +44,8 @@ const REPORTS_MAX: usize = 1_024;
 pub struct Options {
     /// `None`: the newest copy of this machine.
     pub copy: Option<PathBuf>,
+    /// Nodes whose machines are gone for good.
+    pub lost: Vec<String>,
     /// Where there is none, the data directory of `everhold up`.
     pub file: PathBuf,
     pub data: PathBuf,
@@ -93,7 +95,7 @@ pub async fn restore(options: Options) -> anyhow::Result<()> {
         std::fs::remove_dir_all(&aside)?;
     }
     unpack(&site, &copy, &aside).await?;
-    let seeded = seed(&site, &aside).await;
+    let seeded = seed(&site, &options.lost, &aside).await;
     if seeded.is_err() {
         let _ = std::fs::remove_dir_all(&aside);
     }
@@ -119,6 +121,13 @@ fn site(options: &Options) -> anyhow::Result<Site> {
         let spec = std::fs::read_to_string(&spec)
             .with_context(|| format!("E240 cannot read {}", spec.display()))?;
         let spec = record::from_json(&spec)?;
+        if spec.store.is_some() {
+            bail!(
+                "E244 {} runs no member of the store: [store] names another etcd; next step: that \
+                 one's own tools",
+                file.name
+            );
+        }
         let own = spec.nodes.get(&file.name).with_context(|| {
             format!("E221 {} is not a node of the spec; next step: add it and apply", file.name)
         })?;
@@ -236,7 +245,7 @@ async fn unpack(site: &Site, copy: &Path, aside: &Path) -> anyhow::Result<()> {
 }
 
 /// Puts what the nodes know into the restored store, before anybody sees it.
-async fn seed(site: &Site, aside: &Path) -> anyhow::Result<Vec<String>> {
+async fn seed(site: &Site, lost: &[String], aside: &Path) -> anyhow::Result<Vec<String>> {
     let free = || -> anyhow::Result<SocketAddr> {
         Ok(TcpListener::bind(SocketAddr::new(site.here, 0))?.local_addr()?)
     };
@@ -252,12 +261,12 @@ async fn seed(site: &Site, aside: &Path) -> anyhow::Result<Vec<String>> {
     };
     let server = Server::start(&config).await?;
     let store = client(site, format!("https://{}", config.client_addr)).await?;
-    let seeded = write(site, &store).await;
+    let seeded = write(site, lost, &store).await;
     server.stop(STOP_WITHIN).await?;
     seeded
 }
 
-async fn write(site: &Site, store: &Etcd) -> anyhow::Result<Vec<String>> {
+async fn write(site: &Site, lost: &[String], store: &Etcd) -> anyhow::Result<Vec<String>> {
     let prefix = format!("/everhold/{}/", site.cluster);
     let mut read = store.get_prefix(&prefix).await;
     for _ in 0..20 {
@@ -276,13 +285,19 @@ async fn write(site: &Site, store: &Etcd) -> anyhow::Result<Vec<String>> {
         )
     })?;
     let spec = record::from_json(&spec.value)?;
-    let all = ask_all(site, &spec).await?;
+    let (all, silent) = ask_all(site, &spec).await?;
+    let lost: BTreeSet<String> = lost.iter().cloned().collect();
     let mut txn = Txn::new().delete(machine::coordinator::members_key(&site.cluster));
     let mut said = Vec::new();
     let mut unproven = Vec::new();
+    let silent: Vec<&str> =
+        silent.iter().filter(|node| !lost.contains(*node)).map(String::as_str).collect();
+    if !silent.is_empty() {
+        unproven.push(format!("{} is not heard, and may keep the store itself", silent.join(", ")));
+    }
     for (name, service) in &spec.services {
         let told = all.get(name).cloned().unwrap_or_default();
-        match judged(site, name, service.nodes(), &spec, &copied, &told)? {
+        match judged(site, name, service.nodes(), &lost, &spec, &copied, &told)? {
             Ok(seed) => {
                 said.push(format!("· service {name}: {}", seed.why));
                 txn = seeds(txn, &Keys::new(&site.cluster, name), &seed);
@@ -293,7 +308,7 @@ async fn write(site: &Site, store: &Etcd) -> anyhow::Result<Vec<String>> {
     if !unproven.is_empty() {
         bail!(
             "E253 it can't be proven that nothing would be lost: {}; next step: start `everhold \
-             run` (or `everhold agent`) on every machine, and restore again",
+             run` on every machine, and restore again; for one that is gone for good, with --lost NODE",
             unproven.join("; ")
         );
     }
@@ -305,6 +320,7 @@ fn judged(
     site: &Site,
     service: &str,
     nodes: &[String],
+    lost: &BTreeSet<String>,
     spec: &Spec,
     copied: &Snapshot,
     told: &BTreeMap<String, Told>,
@@ -315,7 +331,7 @@ fn judged(
     let epoch = value("epoch").map(decode).transpose()?.unwrap_or(0);
     let postgres = spec.postgres(service).context("a PostgreSQL service")?;
     let redundancy = agent::policy(postgres).redundancy;
-    Ok(judge(nodes, told, Copied { epoch, term: term.as_ref() }, redundancy))
+    Ok(judge(nodes, lost, told, Copied { epoch, term: term.as_ref() }, redundancy))
 }
 
 fn seeds(txn: Txn, keys: &Keys, seed: &Seed) -> Txn {
@@ -327,24 +343,32 @@ fn seeds(txn: Txn, keys: &Keys, seed: &Seed) -> Txn {
     }
 }
 
-/// What each node tells of each service: its agent if it runs, else this machine's disk.
-async fn ask_all(
-    site: &Site,
-    spec: &Spec,
-) -> anyhow::Result<BTreeMap<String, BTreeMap<String, Told>>> {
+/// What nodes tell, by service.
+type All = BTreeMap<String, BTreeMap<String, Told>>;
+
+/// What each node tells of each service: its agent if it runs, else this machine's disk. And the
+/// nodes of other machines whose agents are not heard.
+async fn ask_all(site: &Site, spec: &Spec) -> anyhow::Result<(All, Vec<String>)> {
     let CertPair { ca, cert, key } = &site.client;
     let tls = Tls::follow(ca, cert, key)?;
     let (told, mut hear) = mpsc::channel(REPORTS_MAX);
     let links = dial_others(None, spec, &tls, told);
     tokio::spawn(async move { while hear.recv().await.is_some() {} });
     let until = tokio::time::Instant::now() + HEARD_WITHIN;
-    let mut all: BTreeMap<String, BTreeMap<String, Told>> = BTreeMap::new();
+    let mut silent = Vec::new();
+    for link in &links {
+        while link.silent_ms().is_none() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let here = site.node.as_ref().is_none_or(|here| *here == link.node);
+        if link.silent_ms().is_none() && !here {
+            silent.push(link.node.clone());
+        }
+    }
+    let mut all = All::new();
     for (name, service) in &spec.services {
         for node in service.nodes() {
             let Some(link) = links.iter().find(|link| link.node == *node) else { continue };
-            while link.silent_ms().is_none() && tokio::time::Instant::now() < until {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
             let ask = serde_json::to_value(Ask::View { service: name.clone() })?;
             let told = match link.ask(ask).await {
                 Ok(seen) => Some(from_agent(seen)?),
@@ -358,7 +382,7 @@ async fn ask_all(
             }
         }
     }
-    Ok(all)
+    Ok((all, silent))
 }
 
 fn from_agent(seen: serde_json::Value) -> anyhow::Result<Told> {

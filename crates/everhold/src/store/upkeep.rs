@@ -11,9 +11,9 @@ use everhold_store::{Etcd, Store, StoreError};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-const LOOK: Duration = Duration::from_secs(30);
-/// A full store is looked at as soon as somebody may have noticed.
-pub const LOOK_FULL: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(10);
+/// Whether it is full is shown as soon as somebody may have noticed.
+const LOOK_FULL: Duration = Duration::from_secs(2);
 /// For one server's state.
 const STATE: Duration = Duration::from_secs(2);
 /// For one defragmentation: a file at its quota on a slow disk.
@@ -29,14 +29,10 @@ pub const FULL: Problem = Problem {
 /// Tends the servers for ever.
 pub async fn run(cluster: String, store: Etcd, quota: u64) {
     loop {
-        let full = match tend(&cluster, &store, quota).await {
-            Ok(full) => full,
-            Err(error) => {
-                tracing::debug!(%error, "the store's upkeep waits");
-                false
-            }
-        };
-        tokio::time::sleep(if full { LOOK_FULL } else { LOOK }).await;
+        if let Err(error) = tend(&cluster, &store, quota).await {
+            tracing::debug!(%error, "the store's upkeep waits");
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

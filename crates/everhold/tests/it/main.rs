@@ -1,13 +1,16 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
+mod certs;
 mod commands;
 mod damage;
+mod external;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
 mod loss;
 mod machines;
 mod minder;
+mod replaced;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod store;

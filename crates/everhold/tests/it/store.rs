@@ -1,6 +1,7 @@
 //! The store of three machines: its copies, and the way back from one when all its data is gone.
 
 use crate::hosts::{self, Hosts, NAMES, Wanted, signal};
+use crate::stack::Stack;
 use crate::stack::load::Load;
 use serde_json::Value;
 use std::fs;
@@ -9,16 +10,20 @@ use std::time::{Duration, Instant};
 
 /// The newest copy that a machine has, once it has one.
 fn copy(hosts: &Hosts, host: &str) -> PathBuf {
+    newest(&hosts.data(host))
+}
+
+fn newest(data: &Path) -> PathBuf {
     let until = Instant::now() + hosts::PATIENCE;
     loop {
-        let found = fs::read_dir(hosts.data(host).join("store")).into_iter().flatten().flatten();
+        let found = fs::read_dir(data.join("store")).into_iter().flatten().flatten();
         let mut found: Vec<PathBuf> = found.map(|entry| entry.path()).collect();
         found.retain(|path| path.extension().is_some_and(|it| it == "db"));
         found.sort();
         if let Some(newest) = found.pop() {
             return newest;
         }
-        assert!(Instant::now() < until, "{host} has no copy of the store");
+        assert!(Instant::now() < until, "{} has no copy of the store", data.display());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -51,7 +56,8 @@ fn restore(hosts: &Hosts, host: &str, copy: &str) -> Result<String, String> {
 }
 
 fn whole_store(status: &Value) -> bool {
-    status["store"]["members"]["voters"].as_array().is_some_and(|all| all.len() == 3)
+    status["store"]["health"] == "up"
+        && status["store"]["members"]["voters"].as_array().is_some_and(|all| all.len() == 3)
         && hosts::is_whole(status)
 }
 
@@ -136,5 +142,36 @@ fn a_cluster_that_was_switched_off_comes_back_from_an_old_copy() {
     assert!(said.contains(&format!("{led} led last")), "{said}");
     wait_for_writes(&load);
     hosts.wait(site, "whole store", whole_store);
+    assert_eq!(load.finish().lost, 0);
+}
+
+#[test]
+fn one_machine_comes_back_from_its_copy() {
+    let mut stack = Stack::start(crate::stack::Wanted::default());
+    let load = Load::start(stack.write_port(), &stack.password());
+    stack.whole();
+    let copy = newest(&stack.data());
+    let leader = stack.leader();
+    let to = if leader == "b" { "c" } else { "b" };
+    let output = stack.command(&["switchover", "main", "--to", to]).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stack.whole();
+    load.flows();
+    let path = copy.display().to_string();
+    let nowhere = stack.dir().join("none.toml").display().to_string();
+    let restore = |stack: &Stack| {
+        let command = ["store", "restore", &path, "--node-file", &nowhere];
+        let output = stack.command(&command).output().expect("it runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (done, said) = restore(&stack);
+    assert!(!done && said.contains("E231"), "{said}");
+    stack.interrupt();
+    fs::remove_dir_all(stack.data().join("etcd/data")).expect("removed");
+    let (done, said) = restore(&stack);
+    assert!(done && said.contains(&format!("{to} led last")), "{said}");
+    stack.up();
+    stack.whole();
+    load.flows();
     assert_eq!(load.finish().lost, 0);
 }

@@ -86,8 +86,7 @@ impl Link {
     }
 
     pub fn nearest(&self) -> String {
-        let current = self.current();
-        current.endpoints.first().unwrap_or(&current.endpoint).clone()
+        self.current().endpoint.clone()
     }
 
     pub fn tls(&self) -> Option<&TlsFiles> {
