@@ -29,7 +29,10 @@ fn wait_for(what: &str, is: impl Fn() -> bool) {
 
 /// A command that is refused: with this code and a next step.
 fn refused(hosts: &Hosts, on: &str, arguments: &[&str], code: &str) {
-    let output = hosts.everhold(on, arguments);
+    // One that runs was not refused.
+    let mut command = hosts.on(on, "timeout");
+    let output = command.args(["60", env!("CARGO_BIN_EXE_everhold")]).args(arguments).output();
+    let output = output.expect("timeout runs");
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success(), "{arguments:?} was taken");
     assert!(error.contains(code) && error.contains("next step"), "{arguments:?}: {error}");
