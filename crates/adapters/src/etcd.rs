@@ -34,8 +34,8 @@ const HEARTBEAT_MS: u32 = 100;
 const ELECTION_MS: u32 = 1000;
 /// Revisions kept for watches that were cut off; a longer gap costs them a full read.
 const HISTORY_REVISIONS: u32 = 10_000;
-/// The store holds some megabytes; past this size etcd only allows deletions.
-const QUOTA_BYTES: u64 = 1 << 30;
+/// The store holds some megabytes.
+pub const QUOTA_BYTES: u64 = 1 << 30;
 /// Entries held in memory before etcd writes a snapshot; its default of 100,000 is for far larger
 /// machines.
 const SNAPSHOT_ENTRIES: u32 = 10_000;
@@ -60,6 +60,8 @@ pub struct EtcdConfig {
     pub peer_addr: SocketAddr,
     /// What an empty data directory begins with; later starts find it there.
     pub beginning: Beginning,
+    /// Past this size of its file etcd only allows deletions; [`QUOTA_BYTES`] but in tests.
+    pub quota_bytes: u64,
     /// Good for server and client, with both addresses among its hosts.
     pub certs: CertPair,
     /// The program; looked for in `PATH` if not given.
@@ -285,7 +287,7 @@ fn arguments(config: &EtcdConfig, data_dir: &Path) -> Vec<OsString> {
         format!("--election-timeout={ELECTION_MS}"),
         "--auto-compaction-mode=revision".to_owned(),
         format!("--auto-compaction-retention={HISTORY_REVISIONS}"),
-        format!("--quota-backend-bytes={QUOTA_BYTES}"),
+        format!("--quota-backend-bytes={}", config.quota_bytes),
         format!("--snapshot-count={SNAPSHOT_ENTRIES}"),
         "--logger=zap".to_owned(),
         "--log-outputs=stderr".to_owned(),

@@ -222,6 +222,9 @@ impl Authority {
         let mut params = CertificateParams::new(vec![])?;
         params.distinguished_name.push(DnType::CommonName, name);
         let now = SystemTime::now();
+        // Otherwise it would follow from the key, which a renewed certificate shares with the old one.
+        let nanos = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+        params.serial_number = Some(u64::try_from(nanos).unwrap_or(u64::MAX).into());
         params.not_before = (now - SKEW).into();
         params.not_after = (now + self.lasts).into();
         for host in hosts {
@@ -258,6 +261,15 @@ impl Authority {
             }))
         })?
     }
+}
+
+/// When the certificate in this file ends.
+pub fn ends(cert: &Path) -> Result<SystemTime, PkiError> {
+    let pem = read(cert)?;
+    with_cert(cert, &pem, |it| {
+        let secs = u64::try_from(it.validity().not_after.timestamp()).unwrap_or(0);
+        Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(secs))
+    })
 }
 
 /// The authority's key and certificate. rcgen's default lifetime ends in the year 4096: an authority

@@ -103,6 +103,27 @@ pub struct Spec {
     pub gateway: GatewaySpec,
     pub listeners: BTreeMap<String, ListenerSpec>,
     pub api: ApiSpec,
+    /// An etcd that is there already; without it Everhold runs its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreSpec>,
+}
+
+/// An etcd that is there already.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSpec {
+    /// URLs, all with one scheme.
+    pub etcd: Vec<String>,
+    /// `None`: in the clear, on loopback.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<StoreTls>,
+}
+
+/// Files on each machine: the authority of that etcd, and what its clients prove themselves with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreTls {
+    pub ca: String,
+    pub cert: String,
+    pub key: String,
 }
 
 /// A machine (or, on one machine, one third of it).
@@ -259,6 +280,7 @@ impl Spec {
             gateway: GatewaySpec { nodes: NODES.iter().map(|&node| node.into()).collect() },
             listeners: Spec::default_listeners(SERVICE),
             api: ApiSpec { bind: API_BIND },
+            store: None,
         };
         spec.assign_ports();
         spec
@@ -291,15 +313,19 @@ impl Spec {
         ])
     }
 
-    /// On one machine: the node that runs the store's only member, the first by name.
+    /// On one machine: the node that runs the embedded store's only member, the first by name.
     pub fn store_node(&self) -> Option<(&str, &NodeSpec)> {
+        if self.store.is_some() {
+            return None;
+        }
         self.nodes.first_key_value().map(|(name, node)| (name.as_str(), node))
     }
 
-    /// On many machines: the nodes that run the store's members, the first one, three or five by
+    /// On many machines: the nodes that run the embedded store's members, the first one, three or five by
     /// name. An even number would need one more vote for the same safety.
     pub fn store_nodes(&self) -> impl Iterator<Item = (&str, &NodeSpec)> {
         let count = match self.nodes.len() {
+            _ if self.store.is_some() => 0,
             0..=2 => 1,
             3..=4 => 3,
             _ => 5,

@@ -1,6 +1,7 @@
 //! The whole cluster as one process sees it: the last report of each agent, the gateways, the store.
 //! The API answers from it, and passes acts on to the agent they are meant for.
 
+mod refusals;
 mod word;
 
 pub use word::StoreWord;
@@ -221,6 +222,16 @@ impl Cluster {
     /// The names of all nodes that have an agent.
     pub fn nodes(&self) -> Vec<String> {
         self.links().nodes()
+    }
+
+    /// The nodes that are not heard because of a certificate.
+    pub fn refusals(&self) -> Vec<serde_json::Value> {
+        let links = self.nodes().into_iter().filter_map(|node| self.link(&node));
+        let refused = links.filter_map(|link| {
+            let (refusal, since) = link.refusal()?;
+            Some(refusals::hold(&link, refusal, &since))
+        });
+        refused.collect()
     }
 
     /// The agent is heard now.

@@ -76,6 +76,7 @@ codes! {
         "leave `failover` on for the first node and one more";
     NotApplicable "E026" "key without effect here" "take it out";
     Unreadable "E027" "spec cannot be read" "check the path and its permissions";
+    StoreExposed "E028" "store in the clear" "use https, or an etcd on a loopback address";
 
     DataNotWritable "E101" "data directory not writable"
         "make it writable, or choose another one with --data";
@@ -149,6 +150,13 @@ codes! {
         "`everhold token NODE --replace`, if it is gone for good";
     NotAToken "E248" "not a token" "copy the whole line that `everhold token` printed";
     NoHost "E249" "cluster out of reach" "see that `everhold run` runs there";
+    StoreTooOld "E250" "etcd too old" "use etcd 3.4 or later";
+    BadCopy "E251" "copy of the store can't be used" "name an older copy, or one of another machine";
+    StoreIsThere "E252" "store is there" "`everhold status` says what it waits for";
+    Unproven "E253" "not proven that nothing is lost"
+        "start the agent of every node, and restore again";
+    StoreAway "E254" "etcd out of reach" "see that it runs, and that the files of [store] are right";
+    TwoAsOne "E255" "two machines with one name" "end the one that is too many";
 
     NoNode "E260" "no node any more" "delete its data when nobody needs it";
     RolloutStopped "E261" "rollout stopped" "`everhold status` says how things stand";

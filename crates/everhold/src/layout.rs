@@ -3,6 +3,7 @@
 //! ```text
 //! DATA/cluster.json               whose directory this is; the first file written
 //! DATA/etcd, pki, secrets         the embedded store, certificates, passwords
+//! DATA/store                      copies of the store
 //! DATA/run/                       what a supervisor keeps
 //! DATA/NODE/                      what one agent keeps
 //! DATA/NODE/SERVICE/pgdata        the instance's PostgreSQL data directory
@@ -52,6 +53,11 @@ impl Layout {
 
     pub fn etcd(&self) -> PathBuf {
         self.root.join("etcd")
+    }
+
+    /// Copies of the store, for when all its servers have lost theirs.
+    pub fn store_copies(&self) -> PathBuf {
+        self.root.join("store")
     }
 
     pub fn pki(&self) -> PathBuf {

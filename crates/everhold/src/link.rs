@@ -285,10 +285,56 @@ async fn speak(
     }
 }
 
+/// Why a node is not believed, or does not believe us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its certificate is of another cluster.
+    Foreign,
+    /// Its certificate has ended, or has not begun.
+    Ended,
+    /// Another node of this cluster answers at its address.
+    AnotherNode,
+    /// It says that our certificate has ended.
+    OurEnded,
+    /// It does not believe our certificate.
+    OurForeign,
+}
+
+impl Refusal {
+    fn of(error: &std::io::Error) -> Option<Refusal> {
+        use rustls::AlertDescription as Alert;
+        use rustls::CertificateError as Fault;
+        use rustls::Error;
+        match error.get_ref()?.downcast_ref::<Error>()? {
+            Error::InvalidCertificate(fault) => match fault {
+                Fault::UnknownIssuer | Fault::BadSignature => Some(Refusal::Foreign),
+                Fault::Expired
+                | Fault::ExpiredContext { .. }
+                | Fault::NotValidYet
+                | Fault::NotValidYetContext { .. } => Some(Refusal::Ended),
+                Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
+                    Some(Refusal::AnotherNode)
+                }
+                _ => None,
+            },
+            Error::AlertReceived(Alert::CertificateExpired) => Some(Refusal::OurEnded),
+            Error::AlertReceived(
+                Alert::UnknownCA
+                | Alert::DecryptError
+                | Alert::BadCertificate
+                | Alert::CertificateUnknown,
+            ) => Some(Refusal::OurForeign),
+            _ => None,
+        }
+    }
+}
+
 /// A standing link to one agent.
 #[derive(Clone)]
 pub struct Link {
     pub node: String,
+    pub addr: String,
+    refused: Arc<Mutex<Option<(Refusal, String)>>>,
     asks: mpsc::Sender<(serde_json::Value, oneshot::Sender<Answer>)>,
     heard: Arc<AtomicU64>,
 }
@@ -302,12 +348,21 @@ pub fn dial(
 ) -> Link {
     let (asks, mut asked) = mpsc::channel(64);
     let heard = Arc::new(AtomicU64::new(0));
-    let link = Link { node: node.clone(), asks, heard: heard.clone() };
+    let refused = Arc::new(Mutex::new(None));
+    let link = Link {
+        node: node.clone(),
+        addr: addr.clone(),
+        refused: refused.clone(),
+        asks,
+        heard: heard.clone(),
+    };
     tokio::spawn(async move {
         loop {
-            if let Some(stream) = connect(&node, &addr, &tls).await {
-                converse(&node, stream, &reports, &mut asked, &heard).await;
-            }
+            let ended = match connect(&node, &addr, &tls).await {
+                Ok(stream) => converse(&node, stream, &reports, &mut asked, &heard).await,
+                Err(error) => Err(error),
+            };
+            note(&refused, ended.err().as_ref().and_then(Refusal::of));
             heard.store(0, Ordering::Relaxed);
             while let Ok((_, answer)) = asked.try_recv() {
                 let _: Result<(), Answer> = answer.send(Err(format!("{node} is not connected")));
@@ -328,6 +383,12 @@ impl Link {
         (heard > 0).then(|| clock::now().0.saturating_sub(heard))
     }
 
+    /// Why the node is not heard, if a certificate is the reason, and since when.
+    pub fn refusal(&self) -> Option<(Refusal, String)> {
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        refused.filter(|_| self.silent_ms().is_none())
+    }
+
     pub async fn ask(&self, question: serde_json::Value) -> Result<serde_json::Value, LinkError> {
         let node = || self.node.clone();
         if self.silent_ms().is_none_or(|ms| ms > 1_000) {
@@ -346,14 +407,23 @@ impl Link {
 
 type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 
-async fn connect(node: &str, addr: &str, tls: &Tls) -> Option<Stream> {
-    let name = ServerName::try_from(node.to_string()).ok()?;
+/// What was refused before and is refused again was so all the time.
+fn note(refused: &Mutex<Option<(Refusal, String)>>, now: Option<Refusal>) {
+    let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+    match (&*refused, now) {
+        (Some((known, _)), Some(now)) if *known == now => {}
+        (_, now) => *refused = now.map(|refusal| (refusal, clock::wall())),
+    }
+}
+
+async fn connect(node: &str, addr: &str, tls: &Tls) -> std::io::Result<Stream> {
+    let name = ServerName::try_from(node.to_string()).map_err(std::io::Error::other)?;
     let dialled = async {
-        let stream = TcpStream::connect(addr).await.ok()?;
-        stream.set_nodelay(true).ok()?;
-        TlsConnector::from(tls.client()).connect(name, stream).await.ok()
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        TlsConnector::from(tls.client()).connect(name, stream).await
     };
-    tokio::time::timeout(CONNECT, dialled).await.ok().flatten()
+    tokio::time::timeout(CONNECT, dialled).await?
 }
 
 async fn converse(
@@ -362,13 +432,14 @@ async fn converse(
     reports: &mpsc::Sender<(String, Arc<Report>)>,
     asked: &mut mpsc::Receiver<(serde_json::Value, oneshot::Sender<Answer>)>,
     heard: &AtomicU64,
-) {
+) -> std::io::Result<()> {
     let (mut read, mut write) = tokio::io::split(stream);
     // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
     let (frames, mut frame) = mpsc::channel(64);
     let reader = tokio::spawn(async move {
-        while let Ok(Some(frame)) = tokio::time::timeout(SILENCE, receive(&mut read)).await {
-            if frames.send(frame).await.is_err() {
+        while let Ok(frame) = tokio::time::timeout(SILENCE, try_receive(&mut read)).await {
+            let ends = frame.is_err();
+            if frames.send(frame).await.is_err() || ends {
                 return;
             }
         }
@@ -378,18 +449,23 @@ async fn converse(
     loop {
         tokio::select! {
             frame = frame.recv() => match frame {
-                Some(Frame::Report(report)) if report.node == node => {
+                Some(Ok(Frame::Report(report))) if report.node == node => {
                     heard.store(clock::now().0, Ordering::Relaxed);
                     if reports.send((node.to_string(), report)).await.is_err() {
                         break;
                     }
                 }
-                Some(Frame::Answer { id, answer }) => {
+                Some(Ok(Frame::Answer { id, answer })) => {
                     if let Some(to) = waiting.remove(&id) {
                         let _ = to.send(answer);
                     }
                 }
-                Some(Frame::Report(_) | Frame::Ask { .. }) | None => break,
+                Some(Ok(Frame::Report(_) | Frame::Ask { .. })) | None => break,
+                // Whether our certificate is believed is only said here.
+                Some(Err(error)) => {
+                    reader.abort();
+                    return Err(error);
+                }
             },
             question = asked.recv() => {
                 let Some((question, answer)) = question else { break };
@@ -405,6 +481,7 @@ async fn converse(
         }
     }
     reader.abort();
+    Ok(())
 }
 
 /// Writes one frame.
@@ -422,10 +499,19 @@ pub async fn send(
 
 /// Reads one frame; `None` when there is none that can be understood.
 pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Option<T> {
-    let length = from.read_u32().await.ok().filter(|length| *length <= FRAME_BYTES_MAX)?;
+    try_receive(from).await.ok()
+}
+
+async fn try_receive<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> std::io::Result<T> {
+    let length = from.read_u32().await?;
+    if length > FRAME_BYTES_MAX {
+        return Err(std::io::Error::other("the frame is too large"));
+    }
     let mut bytes = vec![0; length as usize];
-    from.read_exact(&mut bytes).await.ok()?;
-    serde_json::from_slice(&bytes).ok()
+    from.read_exact(&mut bytes).await?;
+    Ok(serde_json::from_slice(&bytes)?)
 }
 
 #[cfg(test)]

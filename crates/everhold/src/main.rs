@@ -34,6 +34,7 @@ mod secrets;
 mod spec;
 mod spec_store;
 mod status;
+mod store;
 mod supervisor;
 mod troubles;
 mod up;

@@ -3,6 +3,7 @@
 
 use crate::disk;
 use anyhow::{Context, bail};
+use everhold_core::spec::Spec;
 use everhold_store::{EtcdConfig, TlsFiles};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +17,32 @@ pub struct NodeFile {
     pub ca: PathBuf,
     pub cert: PathBuf,
     pub key: PathBuf,
+    pub store_tls: StoreTls,
+}
+
+/// How the store's servers and their clients prove themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreTls {
+    /// With the cluster's own certificates.
+    #[default]
+    Own,
+    /// With these: the operator's etcd.
+    Files(TlsFiles),
+    /// In the clear: the operator's etcd on loopback.
+    Clear,
+}
+
+impl StoreTls {
+    pub fn of(spec: &Spec) -> StoreTls {
+        let Some(store) = &spec.store else { return StoreTls::Own };
+        store.tls.as_ref().map_or(StoreTls::Clear, |it| {
+            StoreTls::Files(TlsFiles {
+                ca: it.ca.clone().into(),
+                cert: it.cert.clone().into(),
+                key: it.key.clone().into(),
+            })
+        })
+    }
 }
 
 /// Of one call to the store. A member whose leader was lost passes what it is told on to it, and
@@ -38,6 +65,15 @@ impl NodeFile {
             };
             Ok(value.to_string())
         };
+        let store_tls = match document.get("store_tls") {
+            None => StoreTls::Own,
+            Some(item) if item.as_str() == Some("clear") => StoreTls::Clear,
+            Some(_) => StoreTls::Files(TlsFiles {
+                ca: get("store_tls.ca")?.into(),
+                cert: get("store_tls.cert")?.into(),
+                key: get("store_tls.key")?.into(),
+            }),
+        };
         let store = document.get("store").and_then(|item| item.as_array());
         let store = store.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_string));
         Ok(NodeFile {
@@ -48,6 +84,7 @@ impl NodeFile {
             ca: get("tls.ca")?.into(),
             cert: get("tls.cert")?.into(),
             key: get("tls.key")?.into(),
+            store_tls,
         })
     }
 
@@ -58,11 +95,19 @@ impl NodeFile {
         document["cluster"] = toml_edit::value(&self.cluster);
         document["data"] = toml_edit::value(text(&self.data));
         document["store"] = toml_edit::value(self.store.iter().collect::<toml_edit::Array>());
-        let mut tls = toml_edit::Table::new();
-        tls["ca"] = toml_edit::value(text(&self.ca));
-        tls["cert"] = toml_edit::value(text(&self.cert));
-        tls["key"] = toml_edit::value(text(&self.key));
-        document["tls"] = toml_edit::Item::Table(tls);
+        let files = |ca: &Path, cert: &Path, key: &Path| {
+            let mut table = toml_edit::Table::new();
+            for (name, path) in [("ca", ca), ("cert", cert), ("key", key)] {
+                table[name] = toml_edit::value(text(path));
+            }
+            toml_edit::Item::Table(table)
+        };
+        match &self.store_tls {
+            StoreTls::Own => {}
+            StoreTls::Clear => document["store_tls"] = toml_edit::value("clear"),
+            StoreTls::Files(it) => document["store_tls"] = files(&it.ca, &it.cert, &it.key),
+        }
+        document["tls"] = files(&self.ca, &self.cert, &self.key);
         let text = document.to_string();
         // On a full disk the file that is there serves.
         if std::fs::read_to_string(path).is_ok_and(|old| old == text) {
@@ -71,12 +116,20 @@ impl NodeFile {
         disk::write_whole(path, &text)
     }
 
-    pub fn store_config(&self) -> EtcdConfig {
-        EtcdConfig {
-            endpoints: self.store.clone(),
-            tls: TlsFiles { ca: self.ca.clone(), cert: self.cert.clone(), key: self.key.clone() },
-            deadline: DEADLINE,
+    fn tls_of_store(&self) -> Option<TlsFiles> {
+        match &self.store_tls {
+            StoreTls::Own => Some(TlsFiles {
+                ca: self.ca.clone(),
+                cert: self.cert.clone(),
+                key: self.key.clone(),
+            }),
+            StoreTls::Files(files) => Some(files.clone()),
+            StoreTls::Clear => None,
         }
+    }
+
+    pub fn store_config(&self) -> EtcdConfig {
+        EtcdConfig { endpoints: self.store.clone(), tls: self.tls_of_store(), deadline: DEADLINE }
     }
 }
 
@@ -96,8 +149,13 @@ mod tests {
             ca: "/ca.pem".into(),
             cert: "/a.pem".into(),
             key: "/a.key".into(),
+            store_tls: StoreTls::Own,
         };
-        file.write(&path).expect("written");
-        assert_eq!(NodeFile::read(&path).expect("read"), file);
+        let files = TlsFiles { ca: "/1".into(), cert: "/2".into(), key: "/3".into() };
+        for store_tls in [StoreTls::Own, StoreTls::Clear, StoreTls::Files(files)] {
+            let file = NodeFile { store_tls, ..file.clone() };
+            file.write(&path).expect("written");
+            assert_eq!(NodeFile::read(&path).expect("read"), file);
+        }
     }
 }

@@ -7,18 +7,22 @@ use crate::cluster::Cluster;
 use crate::layout::{ClusterRecord, Layout};
 use crate::node_file::NodeFile;
 use crate::spec::Fault;
+use crate::store::Problem;
+use crate::troubles::Troubles;
 use crate::{disk, log, secrets};
 use anyhow::{Context as _, bail};
+use everhold_adapters::pki;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
 
-/// Between two looks at how long certificates last: they have a month left when they are renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(6 * 3_600);
+/// Between two looks at how long certificates last. They have a month left when they are renewed;
+/// one that could not be is, as soon as it can.
+const RENEW_EVERY: Duration = Duration::from_secs(30);
 
 /// The name of the gateway's directory on each machine, and of its process and certificate where
 /// there is only one.
@@ -175,12 +179,42 @@ pub fn ask_to_renew() -> Result<(), String> {
     sent.map_err(|error| format!("the supervisor can't be told: {error}"))
 }
 
+/// Certificates of this machine that can't be renewed.
+const NOT_RENEWED: Problem = Problem {
+    name: "certificate-not-renewed",
+    unblocks: "what the error names is mended; it is tried again twice a minute",
+};
+
+/// One of them ended: others don't believe it any more.
+const ENDED: Problem = Problem {
+    name: "certificate-ended",
+    unblocks: "it is renewed, which this machine does by itself unless another hold says why not; \
+               or its clock is set right",
+};
+
 /// Renews certificates while this runs: `issue` gives out those that have little time left.
-pub async fn renew(issue: impl Fn() -> anyhow::Result<()>) {
+pub async fn renew(
+    issue: impl Fn() -> anyhow::Result<()>,
+    certs: Vec<PathBuf>,
+    troubles: Troubles,
+) {
     loop {
-        tokio::time::sleep(RENEW_EVERY).await;
-        if let Err(error) = issue() {
-            tracing::error!(error = format!("{error:#}"), "certificates can't be renewed");
+        match issue() {
+            Ok(()) => troubles.clear(NOT_RENEWED.name),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "certificates can't be renewed");
+                troubles.hold(NOT_RENEWED, format!("{error:#}"));
+            }
         }
+        let ended =
+            certs.iter().find(|cert| pki::ends(cert).is_ok_and(|at| at < SystemTime::now()));
+        match ended {
+            Some(cert) => {
+                let why = format!("the certificate {} has ended", cert.display());
+                troubles.hold(ENDED, why);
+            }
+            None => troubles.clear(ENDED.name),
+        }
+        tokio::time::sleep(RENEW_EVERY).await;
     }
 }

@@ -1,7 +1,9 @@
-//! Processes that end again and again: what a supervisor sees of them, each a hold of `status`.
+//! What a supervisor sees that agents don't tell, each a hold of `status`: processes that end again
+//! and again, and what is wrong with the store.
 //!
 //! An agent whose certificate is torn can tell nobody of it. Who starts it reads its last words.
 
+use crate::store::Problem;
 use crate::{clock, log};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -22,6 +24,8 @@ struct Trouble {
     since: String,
     times: u32,
     said: String,
+    /// Not of a process.
+    problem: Option<Problem>,
 }
 
 impl Troubles {
@@ -36,12 +40,21 @@ impl Troubles {
             since: clock::wall(),
             times: 0,
             said: String::new(),
+            problem: None,
         });
         trouble.times += 1;
         trouble.said = said;
     }
 
-    /// It runs.
+    /// Shows the problem until it is cleared.
+    pub fn hold(&self, problem: Problem, why: String) {
+        let mut all = self.all();
+        let since = all.get(problem.name).map_or_else(clock::wall, |known| known.since.clone());
+        let trouble = Trouble { since, times: 1, said: why, problem: Some(problem) };
+        all.insert(problem.name.to_string(), trouble);
+    }
+
+    /// It runs, or is over.
     pub fn clear(&self, name: &str) {
         self.all().remove(name);
     }
@@ -49,14 +62,21 @@ impl Troubles {
     /// As `status` tells them.
     pub fn holds(&self) -> Vec<Value> {
         let all = self.all();
-        let lasting = all.iter().filter(|(_, trouble)| trouble.times >= TIMES_MIN);
+        let lasting = |(_, it): &(&String, &Trouble)| it.problem.is_some() || it.times >= TIMES_MIN;
+        let lasting = all.iter().filter(lasting);
         let hold = |(name, trouble): (&String, &Trouble)| {
-            let Trouble { since, times, said } = trouble;
+            let Trouble { since, times, said, problem } = trouble;
+            let (rule, why, unblocks) = match problem {
+                Some(problem) => (problem.name, said.clone(), problem.unblocks),
+                None => (
+                    "process-fails",
+                    format!("{name} was started {times} times and did not stay: {said}"),
+                    "what its words name; it is started again by itself",
+                ),
+            };
             json!({
-                "service": null, "rule": "process-fails",
-                "why": format!("{name} was started {times} times and did not stay: {said}"),
-                "since": since, "recheck_at": null, "evidence": [],
-                "unblocks": "what its words name; it is started again by itself",
+                "service": null, "rule": rule, "why": why,
+                "since": since, "recheck_at": null, "evidence": [], "unblocks": unblocks,
                 "needs_operator": true, "journal": null,
             })
         };

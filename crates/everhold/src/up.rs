@@ -11,17 +11,17 @@ use crate::context::Context;
 use crate::keeper::chain;
 use crate::layout::Layout;
 use crate::link::Tls;
-use crate::machine::coordinator;
-use crate::node_file::NodeFile;
+use crate::machine::{coordinator, spec_copy};
+use crate::node_file::{NodeFile, StoreTls};
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
     self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
-use crate::{secrets, spec_store};
+use crate::{disk, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
-use everhold_adapters::etcd::{Beginning, Etcd, EtcdConfig};
+use everhold_adapters::etcd::{Beginning, Etcd, EtcdConfig, QUOTA_BYTES};
 use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
@@ -56,6 +56,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         None => Spec::default_for_one_machine(),
     };
     let layout = Layout::new(&options.data)?;
+    let spec = same_store(&layout, spec, options.spec.is_some())?;
     let data = options.data.display();
     // The lock first: another `up` would make every port look taken.
     let lock = lock(&layout)?;
@@ -71,25 +72,41 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         None => prepare(&layout, &spec.cluster)?,
     };
     let certs = certify(&layout, &spec)?;
-    let store_at = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), options.store.client);
-    say(format_args!("· etcd on {store_at}"));
-    let member = etcd_config(&layout, &spec, &certs, options.store)?;
-    let etcd = Etcd::start(&member).await?;
+    let store_at = match &spec.store {
+        Some(store) => store.etcd.clone(),
+        None => vec![format!("127.0.0.1:{}", options.store.client)],
+    };
+    say(format_args!("· etcd on {}", store_at.join(", ")));
+    let member = match &spec.store {
+        Some(_) => None,
+        None => Some(etcd_config(&layout, &spec, &certs, options.store)?),
+    };
+    let etcd = match &member {
+        Some(member) => Some(Etcd::start(member).await?),
+        None => None,
+    };
     let cluster_name = spec.cluster.clone();
+    let store_tls = StoreTls::of(&spec);
     let node_file = |name: &str, pair: &CertPair| NodeFile {
         name: name.to_string(),
         cluster: cluster_name.clone(),
         data: layout.root().to_path_buf(),
-        store: vec![store_at.to_string()],
+        store: store_at.clone(),
         ca: pair.ca.clone(),
         cert: pair.cert.clone(),
         key: pair.key.clone(),
+        store_tls: store_tls.clone(),
     };
     let own = node_file(API, &certs.api);
     let store = everhold_store::Etcd::new(own.store_config()).await?;
+    care::identity::claim(&store, &spec.cluster, &layout, member.is_some()).await?;
     let spec = put_spec(&store, spec, options.spec.is_some()).await?;
     // The store's may have other nodes than the one it began with.
     let certs = certify(&layout, &spec)?;
+    if spec.store.is_some() {
+        // Without it a start without a spec would not find the store.
+        disk::write_whole(&spec_copy(&layout), &record::to_json(&spec)?)?;
+    }
 
     let mut children = Vec::new();
     for (name, pair) in &certs.nodes {
@@ -103,13 +120,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let supervised = Arc::new(Supervised::start(children).await);
     let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store.clone()).await?;
-    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store, false));
+    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store.clone(), false));
+    if let Some(member) = &member {
+        care::care(&spec.cluster, &store, &layout, supervised.troubles());
+        tokio::spawn(care::upkeep::run(spec.cluster.clone(), store, member.quota_bytes));
+    }
     let token_file = layout.api_token();
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
     let of = (layout.clone(), cluster.clone());
-    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1.spec()).map(drop)));
+    let pairs = [&certs.etcd, &certs.gateway, &certs.api].into_iter();
+    let paths = pairs.chain(certs.nodes.iter().map(|(_, pair)| pair));
+    let paths = paths.map(|pair| pair.cert.clone()).collect();
+    let issue = move || certify(&of.0, &of.1.spec()).map(drop);
+    tokio::spawn(supervisor::renew(issue, paths, supervised.troubles().clone()));
     let context = Context {
         cluster: spec.cluster.clone(),
         data: layout.root().to_path_buf(),
@@ -121,7 +146,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     greet(&spec, began);
 
     let troubles = supervised.troubles().clone();
-    let etcd = tokio::spawn(keep_etcd(etcd, member.clone(), troubles));
+    let server = etcd.zip(member.clone());
+    let etcd = server.map(|(etcd, member)| tokio::spawn(keep_etcd(etcd, member, troubles)));
     let follow = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone());
     tokio::pin!(follow);
     loop {
@@ -135,9 +161,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     say("· stopping");
     stop(&cluster, &supervised, &cluster.nodes()).await;
-    etcd.abort();
-    if let Ok(running) = Etcd::start(&member).await {
-        running.stop(STOP_WITHIN).await?;
+    if let (Some(kept), Some(member)) = (etcd, member) {
+        kept.abort();
+        if let Ok(running) = Etcd::start(&member).await {
+            running.stop(STOP_WITHIN).await?;
+        }
     }
     drop(lock);
     context.withdraw();
@@ -178,6 +206,27 @@ async fn follow_spec(
             say(format_args!("· the new spec: {error:#}"));
         }
         known = spec;
+    }
+}
+
+/// The spec to start with: its store is the one that the cluster of this directory began with.
+fn same_store(layout: &Layout, spec: Spec, given: bool) -> anyhow::Result<Spec> {
+    let known = std::fs::read_to_string(spec_copy(layout)).ok();
+    let known = known.map(|text| record::from_json(&text)).transpose()?;
+    match known {
+        Some(known) if !given => Ok(known),
+        Some(known) => {
+            let mut new = spec.clone();
+            new.keep(&known);
+            crate::apply::refuse_impossible(&known, &new)?;
+            Ok(spec)
+        }
+        None if spec.store.is_some() && Etcd::has_data(&layout.etcd()) => bail!(
+            "E234 a running cluster can't make this change: store.etcd: what was agreed is in the \
+             store of this data directory; next step: leave [store] out, or choose another \
+             directory with --data"
+        ),
+        None => Ok(spec),
     }
 }
 
@@ -249,6 +298,7 @@ fn etcd_config(
         client_addr: SocketAddr::new(local, ports.client),
         peer_addr: SocketAddr::new(local, ports.peer),
         beginning: Beginning::Alone,
+        quota_bytes: QUOTA_BYTES,
         certs: certs.etcd.clone(),
         binary: Some(binary),
     })

@@ -29,13 +29,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
         client_addr: free_addr()?,
         peer_addr: free_addr()?,
         beginning: process::Beginning::Alone,
+        quota_bytes: process::QUOTA_BYTES,
         certs,
         binary: None,
     };
     let begun = Instant::now();
     let server = process::Etcd::start(&member).await?;
     let endpoints = vec![member.client_addr.to_string()];
-    let store = Etcd::new(EtcdConfig { endpoints, tls, deadline: DEADLINE }).await?;
+    let store = Etcd::new(EtcdConfig { endpoints, tls: Some(tls), deadline: DEADLINE }).await?;
     store.health().await?;
     println!("{:<44}{:>8.2} ms", "start to first answer", ms(begun.elapsed()));
 

@@ -1,6 +1,7 @@
-//! The store in etcd (3.4 and later), over mutual TLS.
+//! The store in etcd (3.4 and later), over mutual TLS; one of the operator's own also without.
 
 mod link;
+mod maintenance;
 mod members;
 mod watcher;
 
@@ -9,13 +10,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, PutOptions, TxnOp, TxnOpResponse};
+use etcd_client::{
+    CompactionOptions, Compare, CompareOp, GetOptions, KeyValue, PutOptions, TxnOp, TxnOpResponse,
+};
 use everhold_core::kv::{
     Expect, Guard, Invalid, Kv, Lease, Op, Snapshot, Txn, TxnOutcome, validate,
 };
 
 use crate::{Health, Store, StoreError, Watch};
 use link::{Kind, Link};
+pub use maintenance::Server;
 pub use members::Member;
 
 /// How long a call may take unless the configuration says otherwise. An election takes 1 to 2 s;
@@ -30,13 +34,14 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub struct EtcdConfig {
     /// `HOST:PORT` or URLs, one or more, of the same cluster.
     pub endpoints: Vec<String>,
-    pub tls: TlsFiles,
+    /// `None`: in the clear.
+    pub tls: Option<TlsFiles>,
     /// Of one call.
     pub deadline: Duration,
 }
 
 /// PEM files: the authority of the server, and what this client proves itself with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
     pub ca: PathBuf,
     pub cert: PathBuf,
@@ -59,12 +64,21 @@ impl Etcd {
         self.link.set_endpoints(endpoints);
     }
 
-    /// Forgets the history up to and including `rev`. etcd does so by itself when it is configured
+    /// The endpoint that is called now: the first one that answered.
+    pub fn nearest(&self) -> String {
+        self.link.nearest()
+    }
+
+    /// Forgets the history up to and including `rev`, and the server called has done so when this
+    /// returns. etcd does so by itself when it is configured
     /// to, as Everhold's own member is.
     pub async fn compact(&self, rev: u64) -> Result<(), StoreError> {
         let what = "compact the history";
         let rev = signed(rev);
-        let call = |mut client: etcd_client::Client| async move { client.compact(rev, None).await };
+        let call = |mut client: etcd_client::Client| async move {
+            let physical = CompactionOptions::new().with_physical();
+            client.compact(rev, Some(physical)).await
+        };
         self.link.call(what, Kind::Write, call).await.map(drop)
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use everhold_core::kv::{Lease, Snapshot, Txn, TxnOutcome};
 
 pub use error::StoreError;
-pub use etcd::{DEADLINE, Etcd, EtcdConfig, Member, TlsFiles};
+pub use etcd::{DEADLINE, Etcd, EtcdConfig, Member, Server, TlsFiles};
 pub use memory::MemoryStore;
 pub use watch::{Watch, WatchEvent};
 

@@ -29,6 +29,7 @@ impl Scratch {
             certs,
             binary: None,
             beginning: Beginning::Alone,
+            quota_bytes: QUOTA_BYTES,
         };
         Scratch { config, _dir: dir }
     }

@@ -9,7 +9,9 @@ use std::fmt;
 use serde::Serialize;
 
 use super::parameters::{Context, context};
-use super::{GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, ServiceSpec, Spec};
+use super::{
+    GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, ServiceSpec, Spec, StoreSpec,
+};
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,6 +49,7 @@ pub fn diff(old: &Spec, new: &Spec) -> Vec<Change> {
     let why = "every data directory carries the cluster's name; start a second cluster instead";
     changes.value("cluster", &old.cluster, &new.cluster, refused(why));
     changes.value("api.bind", &old.api.bind, &new.api.bind, Restart);
+    changes.store(old.store.as_ref(), new.store.as_ref());
     changes.gateway(&old.gateway, &new.gateway);
     for (name, old, new) in both(&old.nodes, &new.nodes) {
         changes.node(&format!("node.{name}"), old, new);
@@ -86,6 +89,19 @@ impl Changes {
 
     fn value(&mut self, path: &str, old: &impl ToString, new: &impl ToString, when: TakesEffect) {
         self.push(path, Some(old.to_string()), Some(new.to_string()), when);
+    }
+
+    fn store(&mut self, old: Option<&StoreSpec>, new: Option<&StoreSpec>) {
+        let why = "what was agreed is in the store that the cluster began with; \
+                   start a second cluster on the other one, and move the data";
+        let etcd = |store: &StoreSpec| store.etcd.join(", ");
+        self.push("store.etcd", old.map(etcd), new.map(etcd), refused(why));
+        let files = |store: &StoreSpec| {
+            store.tls.as_ref().map(|it| format!("{}, {}, {}", it.ca, it.cert, it.key))
+        };
+        let why = "every process was started with them; renew the files in their place instead";
+        let (was, is) = (old.and_then(files), new.and_then(files));
+        self.push("store.tls", was, is, refused(why));
     }
 
     fn gateway(&mut self, old: &GatewaySpec, new: &GatewaySpec) {

@@ -218,3 +218,22 @@ fn show(changes: &[Change]) -> Vec<String> {
     };
     changes.iter().map(line).collect()
 }
+
+#[test]
+fn a_running_cluster_keeps_its_store() {
+    let old = Spec::default_for_one_machine();
+    let tls = StoreTls { ca: "/ca".into(), cert: "/c".into(), key: "/k".into() };
+    let store = StoreSpec { etcd: vec!["https://db:2379".into()], tls: Some(tls) };
+    let new = Spec { store: Some(store.clone()), ..old.clone() };
+    let refused = |old: &Spec, new: &Spec| -> Vec<String> {
+        let all = diff(old, new).into_iter();
+        let refused = all.filter(|it| matches!(it.takes_effect, TakesEffect::Refused { .. }));
+        refused.map(|it| it.path).collect()
+    };
+    assert_eq!(refused(&old, &new), ["store.etcd", "store.tls"]);
+    assert_eq!(refused(&new, &old), ["store.etcd", "store.tls"]);
+    let mut other = new.clone();
+    other.store = Some(StoreSpec { etcd: vec!["https://db2:2379".into()], ..store });
+    assert_eq!(refused(&new, &other), ["store.etcd"]);
+    assert!(diff(&new, &new).is_empty());
+}

@@ -4,6 +4,7 @@ use super::input::{Name, Params};
 use super::{ApiError, Code, Shared};
 use crate::cluster::Cluster;
 use crate::journal::Entry;
+use crate::store::copies;
 use crate::{clock, dsn, explain, status};
 use axum::Json;
 use axum::extract::State;
@@ -24,6 +25,10 @@ pub async fn healthz() -> Json<Value> {
 
 pub async fn tell_status(State(api): State<Shared>) -> Json<Value> {
     let mut status = status_of(&api.cluster);
+    status["store"]["snapshot_ms_ago"] = json!(copies::age_ms(&api.cluster.layout));
+    if let Some(holds) = status["holds"].as_array_mut() {
+        holds.extend(api.cluster.refusals());
+    }
     if let (Some(here), Some(holds)) = (&api.faults, status["holds"].as_array_mut()) {
         holds.extend(here.holds());
     }

@@ -13,7 +13,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, log, machine, minder, up};
+use crate::{agent, context, gateway, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -86,6 +86,9 @@ enum Command {
         #[arg(long, default_value = machine::NODE_FILE)]
         node_file: PathBuf,
     },
+    /// Care for the embedded store
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Run one node's agent
     Agent {
         #[arg(long)]
@@ -199,6 +202,21 @@ enum Command {
     Minder(minder::Seat),
 }
 
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// Bring the store back from a copy, when no machine has its data any more
+    Restore {
+        /// The newest of this machine, if none is named
+        copy: Option<PathBuf>,
+        /// Its machine is gone for good; what it held can't be known
+        #[arg(long, value_name = "NODE")]
+        lost: Vec<String>,
+        /// What `init` or `join` left; without it, the data directory of `everhold up`
+        #[arg(long, default_value = machine::NODE_FILE)]
+        node_file: PathBuf,
+    },
+}
+
 /// Runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -227,6 +245,11 @@ pub fn main() -> ExitCode {
                 log,
                 machine::join::join(machine::join::Options { invitation, data, file: node_file }),
             )
+        }
+        Command::Store(StoreCommand::Restore { copy, lost, node_file }) => {
+            let data = cli.data.unwrap_or_else(context::default_data);
+            let options = store::restore::Options { copy, lost, file: node_file, data };
+            serve(log, store::restore::restore(options))
         }
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
@@ -277,6 +300,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Init { .. }
         | Command::Join { .. }
         | Command::Run { .. }
+        | Command::Store(_)
         | Command::Agent { .. }
         | Command::Gateway { .. }
         | Command::Check { .. }

@@ -45,6 +45,9 @@ fn text(status: &Value) -> String {
         plain(&store["health"]),
         plain(&store["revision"]),
     )];
+    if let (Some(ms), Some(head)) = (store["snapshot_ms_ago"].as_u64(), parts.first_mut()) {
+        *head += &format!(", copied {} ago", duration(ms));
+    }
     parts.extend(object(&status["services"]).iter().map(|(name, it)| service(name, it)));
     parts.push(nodes(&object(&status["nodes"])));
     let gateways = object(&status["gateways"]);

@@ -6,7 +6,8 @@
 use super::{joined_prefix, url};
 use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
-use crate::{nodes, rollout, spec_store};
+use crate::{nodes, rollout, spec_store, store as care};
+use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
 use everhold_core::records::encode;
@@ -50,11 +51,11 @@ impl Members {
     }
 }
 
-/// Coordinates whenever nobody else does, for ever. `many`: each node is a machine, and some keep
-/// the store.
-pub async fn run(cluster: Arc<Cluster>, me: String, store: Etcd, many: bool) {
+/// Coordinates whenever nobody else does, for ever. `members`: nodes are machines, and some of them
+/// keep the store.
+pub async fn run(cluster: Arc<Cluster>, me: String, store: Etcd, members: bool) {
     loop {
-        if let Err(error) = term(&cluster, &me, &store, many).await {
+        if let Err(error) = term(&cluster, &me, &store, members).await {
             tracing::debug!(%error, "cannot coordinate now");
         }
         tokio::time::sleep(LOOK).await;
@@ -66,7 +67,7 @@ async fn term(
     cluster: &Arc<Cluster>,
     me: &str,
     store: &Etcd,
-    many: bool,
+    members: bool,
 ) -> Result<(), StoreError> {
     let key = key(&cluster.name);
     if store.get_prefix(&key).await?.get(&key).is_some() {
@@ -81,11 +82,14 @@ async fn term(
     let mut told = None;
     // They wait for others, which the lease doesn't; with the term they end.
     let mut tasks = JoinSet::new();
+    if members {
+        tasks.spawn(care::upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
+    }
     let (nodes, rollouts) = (cluster.clone(), cluster.clone());
     tasks.spawn(async move { nodes::tend(&nodes).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {
-        if many && let Err(error) = tend_members(&cluster.name, store, &mut told).await {
+        if members && let Err(error) = tend_members(&cluster.name, store, &mut told).await {
             tracing::info!(%error, "the store's members are not as wanted yet");
         }
         tokio::time::sleep(LOOK).await;

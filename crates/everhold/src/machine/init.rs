@@ -2,10 +2,10 @@
 
 use super::{begin, certify, check, endpoints, finish, joined_key, member, node_file, spec_copy};
 use crate::layout::Layout;
-use crate::node_file::NodeFile;
+use crate::node_file::{NodeFile, StoreTls};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{Faults, STOP_WITHIN, say};
-use crate::{clock, disk, secrets, spec_store};
+use crate::{clock, disk, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::etcd::Etcd as Server;
 use everhold_adapters::pki::{Authority, CertPair};
@@ -41,7 +41,7 @@ pub async fn init(options: Options) -> anyhow::Result<()> {
         let known: Vec<&String> = spec.nodes.keys().collect();
         bail!("E243 the spec has no node {me}; next step: choose one of {known:?} with --node");
     };
-    if !spec.store_nodes().any(|(name, _)| name == me) {
+    if spec.store.is_none() && !spec.store_nodes().any(|(name, _)| name == me) {
         let wanted: Vec<&str> = spec.store_nodes().map(|(name, _)| name).collect();
         bail!("E244 {me} runs no member of the store; next step: begin with one of {wanted:?}");
     }
@@ -64,16 +64,25 @@ pub async fn init(options: Options) -> anyhow::Result<()> {
         ca: pair.ca.clone(),
         cert: pair.cert.clone(),
         key: pair.key.clone(),
+        store_tls: StoreTls::of(&spec),
     };
 
-    say("· the store's first member");
-    let member = member::config(&layout, me, own, &certs.etcd)?;
-    let server = Server::start(member.server()).await?;
     let own_file = node(me, &certs.agent);
-    let here = node_file(me, &own_file, &certs.api, &own_file.store[..1]);
+    let server = match &spec.store {
+        None => {
+            say("· the store's first member");
+            let member = member::config(&layout, me, own, &certs.etcd)?;
+            Some(Server::start(member.server()).await?)
+        }
+        Some(_) => None,
+    };
+    let first = if server.is_some() { &own_file.store[..1] } else { &own_file.store };
+    let here = node_file(me, &own_file, &certs.api, first);
     let store = Etcd::new(here.store_config()).await?;
     let put = put_first(&store, &spec, me, &layout).await;
-    server.stop(STOP_WITHIN).await?;
+    if let Some(server) = server {
+        server.stop(STOP_WITHIN).await?;
+    }
     put?;
     finish(&own_file, &options.file)?;
     say(format_args!("· node file {}", options.file.display()));
@@ -92,6 +101,7 @@ async fn put_first(
     me: &str,
     layout: &Layout,
 ) -> anyhow::Result<()> {
+    care::identity::claim(store, &spec.cluster, layout, spec.store.is_none()).await?;
     let (spec_key, joined) = (spec_store::key(&spec.cluster), joined_key(&spec.cluster, me));
     let record = Joined { at: clock::wall(), machine: machine(layout)? };
     let txn = Txn::new()

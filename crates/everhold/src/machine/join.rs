@@ -11,7 +11,7 @@ use super::{
 };
 use crate::layout::Layout;
 use crate::link::{receive, send};
-use crate::node_file::NodeFile;
+use crate::node_file::{NodeFile, StoreTls};
 use crate::secrets::hex;
 use crate::spec::record;
 use crate::supervisor::say;
@@ -345,6 +345,7 @@ pub async fn join(options: Options) -> anyhow::Result<()> {
         ca: PathBuf::new(),
         cert: PathBuf::new(),
         key: PathBuf::new(),
+        store_tls: StoreTls::of(&spec),
     };
     let node = node_file(&me, &blank, &certs.agent, &endpoints(&spec, &me));
     finish(&node, &options.file)?;

@@ -6,7 +6,7 @@ use crate::agent;
 use crate::layout::Layout;
 use crate::spec::StorePorts;
 use crate::spec::local::Search;
-use everhold_adapters::etcd::{Beginning, Etcd as Server, EtcdConfig};
+use everhold_adapters::etcd::{Beginning, Etcd as Server, EtcdConfig, QUOTA_BYTES};
 use everhold_adapters::pki::CertPair;
 use everhold_core::spec::NodeSpec;
 use everhold_store::Etcd;
@@ -39,6 +39,7 @@ pub fn config(
         client_addr: agent::resolve(&host, ports.client)?,
         peer_addr: agent::resolve(&host, ports.peer)?,
         beginning: Beginning::Alone,
+        quota_bytes: QUOTA_BYTES,
         certs: certs.clone(),
         binary: Some(binary),
     };

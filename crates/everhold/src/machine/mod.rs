@@ -8,11 +8,13 @@ pub mod coordinator;
 pub mod init;
 pub mod join;
 mod member;
+mod place;
 
 use crate::api;
 use crate::children::{Child, Supervised, leftovers};
 use crate::cluster::Cluster;
 use crate::context::Context;
+use crate::keeper::chain;
 use crate::layout::Layout;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
@@ -20,11 +22,11 @@ use crate::spec::{StorePorts, record};
 use crate::supervisor::{
     self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, say, stop, take_lock,
 };
-use crate::{agent, disk, secrets, spec_store};
+use crate::{agent, disk, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
-use everhold_store::Etcd;
+use everhold_store::{Etcd, Store};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,20 +47,23 @@ pub fn joined_prefix(cluster: &str) -> String {
 }
 
 /// The machine's copy of the spec, for when the store is out of reach.
-fn spec_copy(layout: &Layout) -> PathBuf {
+pub fn spec_copy(layout: &Layout) -> PathBuf {
     layout.supervisor().join("spec.json")
 }
 
-/// Where the store's members are, this node's own first: the loss of another machine then does not
+/// Where the store's servers are, this node's own first: the loss of another machine then does not
 /// cost this one a call.
 pub fn endpoints(spec: &Spec, me: &str) -> Vec<String> {
+    if let Some(store) = &spec.store {
+        return store.etcd.clone();
+    }
     let mut nodes: Vec<(&str, &NodeSpec)> = spec.store_nodes().collect();
     nodes.sort_by_key(|(name, _)| *name != me);
     nodes.into_iter().map(|(_, node)| url(&node.address, StorePorts::default().client)).collect()
 }
 
 /// `https://HOST:PORT`
-fn url(address: &Address, port: u16) -> String {
+pub fn url(address: &Address, port: u16) -> String {
     format!("https://{}", agent::host_and_port(address, port))
 }
 
@@ -76,12 +81,16 @@ fn certify(authority: &Authority, me: &str, node: &NodeSpec) -> anyhow::Result<C
         Address::Host(host) => Host::Dns(host.clone()),
     };
     let hosts = [Host::Dns(me.to_string()), at];
-    let client = |what: &str| authority.issue(&format!("{what}.{me}"), &[], Usage::Client);
+    let issue = |name: &str, hosts: &[Host], usage| {
+        let issued = authority.issue(name, hosts, usage);
+        issued.map_err(|error| anyhow::anyhow!("E210 {}", chain(&error)))
+    };
+    let client = |what: &str| issue(&format!("{what}.{me}"), &[], Usage::Client);
     Ok(Certs {
-        agent: authority.issue(me, &hosts, Usage::Both)?,
+        agent: issue(me, &hosts, Usage::Both)?,
         gateway: client(GATEWAY)?,
         api: client("api")?,
-        etcd: authority.issue(&format!("etcd.{me}"), &hosts, Usage::Both)?,
+        etcd: issue(&format!("etcd.{me}"), &hosts, Usage::Both)?,
     })
 }
 
@@ -134,15 +143,23 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     }
     say(format_args!("· node {me} of cluster {}, data in {}", node.cluster, node.data.display()));
     secrets::make_all(&layout, &spec).context("make the secrets")?;
-    let authority = Authority::load(&layout.pki())?;
+    let authority = Authority::load(&layout.pki())
+        .map_err(|error| anyhow::anyhow!("E210 {}", chain(&error)))?;
     let certs = certify(&authority, &me, own)?;
     let store_at = endpoints(&spec, &me);
     let api = node_file(&format!("api.{me}"), &node, &certs.api, &store_at);
     let store = Etcd::new(api.store_config()).await?;
 
+    // Before anything is written there. A store that is away now was claimed by `init`.
+    if spec.store.is_some() && store.health().await.is_ok() {
+        care::identity::claim(&store, &node.cluster, &layout, false).await?;
+    }
+    let place = place::Place::new(&node.cluster, &me, &layout)?;
+    place.take(&store).await?;
     // One that isn't to keep the store today may be the next one to, if it has the program.
     let keeps = spec.store_nodes().any(|(name, _)| name == me);
     let member = match member::config(&layout, &me, own, &certs.etcd) {
+        _ if spec.store.is_some() => None,
         Ok(config) => Some(member::keep(config, store.clone()).await),
         Err(_) if !keeps => None,
         Err(error) => return Err(error),
@@ -173,10 +190,17 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     let host =
         join::Host { cluster: node.cluster.clone(), layout: layout.clone(), store: store.clone() };
     join::serve(knock, machine.certs.agent.clone(), host).await?;
-    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), true));
-    let place = own.clone();
-    let of = me.clone();
-    tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));
+    if spec.store.is_none() {
+        care::care(&node.cluster, &store, &layout, supervised.troubles());
+    }
+    tokio::spawn(place.keep(store.clone(), supervised.troubles().clone()));
+    let tended = spec.store.is_none();
+    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), tended));
+    let (at, of) = (own.clone(), me.clone());
+    let Certs { agent, gateway, api, etcd } = &machine.certs;
+    let paths = [agent, gateway, api, etcd].map(|pair| pair.cert.clone()).to_vec();
+    let issue = move || certify(&authority, &of, &at).map(drop);
+    tokio::spawn(supervisor::renew(issue, paths, supervised.troubles().clone()));
     let context = Context {
         cluster: node.cluster.clone(),
         data: layout.root().to_path_buf(),

@@ -47,7 +47,8 @@ impl<'a> Local<'a> {
         store: StorePorts,
     ) -> Local<'a> {
         let nodes = spec.nodes.keys().cloned().collect();
-        Local { layout, run_as, search, nodes, gateway: true, store: Some(store) }
+        let own = spec.store.is_none().then_some(store);
+        Local { layout, run_as, search, nodes, gateway: true, store: own }
     }
 }
 

@@ -21,6 +21,15 @@ pub(super) struct RawSpec {
     pub gateway_nodes: Names,
     pub listeners: Named<RawListener>,
     pub api_bind: Text,
+    pub store: Part<RawStore>,
+}
+
+pub(super) struct RawStore {
+    pub at: usize,
+    pub etcd: Names,
+    pub ca: Text,
+    pub cert: Text,
+    pub key: Text,
 }
 
 pub(super) struct RawNode {
@@ -123,11 +132,15 @@ pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
         one_key(&mut top, "gateway", faults, |it, faults| it.strings("nodes", faults));
     let listeners = named(&mut top, "listener", faults, listener);
     let api_bind = one_key(&mut top, "api", faults, |it, faults| it.string("bind", faults));
-    top.later("store", "an etcd of your own", faults);
+    let store = match top.table("store", faults) {
+        Part::Absent => Part::Absent,
+        Part::Faulty => Part::Faulty,
+        Part::Is(table) => Part::Is(store(table, faults)),
+    };
     top.later("route", "HTTP routes", faults);
     top.later("repository", "backups", faults);
     top.finish(faults);
-    RawSpec { schema, cluster, nodes, services, gateway_nodes, listeners, api_bind }
+    RawSpec { schema, cluster, nodes, services, gateway_nodes, listeners, api_bind, store }
 }
 
 fn named<'d, T>(
@@ -171,6 +184,21 @@ fn one_key<'d, T>(
             value
         }
     }
+}
+
+fn store(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawStore {
+    let store = RawStore {
+        at: table.at,
+        etcd: table.strings("etcd", faults),
+        ca: table.string("ca", faults),
+        cert: table.string("cert", faults),
+        key: table.string("key", faults),
+    };
+    if store.etcd == Part::Absent {
+        table.missing("etcd", "[\"https://10.0.1.1:2379\"]", faults);
+    }
+    table.finish(faults);
+    store
 }
 
 fn node(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawNode> {

@@ -164,11 +164,10 @@ fn keys() {
         "6:46 E005 `failover` in [service.main.instance.b] must be true or false, not a string",
         "6:52 E003 unknown key `weight` in [service.main.instance.b]",
     ]);
-    check_main("[service.main.backup]\ncopies = 2\n[store]\netcd = []\n[route.api]\nlistener = \"web\"\n[repository]\n", &[
+    check_main("[service.main.backup]\ncopies = 2\n[route.api]\nlistener = \"web\"\n[repository]\n", &[
         "5:15 E004 `backup` in [service.main] (backups) is known but not supported by this version",
-        "7:2 E004 `store` at top level (an etcd of your own) is known but not supported by this version",
-        "9:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
-        "11:2 E004 `repository` at top level (backups) is known but not supported by this version",
+        "7:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
+        "9:2 E004 `repository` at top level (backups) is known but not supported by this version",
     ]);
     check_main("[service.web]\nkind = \"http\"\ninstances = 3\n[service.odd]\nkind = \"mysql\"\n[service.none]\n", &[
         "1:1 E019 no listener is declared, and 4 services have no default",
@@ -520,4 +519,47 @@ fn the_manual_is_right() {
     {
         assert!(manual.contains(&format!("`{name}`")), "{name} is not in docs/spec.md");
     }
+}
+
+#[test]
+fn an_etcd_that_is_there() {
+    let tls = "ca = \"/ca.pem\"\ncert = \"/cert.pem\"\nkey = \"/key.pem\"\n";
+    let store = |text: &str| {
+        let spec = load(&format!("{HEAD}[store]\n{text}"), "f").expect("valid");
+        assert!(spec.store_node().is_none() && spec.store_nodes().next().is_none());
+        spec.store.expect("a store")
+    };
+    let secure = store(&format!("etcd = [\"https://10.0.0.1:2379\", \"https://db:2379\"]\n{tls}"));
+    assert_eq!(secure.etcd, ["https://10.0.0.1:2379", "https://db:2379"]);
+    assert_eq!(secure.tls.expect("files").key, "/key.pem");
+    assert!(store("etcd = [\"http://[::1]:2379\", \"http://localhost:2380\"]\n").tls.is_none());
+    check_main("[store]\n", &["5:2 E006 `etcd` is missing in [store]"]);
+    check_main(
+        "[store]\netcd = []\nuser = \"x\"\n",
+        &["6:8 E019 `etcd` in [store] names 0 endpoints", "7:1 E003 unknown key `user` in [store]"],
+    );
+    check_main(
+        "[store]\netcd = [\"10.0.0.1:2379\", \"https://a:b\", \"ftp://a:1\"]\n",
+        &[
+            "6:9 E011 `10.0.0.1:2379` in [store] is not of the form https://HOST:PORT",
+            "6:26 E011 `https://a:b` in [store] is not of the form https://HOST:PORT",
+            "6:41 E011 `ftp://a:1` in [store] is not of the form https://HOST:PORT",
+        ],
+    );
+    check_main(
+        "[store]\netcd = [\"https://a:1\", \"https://a:1\", \"http://127.0.0.1:1\"]\nca = \"ca.pem\"\nkey = \"/k\"\n",
+        &[
+            "5:2 E006 `cert` is missing in [store]",
+            "6:24 E013 `https://a:1` stands twice in [store]",
+            "6:39 E011 `etcd` in [store] mixes http and https",
+            "7:6 E007 `ca` in [store] must be an absolute path, not \"ca.pem\"",
+        ],
+    );
+    check_main(
+        "[store]\netcd = [\"http://10.0.0.1:2379\"]\nca = \"/ca.pem\"\n",
+        &[
+            "6:9 E028 http://10.0.0.1:2379 in [store] crosses the network in the clear, and all that is agreed with it",
+            "7:6 E026 `ca` in [store] has no meaning with http",
+        ],
+    );
 }

@@ -6,6 +6,7 @@
 
 mod collisions;
 mod service;
+mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -48,8 +49,9 @@ pub(super) fn validate(raw: &RawSpec, store: StorePorts, faults: &mut Faults<'_>
     let known_services = known(&raw.services, &[]);
     let listeners = listeners(&raw.listeners, &known_services, faults);
     let api = api(&raw.api_bind, faults);
+    let etcd = store::store(&raw.store, faults);
     let schema = spec::SCHEMA;
-    let mut spec = Spec { schema, cluster, nodes, services, gateway, listeners, api };
+    let mut spec = Spec { schema, cluster, nodes, services, gateway, listeners, api, store: etcd };
     spec.assign_ports();
     collisions::check(&spec, raw, store, faults);
     spec

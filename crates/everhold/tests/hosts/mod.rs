@@ -182,6 +182,12 @@ impl Hosts {
         line.trim().strip_prefix("everhold join ").expect("a command to run").to_string()
     }
 
+    /// The same for another machine in the place of `host`.
+    pub fn token_replacing(&self, host: &str, by: &str) -> String {
+        let line = self.done(by, &["token", host, "--replace"]);
+        line.trim().strip_prefix("everhold join ").expect("a command to run").to_string()
+    }
+
     pub fn join(&self, host: &str, by: &str) {
         let token = self.token(host, by);
         let file = self.node_file(host).display().to_string();
@@ -299,7 +305,8 @@ impl Hosts {
         self.end(host);
     }
 
-    fn end(&mut self, host: &str) {
+    /// Ends every process on a machine.
+    pub fn end(&mut self, host: &str) {
         loop {
             let pids = self.processes(host);
             if pids.is_empty() {

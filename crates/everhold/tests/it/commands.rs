@@ -263,7 +263,7 @@ fn status_is_laid_out_for_people() {
     check(&output, 0, false, "");
     let expected = "\
 cluster shop  degraded  2026-11-20T10:00:00.123Z
-store   etcd up, revision 8123
+store   etcd up, revision 8123, copied 41.0 s ago
 
 service main (postgres)  degraded, led by b, epoch 7
   a commit is acknowledged when the leader and 1 of (a) hold it; NO further node may be lost

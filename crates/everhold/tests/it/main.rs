@@ -1,7 +1,9 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
+mod certs;
 mod commands;
 mod damage;
+mod external;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
@@ -10,8 +12,10 @@ mod machines;
 mod minder;
 mod operations;
 mod plain;
+mod replaced;
 #[path = "../stack/mod.rs"]
 mod stack;
+mod store;
 mod tidy;
 #[path = "../stack/torture.rs"]
 mod torture;

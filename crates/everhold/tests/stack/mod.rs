@@ -36,6 +36,8 @@ pub struct Wanted {
     pub parameters: String,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
+    /// `[store]`, if it is the operator's.
+    pub store: String,
 }
 
 impl Default for Wanted {
@@ -47,6 +49,7 @@ impl Default for Wanted {
             arguments: Vec::new(),
             parameters: String::new(),
             disks: &[],
+            store: String::new(),
         }
     }
 }
@@ -70,6 +73,13 @@ impl Stack {
 
     /// Starts a stack and waits until clients can write.
     pub fn start(wanted: Wanted) -> Stack {
+        let mut stack = Stack::new(wanted);
+        stack.up();
+        stack
+    }
+
+    /// A stack that was not started yet.
+    pub fn new(wanted: Wanted) -> Stack {
         disk::sweep();
         let dir = std::env::temp_dir().join(format!(
             "{}{}-{:x}",
@@ -81,13 +91,12 @@ impl Stack {
         // PostgreSQL's user passes through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
         let base = free_ports(4 * RANGE + 8);
-        let mut stack = Stack { up: None, dir, wanted, base };
+        let stack = Stack { up: None, dir, wanted, base };
         fs::write(stack.spec_file(), stack.spec(false)).expect("the spec is written");
         for node in stack.wanted.disks {
             let image = stack.dir.join(format!("disk-{node}"));
             disk::mount(&image, &stack.data().join(node));
         }
-        stack.up();
         stack
     }
 
@@ -98,7 +107,7 @@ impl Stack {
 
     /// Its spec, with a fourth node or without.
     pub fn spec(&self, more: bool) -> String {
-        let Wanted { durability, number, parameters, .. } = &self.wanted;
+        let Wanted { durability, number, parameters, store, .. } = &self.wanted;
         let first = self.write_port() + 8;
         let range_of_d = format!("{first}-{}", first + RANGE - 1);
         let (d, nodes) = match more {
@@ -123,7 +132,7 @@ impl Stack {
              [listener]\n\
              write = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"primary\" }}\n\
              read = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1s\" }}\n\
-             [api]\nbind = \"127.0.0.1:{}\"\n",
+             [api]\nbind = \"127.0.0.1:{}\"\n{store}",
             range(0),
             range(1),
             range(2),
@@ -200,6 +209,12 @@ impl Stack {
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
         self.up = Some(command.spawn().expect("everhold starts"));
         self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);
+    }
+
+    /// An `everhold up` that is refused, to its end.
+    pub fn up_output(&self) -> std::process::Output {
+        let mut command = self.command(&["up", "--spec"]);
+        command.arg(self.spec_file()).output().expect("everhold runs")
     }
 
     /// Ends `up` as Ctrl-C does, and waits.
@@ -417,7 +432,7 @@ fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
 
 /// The first of so many consecutive ports that nobody listens on, below where Linux takes outgoing
 /// ones from.
-fn free_ports(count: u16) -> u16 {
+pub fn free_ports(count: u16) -> u16 {
     let mut tried = BTreeSet::new();
     loop {
         let base = 16_000 + (random::seed() % 14_000) as u16;

@@ -34,7 +34,7 @@ pub(super) enum Kind {
 }
 
 pub(super) struct Link {
-    tls: TlsFiles,
+    tls: Option<TlsFiles>,
     deadline: Duration,
     current: Mutex<Current>,
 }
@@ -71,7 +71,7 @@ impl Link {
         let Some(first) = config.endpoints.first().cloned() else {
             return Err(StoreError::Config { why: "no endpoints".to_owned(), source: None });
         };
-        let client = prepare(&first, &config.tls).await?;
+        let client = prepare(&first, config.tls.as_ref()).await?;
         let endpoints = config.endpoints;
         let current = Mutex::new(Current { endpoints, generation: 0, endpoint: first, client });
         Ok(Link { tls: config.tls, deadline: config.deadline, current })
@@ -83,6 +83,14 @@ impl Link {
 
     pub fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    pub fn nearest(&self) -> String {
+        self.current().endpoint.clone()
+    }
+
+    pub fn tls(&self) -> Option<&TlsFiles> {
+        self.tls.as_ref()
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
@@ -113,7 +121,7 @@ impl Link {
             let next = at.map_or(0, |at| (at + 1) % current.endpoints.len());
             current.endpoints[next].clone()
         };
-        let client = match prepare(&next, &self.tls).await {
+        let client = match prepare(&next, self.tls.as_ref()).await {
             Ok(client) => client,
             Err(error) => {
                 tracing::warn!(%error, endpoint = next, "cannot prepare a connection to etcd");
@@ -168,21 +176,23 @@ impl Link {
 }
 
 /// A client that connects with its first call.
-async fn prepare(endpoint: &str, files: &TlsFiles) -> Result<Client, StoreError> {
+async fn prepare(endpoint: &str, files: Option<&TlsFiles>) -> Result<Client, StoreError> {
     let read = |path: &std::path::Path| {
         std::fs::read(path).map_err(|source| StoreError::Config {
             why: format!("cannot read {}", path.display()),
             source: Some(source.into()),
         })
     };
-    let tls = TlsOptions::new()
-        .ca_certificate(Certificate::from_pem(read(&files.ca)?))
-        .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?));
-    let options = ConnectOptions::new()
-        .with_tls(tls)
+    let mut options = ConnectOptions::new()
         .with_keep_alive(PING_EVERY, PING_ANSWER_WITHIN)
         .with_keep_alive_while_idle(false)
         .with_require_leader(true);
+    if let Some(files) = files {
+        let tls = TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(read(&files.ca)?))
+            .identity(Identity::from_pem(read(&files.cert)?, read(&files.key)?));
+        options = options.with_tls(tls);
+    }
     let connected = Client::connect([endpoint], Some(options)).await;
     connected.map_err(|source| StoreError::Config {
         why: format!("cannot prepare a connection to {endpoint}"),

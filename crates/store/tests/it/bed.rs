@@ -80,6 +80,7 @@ impl EtcdBed {
             client_addr: free_addr(),
             peer_addr: free_addr(),
             beginning: process::Beginning::Alone,
+            quota_bytes: process::QUOTA_BYTES,
             certs: authority.issue("e", &loopback, Usage::Both).unwrap(),
             binary: None,
         };
@@ -91,7 +92,7 @@ impl EtcdBed {
     }
 
     pub async fn client_within(&self, deadline: Duration, endpoints: Vec<String>) -> Etcd {
-        Etcd::new(EtcdConfig { endpoints, tls: self.tls(), deadline }).await.unwrap()
+        Etcd::new(EtcdConfig { endpoints, tls: Some(self.tls()), deadline }).await.unwrap()
     }
 
     pub fn tls(&self) -> TlsFiles {

@@ -115,9 +115,9 @@ async fn a_stranger_is_kept_out() {
     let mut tls = bed.tls();
     tls.cert = other.tls().cert;
     tls.key = other.tls().key;
-    let forged = Etcd::new(EtcdConfig { endpoints: endpoints.clone(), tls, deadline });
+    let forged = Etcd::new(EtcdConfig { endpoints: endpoints.clone(), tls: Some(tls), deadline });
     assert!(forged.await.unwrap().get_prefix("").await.is_err(), "a foreign client got in");
-    let misled = Etcd::new(EtcdConfig { endpoints, tls: other.tls(), deadline });
+    let misled = Etcd::new(EtcdConfig { endpoints, tls: Some(other.tls()), deadline });
     assert!(misled.await.unwrap().get_prefix("").await.is_err(), "a foreign server was believed");
     bed.store().get_prefix("").await.unwrap();
 }

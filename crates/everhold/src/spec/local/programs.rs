@@ -83,12 +83,15 @@ impl Search {
         }
     }
 
+    /// A program of that name, if there is one.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        env::split_paths(&self.path).map(|it| it.join(name)).find(|it| is_program(it))
+    }
+
     /// The etcd program.
     pub fn etcd(&self) -> Result<PathBuf, Fault> {
-        let in_path =
-            || env::split_paths(&self.path).map(|it| it.join("etcd")).find(|it| is_program(it));
         let given = self.etcd.clone().filter(|it| is_program(it));
-        let program = if self.etcd.is_some() { given } else { in_path() };
+        let program = if self.etcd.is_some() { given } else { self.program("etcd") };
         let Some(program) = program else {
             let message = match &self.etcd {
                 Some(given) => format!("etcd not found at {} (EVERHOLD_ETCD)", given.display()),
