@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture model simulate clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -57,6 +57,11 @@ simulate:
 # The exhaustive check of the protocol, with the heavy runs.
 model:
 	cargo run -p everhold-sim --bin model -- all deep
+
+# A static binary and a Debian package, in target/package.
+package:
+	@scripts/setup dpkg-deb:dpkg lintian:lintian
+	scripts/package
 
 clean:
 	cargo clean

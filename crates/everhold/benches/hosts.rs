@@ -10,19 +10,10 @@ mod stack;
 
 use hosts::{CLIENT, Hosts, NAMES, Wanted, is_whole, signal};
 use stack::load::Load;
+use stack::table::{self, Figures, Row};
 use std::time::{Duration, Instant};
 
-/// One row: name, target, what to do.
-type Row = (&'static str, &'static str, fn(&mut Hosts) -> Figures);
-
-#[derive(Default)]
-struct Figures {
-    outages: Vec<Duration>,
-    lost: usize,
-    note: String,
-}
-
-const ROWS: [Row; 8] = [
+const ROWS: [Row<Hosts>; 9] = [
     ("host killed, store's leader elsewhere, 10 runs", "median 1.2 s, worst 2 s", host_killed),
     ("host killed with the store's leader, 5 runs", "worst 3 s", host_killed_with_store),
     ("cable pulled for 30 s", "median 1.2 s, worst 2 s", cable_pulled),
@@ -31,30 +22,14 @@ const ROWS: [Row; 8] = [
     ("two of three hosts lost", "recovery under 5 s when one returns", two_lost),
     ("store without quorum for 60 s", "gap 0.5 s, no failover", no_quorum),
     ("every pair cut in turn, 10 s each", "no needless failover", pairs_cut),
+    ("clock set forward and back by an hour", "no failover, lost 0", clock_set),
 ];
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    println!("| fault | target | median | worst | runs | lost | note |");
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for (name, target, run) in ROWS {
-        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
-            continue;
-        }
-        let mut hosts = Hosts::start(&Wanted::default());
-        let mut figures = run(&mut hosts);
-        figures.outages.sort();
-        let median = figures.outages.get(figures.outages.len() / 2).copied().unwrap_or_default();
-        let worst = figures.outages.last().copied().unwrap_or_default();
-        println!(
-            "| {name} | {target} | {:.3} s | {:.3} s | {} | {} | {} |",
-            median.as_secs_f64(),
-            worst.as_secs_f64(),
-            figures.outages.len(),
-            figures.lost,
-            figures.note
-        );
-    }
+    table::print(&ROWS, |name| {
+        let worse = name.starts_with("clock");
+        Hosts::start(&Wanted { worse, ..Wanted::default() })
+    });
 }
 
 /// A machine that is not the one named.
@@ -199,7 +174,7 @@ fn two_lost(hosts: &mut Hosts) -> Figures {
 
 fn no_quorum(hosts: &mut Hosts) -> Figures {
     let leader = whole(hosts);
-    let epoch = hosts.status("a").expect("a status")["services"]["main"]["epoch"].clone();
+    let epoch = hosts.epoch("a");
     let load = Load::on(hosts.target());
     std::thread::sleep(Duration::from_millis(1_500));
     let from = Instant::now();
@@ -211,7 +186,7 @@ fn no_quorum(hosts: &mut Hosts) -> Figures {
     std::thread::sleep(Duration::from_secs(30));
     let outage = load.outage_since(from);
     whole(hosts);
-    let now = hosts.status("a").expect("a status")["services"]["main"]["epoch"].clone();
+    let now = hosts.epoch("a");
     let note =
         format!("{} members frozen, leader {leader}, epoch {epoch} then {now}", frozen.len());
     Figures { outages: vec![outage], lost: load.finish().lost, note }
@@ -222,7 +197,7 @@ fn pairs_cut(hosts: &mut Hosts) -> Figures {
     let mut failovers = 0;
     for (one, two) in [("a", "b"), ("b", "c"), ("a", "c")] {
         whole(hosts);
-        let before = hosts.status(one).expect("a status")["services"]["main"]["epoch"].as_u64();
+        let before = hosts.epoch(one);
         let load = Load::on(hosts.target());
         std::thread::sleep(Duration::from_millis(1_500));
         let from = Instant::now();
@@ -236,10 +211,30 @@ fn pairs_cut(hosts: &mut Hosts) -> Figures {
         std::thread::sleep(Duration::from_secs(3));
         figures.outages.push(load.outage_since(from));
         whole(hosts);
-        let after = hosts.status(one).expect("a status")["services"]["main"]["epoch"].as_u64();
-        failovers += after.unwrap_or(0) - before.unwrap_or(0);
+        failovers += hosts.epoch(one) - before;
         figures.lost += load.finish().lost;
     }
     figures.note = format!("{failovers} failovers");
+    figures
+}
+
+/// Every machine's clock in turn: an hour ahead, an hour behind, right again; 5 s each.
+fn clock_set(hosts: &mut Hosts) -> Figures {
+    let mut figures = Figures::default();
+    whole(hosts);
+    let epoch = hosts.epoch("a");
+    for host in NAMES {
+        let load = Load::on(hosts.target());
+        std::thread::sleep(Duration::from_millis(1_500));
+        let from = Instant::now();
+        for seconds in [3_600, -3_600, 0] {
+            hosts.clock(host, seconds);
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        figures.outages.push(load.outage_since(from));
+        whole(hosts);
+        figures.lost += load.finish().lost;
+    }
+    figures.note = format!("{} failovers; etcd's own clocks stay", hosts.epoch("a") - epoch);
     figures
 }

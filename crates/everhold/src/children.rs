@@ -2,6 +2,7 @@
 //! again; found again after a supervisor was killed.
 
 use crate::layout::Layout;
+use crate::notify;
 use crate::troubles::{Troubles, last_words};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -167,7 +168,11 @@ fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
     // This very program, also after its file was replaced by a newer version. In a group of its own,
     // so that Ctrl-C in the terminal reaches the supervisor alone.
-    Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    for name in notify::VARIABLES {
+        command.env_remove(name);
+    }
+    command
         .arg0("everhold")
         .args(&child.arguments)
         .process_group(0)

@@ -147,6 +147,11 @@ codes! {
         "`everhold token NODE --replace`, if it is gone for good";
     NotAToken "E248" "not a token" "copy the whole line that `everhold token` printed";
     NoHost "E249" "cluster out of reach" "see that `everhold run` runs there";
+    NotRoot "E270" "not root" "run it with sudo";
+    NoSystemd "E271" "no systemd" "copy the program, and have it started as services are here";
+    OfPackage "E272" "file of a package" "use apt, or choose another --prefix";
+    StillRuns "E273" "still runs" "`systemctl disable --now everhold`";
+    CannotInstall "E274" "cannot install" "mend what is named, then again";
 
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";

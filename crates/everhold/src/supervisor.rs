@@ -11,7 +11,7 @@ use crate::{disk, secrets};
 use anyhow::{Context as _, bail};
 use std::path::Path;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -120,10 +120,17 @@ pub async fn asked_to_end() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Renews certificates while this runs: `issue` gives out those that have little time left.
-pub async fn renew(issue: impl Fn() -> anyhow::Result<()>) {
+/// Renews certificates while this runs, and at once when `asked`: `issue` gives out those that are
+/// missing or have little time left.
+pub async fn renew(issue: impl Fn() -> anyhow::Result<()>, mut asked: Option<Signal>) {
     loop {
-        tokio::time::sleep(RENEW_EVERY).await;
+        let asked = async {
+            match &mut asked {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        let _ = tokio::time::timeout(RENEW_EVERY, asked).await;
         if let Err(error) = issue() {
             tracing::error!(error = format!("{error:#}"), "certificates can't be renewed");
         }

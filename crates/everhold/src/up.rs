@@ -103,7 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
     api::serve(spec.api.bind, token, cluster.clone(), Some(faults)).await?;
     let of = (layout.clone(), spec.clone());
-    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1).map(drop)));
+    tokio::spawn(supervisor::renew(move || certify(&of.0, &of.1).map(drop), None));
     let context = Context {
         cluster: spec.cluster.clone(),
         data: layout.root().to_path_buf(),

@@ -7,12 +7,13 @@ mod client;
 mod connect;
 mod failure;
 mod journal;
+mod manual;
 mod output;
 mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, machine, minder, up};
+use crate::{agent, context, gateway, install, machine, minder, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -75,6 +76,8 @@ enum Command {
         #[arg(long, default_value = machine::NODE_FILE)]
         node_file: PathBuf,
     },
+    /// Put this program, its unit for systemd and its directories in their places
+    Install(install::Options),
     /// Run this machine's part of its cluster, in the foreground
     Run {
         /// What `init` or `join` left
@@ -173,6 +176,11 @@ enum Command {
     },
     /// Show from which facts an entry of the journal was decided, and decide it again
     Explain { id: String },
+    /// Print what completes commands in a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual's pages into a directory
+    #[command(hide = true)]
+    Manual { into: PathBuf },
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
@@ -195,6 +203,9 @@ pub fn main() -> ExitCode {
             let data = cli.data.unwrap_or_else(context::default_data);
             serve(machine::join::join(machine::join::Options { invitation, data, file: node_file }))
         }
+        Command::Install(options) => manual::install(&options),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Manual { into } => manual::pages(&into),
         Command::Run { node_file } => serve(machine::run(&node_file)),
         Command::Agent { node_file } => serve(agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(gateway::run(&node_file, threads)),
@@ -243,6 +254,9 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Agent { .. }
         | Command::Gateway { .. }
         | Command::Check { .. }
+        | Command::Install(_)
+        | Command::Completions { .. }
+        | Command::Manual { .. }
         | Command::Minder(_) => Ok(()),
     }
 }

@@ -20,13 +20,14 @@ use crate::spec::{StorePorts, record};
 use crate::supervisor::{
     self, Faults, GATEWAY, STOP_WITHIN, asked_to_end, child, say, stop, take_lock,
 };
-use crate::{agent, secrets, spec_store};
+use crate::{agent, notify, secrets, spec_store};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
 use everhold_store::Etcd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Where the node file of a machine stands unless another place is named.
 pub const NODE_FILE: &str = "/etc/everhold/node.toml";
@@ -167,7 +168,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     tokio::spawn(coordinator::run(node.cluster.clone(), me.clone(), store));
     let place = own.clone();
     let of = me.clone();
-    tokio::spawn(supervisor::renew(move || certify(&authority, &of, &place).map(drop)));
+    let reload = signal(SignalKind::hangup())?;
+    let issue = move || certify(&authority, &of, &place).map(drop);
+    tokio::spawn(supervisor::renew(issue, Some(reload)));
     let context = Context {
         cluster: node.cluster.clone(),
         data: layout.root().to_path_buf(),
@@ -175,10 +178,13 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         token_file: layout.api_token(),
     };
     context.publish(&layout)?;
+    notify::ready();
+    tokio::spawn(notify::live());
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
     asked_to_end().await?;
+    notify::stopping();
     say("· stopping");
     stop(&cluster, &supervised, &[me]).await;
     if let Some(member) = member {

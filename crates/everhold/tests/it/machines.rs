@@ -3,7 +3,7 @@
 use crate::hosts::{self, Hosts, Wanted};
 use crate::stack::load::Load;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 #[test]
 fn a_machine_that_is_gone_is_missed_and_comes_back() {
@@ -26,6 +26,39 @@ fn a_machine_that_is_gone_is_missed_and_comes_back() {
     hosts.wait(other, "whole cluster", hosts::is_whole);
     let seen = load.finish();
     assert_eq!(seen.lost, 0);
+}
+
+/// Nobody judges by the wall clock of another machine, or by its own.
+#[test]
+fn a_clock_that_is_set_by_an_hour_is_no_reason_for_anything() {
+    let hosts = Hosts::start(&Wanted { worse: true, ..Wanted::default() });
+    let (leader, epoch) = (hosts.leader("a"), hosts.epoch("a"));
+    let standby = if leader == "b" { "c" } else { "b" };
+    let load = Load::on(hosts.target());
+    load.flows();
+    let from = Instant::now();
+    for host in [leader.as_str(), standby] {
+        for seconds in [3_600, -3_600, 0] {
+            hosts.clock(host, seconds);
+            std::thread::sleep(Duration::from_secs(3));
+            load.flows();
+            let ahead = load.ask("SELECT extract(epoch FROM clock_timestamp())::bigint::text");
+            let ahead = ahead.parse::<i64>().expect("a number") - now();
+            let expected = if host == leader { seconds } else { 0 };
+            assert!((ahead - expected).abs() < 60, "the leader's clock is {ahead} s ahead");
+        }
+    }
+    let gap = load.outage_since(from);
+    assert!(gap < Duration::from_secs(10), "{gap:?}");
+    hosts.wait("a", "whole cluster", hosts::is_whole);
+    assert_eq!((hosts.leader("a"), hosts.epoch("a")), (leader, epoch), "no failover");
+    assert_eq!(load.finish().lost, 0);
+}
+
+/// The true time, in seconds.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.expect("after 1970").as_secs() as i64
 }
 
 /// Errors name their code, and neither the machine nor the cluster has changed after them.

@@ -5,11 +5,10 @@ mod damage;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
+mod install;
 mod loss;
 mod machines;
 mod minder;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod tidy;
-#[path = "../stack/torture.rs"]
-mod torture;

@@ -6,8 +6,12 @@
 
 pub mod disk;
 pub mod load;
+pub mod preload;
 pub mod random;
+pub mod table;
+pub mod torture;
 
+use preload::Preload;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,8 +33,8 @@ pub const NODES: [&str; 3] = ["a", "b", "c"];
 pub struct Wanted {
     pub durability: &'static str,
     pub number: u32,
-    /// Environment of `everhold up`, inherited by all it starts.
-    pub environment: Vec<(String, String)>,
+    /// Whether its disks and clock can be made worse.
+    pub worse: bool,
     pub parameters: String,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
@@ -41,7 +45,7 @@ impl Default for Wanted {
         Wanted {
             durability: "required",
             number: 1,
-            environment: Vec::new(),
+            worse: false,
             parameters: String::new(),
             disks: &[],
         }
@@ -54,6 +58,7 @@ pub struct Stack {
     dir: PathBuf,
     wanted: Wanted,
     base: u16,
+    preload: Option<Preload>,
 }
 
 impl Stack {
@@ -70,7 +75,8 @@ impl Stack {
         // PostgreSQL's user passes through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
         let base = free_ports(3 * RANGE + 8);
-        let mut stack = Stack { up: None, dir, wanted, base };
+        let preload = wanted.worse.then(|| Preload::new(&dir, "stack"));
+        let mut stack = Stack { up: None, dir, wanted, base, preload };
         fs::write(stack.spec_file(), stack.spec()).expect("the spec is written");
         for node in stack.wanted.disks {
             let image = stack.dir.join(format!("disk-{node}"));
@@ -111,10 +117,9 @@ impl Stack {
         )
     }
 
-    /// A variable of the environment it was started with.
-    pub fn environment(&self, name: &str) -> Option<String> {
-        let all = self.wanted.environment.iter();
-        all.clone().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    /// What makes its disks and clock worse.
+    pub fn preload(&self) -> &Preload {
+        self.preload.as_ref().expect("a stack that can be made worse")
     }
 
     pub fn dir(&self) -> &Path {
@@ -164,7 +169,7 @@ impl Stack {
         let spec = self.spec_file();
         let store_port = (self.base + 3 * RANGE + 3).to_string();
         let mut command = self.command(&["up", "--store-port", &store_port, "--spec"]);
-        command.arg(spec).envs(self.wanted.environment.clone());
+        command.arg(spec).envs(self.preload.iter().flat_map(Preload::environment));
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
         self.up = Some(command.spawn().expect("everhold starts"));
         self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);
