@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture torture-hosts model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -36,7 +36,8 @@ fix:
 bench: setup
 	cargo bench -p everhold --bench failover -- $(ROWS)
 
-# The same on three machines, each a network namespace. Needs root.
+# The same on three machines, each a network namespace. Needs root. Patroni's rows stand beside ours
+# after scripts/setup-patroni.
 bench-hosts: setup
 	@scripts/setup etcdctl:etcd-client
 	cargo bench -p everhold --bench hosts -- $(ROWS)
@@ -49,6 +50,11 @@ bench-gateway:
 # Random faults for SECONDS from SEED; nothing acknowledged may be lost.
 torture: setup
 	cargo bench -p everhold --bench torture -- $(SECONDS) $(SEED)
+
+# The same on three machines: hosts, cables, clocks, disks, processes.
+torture-hosts: setup
+	@scripts/setup etcdctl:etcd-client
+	cargo bench -p everhold --bench torture -- hosts $(SECONDS) $(SEED)
 
 # The simulator over many seeds, and each rule of the protocol taken away.
 simulate:

@@ -8,6 +8,7 @@ mod hosts;
 #[path = "../tests/stack/mod.rs"]
 mod stack;
 
+use hosts::patroni::{self, Patroni};
 use hosts::{CLIENT, Hosts, NAMES, Wanted, is_whole, signal};
 use stack::load::Load;
 use stack::table::{self, Figures, Row};
@@ -25,11 +26,21 @@ const ROWS: [Row<Hosts>; 9] = [
     ("clock set forward and back by an hour", "no failover, lost 0", clock_set),
 ];
 
+/// Beside ours, where Patroni is installed.
+const PATRONI: [Row<Patroni>; 2] = [
+    ("Patroni: host killed, 2 runs", "-", patroni_killed),
+    ("Patroni: cable pulled for 60 s, 2 runs", "-", patroni_unplugged),
+];
+
 fn main() {
     table::print(&ROWS, |name| {
         let worse = name.starts_with("clock");
         Hosts::start(&Wanted { worse, ..Wanted::default() })
     });
+    match patroni::missing() {
+        None => table::more(&PATRONI, |_| Patroni::start()),
+        Some(why) => eprintln!("no rows of Patroni: {why}"),
+    }
 }
 
 /// A machine that is not the one named.
@@ -237,4 +248,42 @@ fn clock_set(hosts: &mut Hosts) -> Figures {
     }
     figures.note = format!("{} failovers; etcd's own clocks stay", hosts.epoch("a") - epoch);
     figures
+}
+
+/// A fault of the leader's machine, and what ends it once writes flow and so much time has passed.
+fn beside(
+    patroni: &mut Patroni,
+    lasts: Duration,
+    fault: impl Fn(&mut Patroni, &str),
+    end: impl Fn(&mut Patroni, &str),
+) -> Figures {
+    let mut figures = Figures::default();
+    for _ in 0..2 {
+        let leader = patroni.whole();
+        let load = Load::on(patroni.target());
+        std::thread::sleep(Duration::from_millis(1_500));
+        let from = Instant::now();
+        fault(patroni, &leader);
+        flow(&load, from);
+        figures.outages.push(load.outage_since(from - Duration::from_millis(50)));
+        std::thread::sleep(lasts.saturating_sub(from.elapsed()));
+        end(patroni, &leader);
+        patroni.whole();
+        figures.lost += load.finish().lost;
+    }
+    figures
+}
+
+fn patroni_killed(patroni: &mut Patroni) -> Figures {
+    let revive = |patroni: &mut Patroni, host: &str| {
+        patroni.hosts.cable(host, true);
+        patroni.run(host);
+    };
+    beside(patroni, Duration::ZERO, |patroni, host| patroni.hosts.kill(host), revive)
+}
+
+fn patroni_unplugged(patroni: &mut Patroni) -> Figures {
+    let cable =
+        |plugged| move |patroni: &mut Patroni, host: &str| patroni.hosts.cable(host, plugged);
+    beside(patroni, Duration::from_secs(60), cable(false), cable(true))
 }

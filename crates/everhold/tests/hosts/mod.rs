@@ -4,6 +4,7 @@
 //! Shared by the tests and the benchmarks. Nothing of the binary's own code is used here.
 #![allow(dead_code)] // Each user needs another part of it.
 
+pub mod patroni;
 pub mod torture;
 
 use crate::stack::load::Target;
@@ -323,7 +324,7 @@ impl Hosts {
             signal("KILL", &pids);
             std::thread::sleep(Duration::from_millis(5));
         }
-        if let Some(mut child) = self.running[place(host)].take() {
+        if let Some(mut child) = self.running.get_mut(place(host)).and_then(Option::take) {
             let _ = child.wait();
         }
     }
@@ -385,17 +386,19 @@ impl Hosts {
             }
             config
         };
-        Target {
-            configs: (0..NAMES.len()).map(config).collect(),
-            space: Some(Path::new("/run/netns").join(self.space(CLIENT))),
-            reply: Duration::from_secs(4),
-        }
+        Target { configs: (0..NAMES.len()).map(config).collect(), ..self.clients() }
+    }
+
+    /// The machine of the clients, and nobody whom they speak to.
+    fn clients(&self) -> Target {
+        let space = Some(Path::new("/run/netns").join(self.space(CLIENT)));
+        Target { configs: Vec::new(), space, reply: Duration::from_secs(4) }
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for host in NAMES {
+        for host in NAMES.iter().chain([&CLIENT]) {
             self.end(host);
         }
         for host in NAMES.iter().chain([&CLIENT, &"s"]) {

@@ -16,9 +16,14 @@ pub struct Figures {
 /// Prints the rows whose name contains one of the command line's words, or all; each has a stack of
 /// its own.
 pub fn print<S>(rows: &[Row<S>], start: impl Fn(&str) -> S) {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     println!("| fault | target | median | worst | runs | lost | note |");
     println!("| --- | --- | --- | --- | --- | --- | --- |");
+    more(rows, start);
+}
+
+/// The same below a table that has begun.
+pub fn more<S>(rows: &[Row<S>], start: impl Fn(&str) -> S) {
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     for (name, target, run) in rows {
         if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
             continue;
