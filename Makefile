@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture torture-hosts model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-many torture torture-hosts model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -46,6 +46,14 @@ bench-hosts: setup
 bench-gateway:
 	@scripts/setup haproxy
 	cargo run -p everhold-gateway --example bench_tcp
+
+# What an agent costs when a cluster of NODES nodes and SERVICES services idles; 100 1 200 is what
+# membership of 100 nodes costs.
+NODES ?= 20
+SERVICES ?= 10
+LINKS ?= 0
+bench-many: setup
+	cargo bench -p everhold --bench many -- $(NODES) $(SERVICES) $(LINKS)
 
 # Random faults for SECONDS from SEED; nothing acknowledged may be lost.
 torture: setup

@@ -82,9 +82,9 @@ pub const MAX_LAG_MS_MAX: u64 = 86_400_000;
 /// The API and console: loopback only, since its bearer token crosses the wire in the clear.
 pub const API_BIND: SocketAddr = SocketAddr::new(ADDRESS, 7070);
 
-/// The most nodes and services of one cluster; every agent talks to every other one.
-pub const NODES_MAX: usize = 64;
-/// See [`NODES_MAX`].
+/// The most nodes of one cluster; each one's gateway and API hear every agent.
+pub const NODES_MAX: usize = 100;
+/// The most services of one cluster.
 pub const SERVICES_MAX: usize = 64;
 
 /// Everything that was declared, with the defaults filled in.

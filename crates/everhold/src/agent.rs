@@ -20,7 +20,7 @@ use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
 use everhold_store::{Etcd, Store};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -137,7 +137,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     }
     tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
-    let links = dial_others(Some(&node.name), &spec, &tls, told);
+    let links = dial(&partners(&spec, &node.name), &spec, link::JUDGE_EVERY, &tls, &told);
     tokio::spawn(listen(hear, keepers.clone()));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
@@ -394,18 +394,28 @@ pub fn host_and_port(address: &Address, port: u16) -> String {
     }
 }
 
-/// Links to the agents of all nodes but this one's own.
-pub fn dial_others(
-    me: Option<&str>,
+/// The nodes that an agent judges with: those that share a service with it.
+fn partners(spec: &Spec, me: &str) -> BTreeSet<String> {
+    let shared = spec.services.values().filter_map(|service| {
+        let ServiceSpec::Postgres(postgres) = service;
+        postgres.nodes.iter().any(|node| node == me).then_some(&postgres.nodes)
+    });
+    shared.flatten().filter(|node| *node != me).cloned().collect()
+}
+
+/// Links to the agents of these nodes.
+pub fn dial<'a>(
+    nodes: impl IntoIterator<Item = &'a String>,
     spec: &Spec,
+    every: Duration,
     tls: &Tls,
-    told: mpsc::Sender<(String, Arc<Report>)>,
+    told: &mpsc::Sender<(String, Arc<Report>)>,
 ) -> Vec<Link> {
-    let others = spec.nodes.iter().filter(|(name, _)| Some(name.as_str()) != me);
-    others
+    let known = nodes.into_iter().filter_map(|name| Some((name, spec.nodes.get(name)?)));
+    known
         .map(|(name, node)| {
             let addr = host_and_port(&node.address, node.agent_port());
-            link::dial(name.clone(), addr, tls.clone(), told.clone())
+            link::dial(name.clone(), addr, every, tls.clone(), told.clone())
         })
         .collect()
 }
@@ -544,5 +554,36 @@ async fn reply(
             let id = journal.append(&service, Event::Asked { who, what });
             Ok(serde_json::json!({ "journal": id }))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{StorePorts, load_with};
+
+    #[test]
+    fn an_agent_judges_with_those_it_shares_a_service_with() {
+        let range = |i: usize| format!("{}-{}", 16_000 + i * 100, 16_099 + i * 100);
+        let node = |(i, name)| {
+            format!("{name} = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n", range(i))
+        };
+        let nodes: String = ["a", "b", "c", "d", "e"].into_iter().enumerate().map(node).collect();
+        let text = format!(
+            "schema = 1\ncluster = \"shop\"\n[node]\n{nodes}\
+             [service.one]\nkind = \"postgres\"\nnodes = [\"a\", \"b\", \"c\"]\n\
+             [service.two]\nkind = \"postgres\"\nnodes = [\"c\", \"d\"]\n\
+             [listener]\n\
+             w = {{ bind = \"127.0.0.1:6432\", protocol = \"postgres\", service = \"one\", role = \"primary\" }}\n"
+        );
+        let spec = load_with(&text, "test", StorePorts::default()).expect("a spec");
+        let check = |me: &str, expected: &str| {
+            let found: Vec<String> = partners(&spec, me).into_iter().collect();
+            assert_eq!(found.join(" "), expected, "{me}");
+        };
+        check("a", "b c");
+        check("c", "a b d");
+        check("d", "c");
+        check("e", "");
     }
 }

@@ -5,11 +5,11 @@ mod word;
 
 pub use word::StoreWord;
 
-use crate::agent::{Ask, dial_others};
+use crate::agent::{self, Ask};
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
 use crate::layout::Layout;
-use crate::link::{Link, LinkError, Report, Tls};
+use crate::link::{self, Link, LinkError, Report, Tls};
 use crate::machine::join::{self, InviteError};
 use crate::node_file::NodeFile;
 use crate::spec::StorePorts;
@@ -159,7 +159,8 @@ impl Cluster {
     /// The same from its parts.
     pub fn start(parts: Parts) -> Arc<Cluster> {
         let (told, hear) = mpsc::channel(1_024);
-        let links = dial_others(None, &parts.spec, &parts.tls, told);
+        let links =
+            agent::dial(parts.spec.nodes.keys(), &parts.spec, link::SHOW_EVERY, &parts.tls, &told);
         let cluster = Arc::new(Cluster {
             name: parts.name,
             here: parts.here,

@@ -2,9 +2,9 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
-use crate::agent::{self, dial_others};
+use crate::agent;
 use crate::facts::{Word, facts};
-use crate::link::{Link, Report, Tls};
+use crate::link::{self, Link, Report, Tls};
 use crate::node_file::NodeFile;
 use crate::spec::record;
 use crate::{clock, disk, spec_store};
@@ -60,7 +60,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let config = Config { table: table.clone(), threads, limits: Limits::default() };
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
-    let links = dial_others(None, &spec, &tls, told);
+    let links = agent::dial(spec.nodes.keys(), &spec, link::SHOW_EVERY, &tls, &told);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
     let (tables, to_keep) = watch::channel(table.clone());

@@ -1,5 +1,6 @@
 //! How agents, gateways and the API reach an agent: one TCP connection with mutual TLS, on which
-//! the agent tells its report ten times a second and answers questions.
+//! the agent tells its report at once when it changes and as often as the dialler asked in its first
+//! frame, and answers questions.
 //!
 //! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
@@ -28,6 +29,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 const FRAME_BYTES_MAX: u32 = 16 << 20;
 /// A peer that says nothing for so long is dialled anew.
 const SILENCE: Duration = Duration::from_secs(2);
+/// What an agent judges by it hears ten times a second.
+pub const JUDGE_EVERY: Duration = Duration::from_millis(HEARTBEAT_MS);
+/// For those that route and show: changes come at once anyway, and a hundred gateways and APIs of a
+/// large cluster would cost each agent more than its own work.
+pub const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// For the connection and its handshake.
 const CONNECT: Duration = Duration::from_millis(800);
 /// Certificates are renewed weeks before they end.
@@ -76,9 +82,19 @@ type Answer = Result<serde_json::Value, String>;
 
 #[derive(Serialize, Deserialize)]
 enum Frame {
+    /// How often the dialler wants to hear.
+    Hear {
+        every_ms: u64,
+    },
     Report(Arc<Report>),
-    Ask { id: u64, question: serde_json::Value },
-    Answer { id: u64, answer: Answer },
+    Ask {
+        id: u64,
+        question: serde_json::Value,
+    },
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -243,9 +259,18 @@ async fn speak(
     questions: mpsc::Sender<Question>,
 ) {
     let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
+    let (hear, mut beats) = watch::channel(JUDGE_EVERY);
     let listen = async move {
         while let Some(frame) = receive(&mut read).await {
-            let Frame::Ask { id, question } = frame else { return };
+            let (id, question) = match frame {
+                Frame::Ask { id, question } => (id, question),
+                Frame::Hear { every_ms } => {
+                    let every = Duration::from_millis(every_ms);
+                    hear.send_replace(every.clamp(JUDGE_EVERY, SILENCE / 4));
+                    continue;
+                }
+                Frame::Report(_) | Frame::Answer { .. } => return,
+            };
             let (answer, told) = oneshot::channel();
             let question = Question { body: question, answer };
             if questions.send(question).await.is_err() {
@@ -259,11 +284,21 @@ async fn speak(
         }
     };
     let tell = async move {
-        let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let beat = |every| {
+            let mut beat = tokio::time::interval(every);
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            beat
+        };
+        let mut due = beat(JUDGE_EVERY);
+        // Most of what is told is what was told before.
+        let mut last: Option<(Arc<Report>, Vec<u8>)> = None;
         loop {
             let frame = tokio::select! {
-                _ = beat.tick() => Frame::Report(reports.borrow_and_update().clone()),
+                _ = due.tick() => Frame::Report(reports.borrow_and_update().clone()),
+                Ok(()) = beats.changed() => {
+                    due = beat(*beats.borrow_and_update());
+                    continue;
+                }
                 changed = reports.changed() => {
                     if changed.is_err() {
                         return;
@@ -273,9 +308,22 @@ async fn speak(
                 Some((id, answer)) = answered.recv() => Frame::Answer { id, answer },
             };
             // A peer that doesn't take it in a heartbeat's time is dropped, not buffered for.
-            let sent = tokio::time::timeout(SILENCE, send(&mut write, &frame)).await;
+            let known = last.take().filter(
+                |(told, _)| matches!(&frame, Frame::Report(report) if Arc::ptr_eq(told, report)),
+            );
+            let bytes = match known {
+                Some((_, bytes)) => bytes,
+                None => match encode(&frame) {
+                    Ok(bytes) => bytes,
+                    Err(_) => return,
+                },
+            };
+            let sent = tokio::time::timeout(SILENCE, flush(&mut write, &bytes)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 return;
+            }
+            if let Frame::Report(report) = frame {
+                last = Some((report, bytes));
             }
         }
     };
@@ -293,19 +341,23 @@ pub struct Link {
     heard: Arc<AtomicU64>,
 }
 
-/// Dials the node for ever and hands on what it says.
+/// Dials the node for ever and hands on what it says: changes at once, and `every` so often.
 pub fn dial(
     node: String,
     addr: String,
+    every: Duration,
     tls: Tls,
     reports: mpsc::Sender<(String, Arc<Report>)>,
 ) -> Link {
     let (asks, mut asked) = mpsc::channel(64);
     let heard = Arc::new(AtomicU64::new(0));
     let link = Link { node: node.clone(), asks, heard: heard.clone() };
+    let hear = Frame::Hear { every_ms: u64::try_from(every.as_millis()).unwrap_or(HEARTBEAT_MS) };
     tokio::spawn(async move {
         loop {
-            if let Some(stream) = connect(&node, &addr, &tls).await {
+            if let Some(mut stream) = connect(&node, &addr, &tls).await
+                && send(&mut stream, &hear).await.is_ok()
+            {
                 converse(&node, stream, &reports, &mut asked, &heard).await;
             }
             heard.store(0, Ordering::Relaxed);
@@ -367,7 +419,18 @@ async fn converse(
     // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
     let (frames, mut frame) = mpsc::channel(64);
     let reader = tokio::spawn(async move {
-        while let Ok(Some(frame)) = tokio::time::timeout(SILENCE, receive(&mut read)).await {
+        let mut last: Option<(Vec<u8>, Arc<Report>)> = None;
+        while let Ok(Some(bytes)) = tokio::time::timeout(SILENCE, take(&mut read)).await {
+            let frame = match &last {
+                Some((known, report)) if *known == bytes => Frame::Report(report.clone()),
+                Some(_) | None => {
+                    let Ok(frame) = serde_json::from_slice(&bytes) else { return };
+                    frame
+                }
+            };
+            if let Frame::Report(report) = &frame {
+                last = Some((bytes, report.clone()));
+            }
             if frames.send(frame).await.is_err() {
                 return;
             }
@@ -389,7 +452,7 @@ async fn converse(
                         let _ = to.send(answer);
                     }
                 }
-                Some(Frame::Report(_) | Frame::Ask { .. }) | None => break,
+                Some(Frame::Report(_) | Frame::Ask { .. } | Frame::Hear { .. }) | None => break,
             },
             Some((question, answer)) = asked.recv() => {
                 next += 1;
@@ -411,20 +474,32 @@ pub async fn send(
     to: &mut (impl AsyncWrite + Unpin),
     frame: &impl Serialize,
 ) -> std::io::Result<()> {
+    flush(to, &encode(frame)?).await
+}
+
+fn encode(frame: &impl Serialize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, frame)?;
     let length = u32::try_from(bytes.len() - 4).unwrap_or(u32::MAX);
     bytes[..4].copy_from_slice(&length.to_be_bytes());
-    to.write_all(&bytes).await?;
+    Ok(bytes)
+}
+
+async fn flush(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
     to.flush().await
 }
 
 /// Reads one frame; `None` when there is none that can be understood.
 pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Option<T> {
+    serde_json::from_slice(&take(from).await?).ok()
+}
+
+async fn take(from: &mut (impl AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let length = from.read_u32().await.ok().filter(|length| *length <= FRAME_BYTES_MAX)?;
     let mut bytes = vec![0; length as usize];
     from.read_exact(&mut bytes).await.ok()?;
-    serde_json::from_slice(&bytes).ok()
+    Some(bytes)
 }
 
 #[cfg(test)]
@@ -452,5 +527,52 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         panic!("the old certificate is still used");
+    }
+
+    /// So often as the dialler asked, and at once when there is news.
+    #[tokio::test]
+    async fn who_only_shows_hears_less_often_and_changes_at_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
+        let pair = authority.issue("a", &[Host::Dns("a".to_string())], Usage::Both);
+        let pair = pair.expect("a certificate");
+        let tls = Tls::load(&pair.ca, &pair.cert, &pair.key).expect("read");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = free.local_addr().expect("its address");
+        drop(free);
+        let (tell, reports) = watch::channel(Arc::new(Report::default()));
+        tell.send_modify(|report| Arc::make_mut(report).node = "a".to_string());
+        let (questions, _asked) = mpsc::channel(1);
+        serve(addr, tls.clone(), reports, questions).await.expect("it listens");
+        let hear = |every| {
+            let (told, heard) = mpsc::channel(64);
+            (dial("a".to_string(), addr.to_string(), every, tls.clone(), told), heard)
+        };
+        let (_judge, mut judges) = hear(JUDGE_EVERY);
+        let (_show, mut shows) = hear(SHOW_EVERY);
+        let next = async |heard: &mut mpsc::Receiver<_>| heard.recv().await.expect("a report");
+        for _ in 0..3 {
+            next(&mut judges).await;
+            next(&mut shows).await;
+        }
+        let count = async |heard: &mut mpsc::Receiver<(String, Arc<Report>)>| {
+            let end = tokio::time::Instant::now() + Duration::from_secs(3);
+            let mut count = 0;
+            while tokio::time::timeout_at(end, heard.recv()).await.is_ok() {
+                count += 1;
+            }
+            count
+        };
+        let (often, seldom) = tokio::join!(count(&mut judges), count(&mut shows));
+        assert!((18..=31).contains(&often), "{often} in 3 s");
+        assert!((9..=16).contains(&seldom), "{seldom} in 3 s");
+        // Ten changes within one beat.
+        for pid in 1..=10 {
+            tell.send_modify(|report| Arc::make_mut(report).pid = pid);
+            let told = tokio::time::timeout(SHOW_EVERY / 2, async {
+                while next(&mut shows).await.1.pid != pid {}
+            });
+            told.await.expect("at once");
+        }
     }
 }

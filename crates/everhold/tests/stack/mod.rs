@@ -390,7 +390,7 @@ fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
 
 /// The first of so many consecutive ports that nobody listens on, below where Linux takes outgoing
 /// ones from.
-fn free_ports(count: u16) -> u16 {
+pub fn free_ports(count: u16) -> u16 {
     let mut tried = BTreeSet::new();
     loop {
         let base = 16_000 + (random::seed() % 14_000) as u16;

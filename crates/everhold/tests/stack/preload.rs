@@ -1,5 +1,6 @@
 //! Libraries that make a machine worse while it runs: a slow disk, a clock that is set. They are
-//! loaded into Everhold and PostgreSQL; etcd, which is linked statically, keeps its own disk and time.
+//! loaded into Everhold and PostgreSQL; etcd is a Go program, which asks the kernel itself: it
+//! keeps its own disk and time.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
