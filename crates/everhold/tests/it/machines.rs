@@ -48,6 +48,10 @@ fn a_clock_that_is_set_by_an_hour_is_no_reason_for_anything() {
             let ahead = ahead.parse::<i64>().expect("a number") - now();
             let expected = if host == leader { seconds } else { 0 };
             assert!((ahead - expected).abs() < 60, "the leader's clock is {ahead} s ahead");
+            let status = hosts.status(host).expect("a status");
+            let at: jiff::Timestamp = status["at"].as_str().expect("a time").parse().expect("one");
+            let ahead = at.as_second() - now();
+            assert!((ahead - seconds).abs() < 60, "{host}'s own clock is {ahead} s ahead");
         }
     }
     let gap = load.outage_since(from);
