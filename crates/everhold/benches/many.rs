@@ -104,12 +104,18 @@ struct Ears {
 }
 
 impl Ears {
-    fn open(node: String, addr: String, tls: Arc<ClientConfig>, count: usize) -> Ears {
+    fn open(
+        (node, addr): (String, String),
+        every_ms: usize,
+        tls: Arc<ClientConfig>,
+        count: usize,
+    ) -> Ears {
         let frames = Arc::new(AtomicUsize::new(0));
         let heard = frames.clone();
         std::thread::spawn(move || {
             stack::load::block_on(async {
-                let link = |_| listen(node.clone(), addr.clone(), tls.clone(), heard.clone());
+                let link =
+                    |_| listen(node.clone(), addr.clone(), every_ms, tls.clone(), heard.clone());
                 let links: Vec<_> = (0..count).map(|nth| tokio::spawn(link(nth))).collect();
                 for link in links {
                     let _ = link.await;
@@ -127,15 +133,16 @@ impl Ears {
 async fn listen(
     node: String,
     addr: String,
+    every_ms: usize,
     tls: Arc<ClientConfig>,
     heard: Arc<AtomicUsize>,
 ) -> std::io::Result<()> {
     let stream = tokio::net::TcpStream::connect(addr).await?;
     let name = ServerName::try_from(node).map_err(std::io::Error::other)?;
     let mut stream = TlsConnector::from(tls).connect(name, stream).await?;
-    let hear = br#"{"Hear":{"every_ms":200}}"#;
+    let hear = format!("{{\"Hear\":{{\"every_ms\":{every_ms}}}}}");
     stream.write_u32(hear.len() as u32).await?;
-    stream.write_all(hear).await?;
+    stream.write_all(hear.as_bytes()).await?;
     stream.flush().await?;
     let mut frame = Vec::new();
     loop {
@@ -274,7 +281,9 @@ impl Many {
         let builder = builder.with_root_certificates(roots);
         let tls = builder.with_client_auth_cert(vec![cert("api.pem")], key).expect("a client");
         let port = self.base + node as u16 * RANGE + RANGE - 1;
-        Ears::open(format!("n{node}"), format!("127.0.0.1:{port}"), Arc::new(tls), links)
+        let at = (format!("n{node}"), format!("127.0.0.1:{port}"));
+        // As a gateway of a cluster of that size asks.
+        Ears::open(at, (self.nodes * 20).clamp(100, 500), Arc::new(tls), links)
     }
 }
 

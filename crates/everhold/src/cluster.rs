@@ -159,8 +159,8 @@ impl Cluster {
     /// The same from its parts.
     pub fn start(parts: Parts) -> Arc<Cluster> {
         let (told, hear) = mpsc::channel(1_024);
-        let links =
-            agent::dial(parts.spec.nodes.keys(), &parts.spec, link::SHOW_EVERY, &parts.tls, &told);
+        let every = link::show_every(parts.spec.nodes.len());
+        let links = agent::dial(parts.spec.nodes.keys(), &parts.spec, every, &parts.tls, &told);
         let cluster = Arc::new(Cluster {
             name: parts.name,
             here: parts.here,

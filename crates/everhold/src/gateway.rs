@@ -60,7 +60,8 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let config = Config { table: table.clone(), threads, limits: Limits::default() };
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
-    let links = agent::dial(spec.nodes.keys(), &spec, link::SHOW_EVERY, &tls, &told);
+    let links =
+        agent::dial(spec.nodes.keys(), &spec, link::show_every(spec.nodes.len()), &tls, &told);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(tell_presence(node.clone(), store, gateway.clone()));
     let (tables, to_keep) = watch::channel(table.clone());

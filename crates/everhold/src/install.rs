@@ -94,6 +94,12 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<String>> {
         }
         told.push(text);
     }
+    if !options.uninstall && !options.dry_run {
+        supervisor::say(
+            "Next: `everhold init` (the first machine) or `everhold join` (each other one), then \
+             `systemctl enable --now everhold`",
+        );
+    }
     Ok(told)
 }
 

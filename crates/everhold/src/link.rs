@@ -31,9 +31,10 @@ const FRAME_BYTES_MAX: u32 = 16 << 20;
 const SILENCE: Duration = Duration::from_secs(2);
 /// What an agent judges by it hears ten times a second.
 pub const JUDGE_EVERY: Duration = Duration::from_millis(HEARTBEAT_MS);
-/// For those that route and show: changes come at once anyway, and a hundred gateways and APIs of a
-/// large cluster would cost each agent more than its own work.
-pub const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// Nobody waits longer for a sign of life, so that [`SILENCE`] is several of them.
+const EVERY_MAX: Duration = Duration::from_millis(500);
+/// What each node of a cluster adds to that for those who hear all.
+const SHARE: Duration = Duration::from_millis(20);
 /// For the connection and its handshake.
 const CONNECT: Duration = Duration::from_millis(800);
 /// Certificates are renewed weeks before they end.
@@ -95,6 +96,12 @@ enum Frame {
         id: u64,
         answer: Answer,
     },
+}
+
+/// For those that route and show what all nodes say: changes come at once anyway, and in a cluster of
+/// a hundred nodes the gateways and APIs would cost each agent more than its own work.
+pub fn show_every(nodes: usize) -> Duration {
+    SHARE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).clamp(JUDGE_EVERY, EVERY_MAX)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -266,7 +273,7 @@ async fn speak(
                 Frame::Ask { id, question } => (id, question),
                 Frame::Hear { every_ms } => {
                     let every = Duration::from_millis(every_ms);
-                    hear.send_replace(every.clamp(JUDGE_EVERY, SILENCE / 4));
+                    hear.send_replace(every.clamp(JUDGE_EVERY, EVERY_MAX));
                     continue;
                 }
                 Frame::Report(_) | Frame::Answer { .. } => return,
@@ -549,7 +556,7 @@ mod tests {
             (dial("a".to_string(), addr.to_string(), every, tls.clone(), told), heard)
         };
         let (_judge, mut judges) = hear(JUDGE_EVERY);
-        let (_show, mut shows) = hear(SHOW_EVERY);
+        let (_show, mut shows) = hear(show_every(10));
         let next = async |heard: &mut mpsc::Receiver<_>| heard.recv().await.expect("a report");
         for _ in 0..3 {
             next(&mut judges).await;
@@ -566,10 +573,11 @@ mod tests {
         let (often, seldom) = tokio::join!(count(&mut judges), count(&mut shows));
         assert!((18..=31).contains(&often), "{often} in 3 s");
         assert!((9..=16).contains(&seldom), "{seldom} in 3 s");
+        assert_eq!((show_every(3), show_every(1_000)), (JUDGE_EVERY, EVERY_MAX));
         // Ten changes within one beat.
         for pid in 1..=10 {
             tell.send_modify(|report| Arc::make_mut(report).pid = pid);
-            let told = tokio::time::timeout(SHOW_EVERY / 2, async {
+            let told = tokio::time::timeout(JUDGE_EVERY, async {
                 while next(&mut shows).await.1.pid != pid {}
             });
             told.await.expect("at once");
