@@ -49,13 +49,13 @@ fn main() {
     let (nodes, services, links) = (number(0, 20), number(1, 10), number(2, 0));
     let mut many = Many::start(nodes, services);
     many.whole();
-    // As many as a cluster of that size has gateways and APIs hear the first and the last agent.
-    let ears: Vec<Ears> =
-        if links > 0 { vec![many.hear(0, links), many.hear(nodes - 1, links)] } else { Vec::new() };
+    // As many as a cluster of that size has gateways and APIs hear the last two agents.
+    let heard = if links > 0 { nodes.saturating_sub(2)..nodes } else { 0..0 };
+    let ears: Vec<Ears> = heard.map(|node| many.hear(node, links)).collect();
     std::thread::sleep(SETTLE);
     let agents = many.agents();
     let (quiet, heard): (Vec<i32>, Vec<i32>) = match (links, agents.as_slice()) {
-        (1.., [first, middle @ .., last]) => (middle.to_vec(), vec![*first, *last]),
+        (1.., [quiet @ .., one, two]) => (quiet.to_vec(), vec![*one, *two]),
         _ => (agents, Vec::new()),
     };
     let up = many.up.as_ref().map(|up| up.id() as i32).into_iter().collect();
