@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway torture model simulate clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-many torture torture-hosts model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -37,7 +37,8 @@ fix:
 bench: setup
 	cargo bench -p everhold --bench failover -- $(ROWS)
 
-# The same on three machines, each a network namespace. Needs root.
+# The same on three machines, each a network namespace. Needs root. Patroni's rows stand beside ours
+# after scripts/setup-patroni.
 bench-hosts: setup
 	@scripts/setup etcdctl:etcd-client
 	cargo bench -p everhold --bench hosts -- $(ROWS)
@@ -47,9 +48,22 @@ bench-gateway:
 	@scripts/setup haproxy
 	cargo run -p everhold-gateway --example bench_tcp
 
+# What an agent costs when a cluster of NODES nodes and SERVICES services idles; 100 1 200 is what
+# membership of 100 nodes costs.
+NODES ?= 20
+SERVICES ?= 10
+LINKS ?= 0
+bench-many: setup
+	cargo bench -p everhold --bench many -- $(NODES) $(SERVICES) $(LINKS)
+
 # Random faults for SECONDS from SEED; nothing acknowledged may be lost.
 torture: setup
 	cargo bench -p everhold --bench torture -- $(SECONDS) $(SEED)
+
+# The same on three machines: hosts, cables, clocks, disks, processes.
+torture-hosts: setup
+	@scripts/setup etcdctl:etcd-client
+	cargo bench -p everhold --bench torture -- hosts $(SECONDS) $(SEED)
 
 # The simulator over many seeds, and each rule of the protocol taken away.
 simulate:
@@ -58,6 +72,11 @@ simulate:
 # The exhaustive check of the protocol, with the heavy runs.
 model:
 	cargo run -p everhold-sim --bin model -- all deep
+
+# A static binary and a Debian package, in target/package.
+package:
+	@scripts/setup dpkg-deb:dpkg lintian:lintian
+	scripts/package
 
 clean:
 	cargo clean

@@ -87,9 +87,9 @@ pub const SLOW_AFTER_MS_MIN: u64 = 5_000;
 /// See [`SLOW_AFTER_MS_MIN`]. Who would wait longer wants a person to do it.
 pub const SLOW_AFTER_MS_MAX: u64 = 3_600_000;
 
-/// The most nodes and services of one cluster; every agent talks to every other one.
-pub const NODES_MAX: usize = 64;
-/// See [`NODES_MAX`].
+/// The most nodes of one cluster; each one's gateway and API hear every agent.
+pub const NODES_MAX: usize = 100;
+/// The most services of one cluster.
 pub const SERVICES_MAX: usize = 64;
 
 /// Everything that was declared, with the defaults filled in.

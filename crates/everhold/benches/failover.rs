@@ -6,20 +6,11 @@
 mod stack;
 
 use stack::load::{Load, block_on, config, connect};
+use stack::table::{self, Figures, Row};
 use stack::{Stack, Wanted, signal};
 use std::time::{Duration, Instant};
 
-/// One row: name, target, what to do.
-type Row = (&'static str, &'static str, fn(&mut Stack) -> Figures);
-
-#[derive(Default)]
-struct Figures {
-    outages: Vec<Duration>,
-    lost: usize,
-    note: String,
-}
-
-const ROWS: [Row; 12] = [
+const ROWS: [Row<Stack>; 12] = [
     ("kill-postmaster, 20 runs", "median 0.15 s, worst 0.5 s", kill_postmaster),
     ("kill-postmaster during a long query", "worst 1 s", kill_during_query),
     ("kill-node, 10 runs", "median 1.2 s, worst 2 s", kill_node),
@@ -35,31 +26,13 @@ const ROWS: [Row; 12] = [
 ];
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    println!("| fault | target | median | worst | runs | lost | note |");
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for (name, target, run) in ROWS {
-        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
-            continue;
-        }
+    table::print(&ROWS, |name| {
         let durability = if name.starts_with("standby, then") { "preferred" } else { "required" };
-        let slow = name.starts_with("slow disk");
-        let environment = if slow { slow_fsync() } else { Vec::new() };
-        let mut stack = Stack::start(Wanted { durability, environment, ..Wanted::default() });
+        let worse = name.starts_with("slow disk");
+        let mut stack = Stack::start(Wanted { durability, worse, ..Wanted::default() });
         stack.whole();
-        let mut figures = run(&mut stack);
-        figures.outages.sort();
-        let median = figures.outages.get(figures.outages.len() / 2).copied().unwrap_or_default();
-        let worst = figures.outages.last().copied().unwrap_or_default();
-        println!(
-            "| {name} | {target} | {:.3} s | {:.3} s | {} | {} | {} |",
-            median.as_secs_f64(),
-            worst.as_secs_f64(),
-            figures.outages.len(),
-            figures.lost,
-            figures.note
-        );
-    }
+        stack
+    });
 }
 
 /// Repeats a fault under load; each time waits until the stack is whole again.
@@ -172,32 +145,10 @@ fn freeze_etcd(stack: &mut Stack) -> Figures {
     Figures { outages, lost, note: note.to_string() }
 }
 
-/// A library that delays fsync, and the file that switches it on.
-fn slow_fsync() -> Vec<(String, String)> {
-    let dir = std::env::temp_dir().join(format!("everhold-slow-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).expect("a directory");
-    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o755))
-        .expect("mode");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/slow_fsync.c");
-    let library = dir.join("slow_fsync.so");
-    let built = std::process::Command::new("cc")
-        .args(["-shared", "-fPIC", "-O2", "-o"])
-        .arg(&library)
-        .args([source, "-ldl"])
-        .status();
-    assert!(built.is_ok_and(|status| status.success()), "cc builds the library");
-    let path = |path: std::path::PathBuf| path.display().to_string();
-    vec![
-        ("LD_PRELOAD".to_string(), path(library)),
-        ("SLOW_FSYNC_SWITCH".to_string(), path(dir.join("on"))),
-    ]
-}
-
 fn slow_disk(stack: &mut Stack) -> Figures {
-    let switch = stack.environment("SLOW_FSYNC_SWITCH").expect("the switch");
     let epoch = stack.epoch();
     let load = Load::start(stack.write_port(), &stack.password());
-    std::fs::write(&switch, "").expect("switched on");
+    stack.preload().slow(true);
     let busy = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let spin = || {
         let busy = busy.clone();
@@ -211,7 +162,7 @@ fn slow_disk(stack: &mut Stack) -> Figures {
     for thread in spinning {
         thread.join().expect("it ends");
     }
-    let _ = std::fs::remove_file(&switch);
+    stack.preload().slow(false);
     let lost = load.finish().lost;
     let note = if stack.epoch() == epoch { "no failover" } else { "FAILED OVER" };
     Figures { outages, lost, note: note.to_string() }

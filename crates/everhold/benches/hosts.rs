@@ -8,21 +8,13 @@ mod hosts;
 #[path = "../tests/stack/mod.rs"]
 mod stack;
 
+use hosts::patroni::{self, Patroni};
 use hosts::{CLIENT, Hosts, NAMES, Wanted, is_whole, signal};
 use stack::load::Load;
+use stack::table::{self, Figures, Row};
 use std::time::{Duration, Instant};
 
-/// One row: name, target, what to do.
-type Row = (&'static str, &'static str, fn(&mut Hosts) -> Figures);
-
-#[derive(Default)]
-struct Figures {
-    outages: Vec<Duration>,
-    lost: usize,
-    note: String,
-}
-
-const ROWS: [Row; 8] = [
+const ROWS: [Row<Hosts>; 9] = [
     ("host killed, store's leader elsewhere, 10 runs", "median 1.2 s, worst 2 s", host_killed),
     ("host killed with the store's leader, 5 runs", "worst 3 s", host_killed_with_store),
     ("cable pulled for 30 s", "median 1.2 s, worst 2 s", cable_pulled),
@@ -31,29 +23,23 @@ const ROWS: [Row; 8] = [
     ("two of three hosts lost", "recovery under 5 s when one returns", two_lost),
     ("store without quorum for 60 s", "gap 0.5 s, no failover", no_quorum),
     ("every pair cut in turn, 10 s each", "no needless failover", pairs_cut),
+    ("clock set forward and back by an hour", "no failover, lost 0", clock_set),
+];
+
+/// Beside ours, where Patroni is installed.
+const PATRONI: [Row<Patroni>; 2] = [
+    ("Patroni: host killed, 2 runs", "-", patroni_killed),
+    ("Patroni: cable pulled for 60 s, 2 runs", "-", patroni_unplugged),
 ];
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    println!("| fault | target | median | worst | runs | lost | note |");
-    println!("| --- | --- | --- | --- | --- | --- | --- |");
-    for (name, target, run) in ROWS {
-        if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
-            continue;
-        }
-        let mut hosts = Hosts::start(&Wanted::default());
-        let mut figures = run(&mut hosts);
-        figures.outages.sort();
-        let median = figures.outages.get(figures.outages.len() / 2).copied().unwrap_or_default();
-        let worst = figures.outages.last().copied().unwrap_or_default();
-        println!(
-            "| {name} | {target} | {:.3} s | {:.3} s | {} | {} | {} |",
-            median.as_secs_f64(),
-            worst.as_secs_f64(),
-            figures.outages.len(),
-            figures.lost,
-            figures.note
-        );
+    table::print(&ROWS, |name| {
+        let worse = name.starts_with("clock");
+        Hosts::start(&Wanted { worse, ..Wanted::default() })
+    });
+    match patroni::missing() {
+        None => table::more(&PATRONI, |_| Patroni::start()),
+        Some(why) => eprintln!("no rows of Patroni: {why}"),
     }
 }
 
@@ -199,7 +185,7 @@ fn two_lost(hosts: &mut Hosts) -> Figures {
 
 fn no_quorum(hosts: &mut Hosts) -> Figures {
     let leader = whole(hosts);
-    let epoch = hosts.status("a").expect("a status")["services"]["main"]["epoch"].clone();
+    let epoch = hosts.epoch("a");
     let load = Load::on(hosts.target());
     std::thread::sleep(Duration::from_millis(1_500));
     let from = Instant::now();
@@ -211,7 +197,7 @@ fn no_quorum(hosts: &mut Hosts) -> Figures {
     std::thread::sleep(Duration::from_secs(30));
     let outage = load.outage_since(from);
     whole(hosts);
-    let now = hosts.status("a").expect("a status")["services"]["main"]["epoch"].clone();
+    let now = hosts.epoch("a");
     let note =
         format!("{} members frozen, leader {leader}, epoch {epoch} then {now}", frozen.len());
     Figures { outages: vec![outage], lost: load.finish().lost, note }
@@ -222,7 +208,7 @@ fn pairs_cut(hosts: &mut Hosts) -> Figures {
     let mut failovers = 0;
     for (one, two) in [("a", "b"), ("b", "c"), ("a", "c")] {
         whole(hosts);
-        let before = hosts.status(one).expect("a status")["services"]["main"]["epoch"].as_u64();
+        let before = hosts.epoch(one);
         let load = Load::on(hosts.target());
         std::thread::sleep(Duration::from_millis(1_500));
         let from = Instant::now();
@@ -236,10 +222,68 @@ fn pairs_cut(hosts: &mut Hosts) -> Figures {
         std::thread::sleep(Duration::from_secs(3));
         figures.outages.push(load.outage_since(from));
         whole(hosts);
-        let after = hosts.status(one).expect("a status")["services"]["main"]["epoch"].as_u64();
-        failovers += after.unwrap_or(0) - before.unwrap_or(0);
+        failovers += hosts.epoch(one) - before;
         figures.lost += load.finish().lost;
     }
     figures.note = format!("{failovers} failovers");
     figures
+}
+
+/// Every machine's clock in turn: an hour ahead, an hour behind, right again; 5 s each.
+fn clock_set(hosts: &mut Hosts) -> Figures {
+    let mut figures = Figures::default();
+    whole(hosts);
+    let epoch = hosts.epoch("a");
+    for host in NAMES {
+        let load = Load::on(hosts.target());
+        std::thread::sleep(Duration::from_millis(1_500));
+        let from = Instant::now();
+        for seconds in [3_600, -3_600, 0] {
+            hosts.clock(host, seconds);
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        figures.outages.push(load.outage_since(from));
+        whole(hosts);
+        figures.lost += load.finish().lost;
+    }
+    figures.note = format!("{} failovers; etcd's own clocks stay", hosts.epoch("a") - epoch);
+    figures
+}
+
+/// A fault of the leader's machine, and what ends it once writes flow and so much time has passed.
+fn beside(
+    patroni: &mut Patroni,
+    lasts: Duration,
+    fault: impl Fn(&mut Patroni, &str),
+    end: impl Fn(&mut Patroni, &str),
+) -> Figures {
+    let mut figures = Figures::default();
+    for _ in 0..2 {
+        let leader = patroni.whole();
+        let load = Load::on(patroni.target());
+        std::thread::sleep(Duration::from_millis(1_500));
+        let from = Instant::now();
+        fault(patroni, &leader);
+        flow(&load, from);
+        figures.outages.push(load.outage_since(from - Duration::from_millis(50)));
+        std::thread::sleep(lasts.saturating_sub(from.elapsed()));
+        end(patroni, &leader);
+        patroni.whole();
+        figures.lost += load.finish().lost;
+    }
+    figures
+}
+
+fn patroni_killed(patroni: &mut Patroni) -> Figures {
+    let revive = |patroni: &mut Patroni, host: &str| {
+        patroni.hosts.cable(host, true);
+        patroni.run(host);
+    };
+    beside(patroni, Duration::ZERO, |patroni, host| patroni.hosts.kill(host), revive)
+}
+
+fn patroni_unplugged(patroni: &mut Patroni) -> Figures {
+    let cable =
+        |plugged| move |patroni: &mut Patroni, host: &str| patroni.hosts.cable(host, plugged);
+    beside(patroni, Duration::from_secs(60), cable(false), cable(true))
 }

@@ -164,7 +164,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
     let mut links = Links::new(tls.clone(), told);
-    links.follow(&spec, |other| shares_a_service(&spec, &node.name, other));
+    links.follow(&spec, link::JUDGE_EVERY, |other| shares_a_service(&spec, &node.name, other));
     tokio::spawn(listen(hear, keepers.clone()));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);

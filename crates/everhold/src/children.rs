@@ -2,8 +2,8 @@
 //! again; found again after a supervisor was killed.
 
 use crate::layout::Layout;
-use crate::log;
 use crate::troubles::{Troubles, last_words};
+use crate::{log, notify};
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -185,7 +185,11 @@ fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
     let file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
     // This very program, also after its file was replaced by a newer version. In a group of its own,
     // so that Ctrl-C in the terminal reaches the supervisor alone.
-    Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    for name in notify::VARIABLES {
+        command.env_remove(name);
+    }
+    command
         .arg0("everhold")
         .args(&child.arguments)
         .env(log::VARIABLE, log::format().as_str())

@@ -10,7 +10,7 @@ use crate::agent::Ask;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
 use crate::layout::Layout;
-use crate::link::{Link, LinkError, Report, Tls};
+use crate::link::{self, Link, LinkError, Report, Tls};
 use crate::links::Links;
 use crate::machine;
 use crate::machine::join::{self, InviteError};
@@ -163,7 +163,7 @@ impl Cluster {
     pub fn start(parts: Parts) -> Arc<Cluster> {
         let (told, hear) = mpsc::channel(1_024);
         let mut links = Links::new(parts.tls, told);
-        links.follow(&parts.spec, |_| true);
+        links.follow(&parts.spec, link::show_every(parts.spec.nodes.len()), |_| true);
         let cluster = Arc::new(Cluster {
             name: parts.name,
             here: parts.here,
@@ -197,7 +197,7 @@ impl Cluster {
 
     /// A new spec: other nodes to hear, other places of the store.
     fn take_spec(&self, spec: Spec) {
-        self.links().follow(&spec, |_| true);
+        self.links().follow(&spec, link::show_every(spec.nodes.len()), |_| true);
         if let (Agreed::Etcd(store), Some(here), true) = (&self.store, &self.here, spec.is_spread())
         {
             store.set_endpoints(machine::endpoints(&spec, here));

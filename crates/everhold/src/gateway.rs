@@ -4,7 +4,7 @@
 
 use crate::agent;
 use crate::facts::{Word, facts};
-use crate::link::{Hold, Report, Tls};
+use crate::link::{self, Hold, Report, Tls};
 use crate::links::Links;
 use crate::machine;
 use crate::node_file::NodeFile;
@@ -67,7 +67,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
     let (told, hear) = mpsc::channel(1_024);
     let mut links = Links::new(tls, told);
-    links.follow(&spec, |_| true);
+    links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
     let (tables, to_keep) = watch::channel(table.clone());
     let desk = plain::gateway::Desk {
@@ -170,7 +170,7 @@ async fn route_traffic(
 
 impl Router {
     fn take_spec(&mut self, spec: Spec) {
-        self.links.follow(&spec, |_| true);
+        self.links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
         if spec.is_spread() {
             let here = self.me.strip_prefix("gateway.").unwrap_or(&self.me);
             self.store.set_endpoints(machine::endpoints(&spec, here));

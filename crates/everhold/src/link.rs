@@ -1,5 +1,6 @@
 //! How agents, gateways and the API reach an agent: one TCP connection with mutual TLS, on which
-//! the agent tells its report ten times a second and answers questions.
+//! the agent tells its report at once when it changes and as often as the dialler asked in its first
+//! frame, and answers questions.
 //!
 //! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
@@ -28,6 +29,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 const FRAME_BYTES_MAX: u32 = 16 << 20;
 /// A peer that says nothing for so long is dialled anew.
 const SILENCE: Duration = Duration::from_secs(2);
+/// What an agent judges by it hears ten times a second.
+pub const JUDGE_EVERY: Duration = Duration::from_millis(HEARTBEAT_MS);
+/// Nobody waits longer for a sign of life, so that [`SILENCE`] is several of them.
+const EVERY_MAX: Duration = Duration::from_millis(500);
+/// What each node of a cluster adds to that for those who hear all.
+const SHARE: Duration = Duration::from_millis(20);
 /// For the connection and its handshake.
 const CONNECT: Duration = Duration::from_millis(800);
 /// Certificates are renewed weeks before they end.
@@ -76,9 +83,25 @@ type Answer = Result<serde_json::Value, String>;
 
 #[derive(Serialize, Deserialize)]
 enum Frame {
+    /// How often the dialler wants to hear.
+    Hear {
+        every_ms: u64,
+    },
     Report(Arc<Report>),
-    Ask { id: u64, question: serde_json::Value },
-    Answer { id: u64, answer: Answer },
+    Ask {
+        id: u64,
+        question: serde_json::Value,
+    },
+    Answer {
+        id: u64,
+        answer: Answer,
+    },
+}
+
+/// For those that route and show what all nodes say: changes come at once anyway, and in a cluster of
+/// a hundred nodes the gateways and APIs would cost each agent more than its own work.
+pub fn show_every(nodes: usize) -> Duration {
+    SHARE.saturating_mul(u32::try_from(nodes).unwrap_or(u32::MAX)).clamp(JUDGE_EVERY, EVERY_MAX)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -243,9 +266,18 @@ async fn speak(
     questions: mpsc::Sender<Question>,
 ) {
     let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
+    let (hear, mut beats) = watch::channel(JUDGE_EVERY);
     let listen = async move {
         while let Some(frame) = receive(&mut read).await {
-            let Frame::Ask { id, question } = frame else { return };
+            let (id, question) = match frame {
+                Frame::Ask { id, question } => (id, question),
+                Frame::Hear { every_ms } => {
+                    let every = Duration::from_millis(every_ms);
+                    hear.send_replace(every.clamp(JUDGE_EVERY, EVERY_MAX));
+                    continue;
+                }
+                Frame::Report(_) | Frame::Answer { .. } => return,
+            };
             let (answer, told) = oneshot::channel();
             let question = Question { body: question, answer };
             if questions.send(question).await.is_err() {
@@ -259,11 +291,21 @@ async fn speak(
         }
     };
     let tell = async move {
-        let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
-        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let beat = |every| {
+            let mut beat = tokio::time::interval(every);
+            beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            beat
+        };
+        let mut due = beat(JUDGE_EVERY);
+        // Most of what is told is what was told before.
+        let mut last: Option<(Arc<Report>, Vec<u8>)> = None;
         loop {
             let frame = tokio::select! {
-                _ = beat.tick() => Frame::Report(reports.borrow_and_update().clone()),
+                _ = due.tick() => Frame::Report(reports.borrow_and_update().clone()),
+                Ok(()) = beats.changed() => {
+                    due = beat(*beats.borrow_and_update());
+                    continue;
+                }
                 changed = reports.changed() => {
                     if changed.is_err() {
                         return;
@@ -273,9 +315,22 @@ async fn speak(
                 Some((id, answer)) = answered.recv() => Frame::Answer { id, answer },
             };
             // A peer that doesn't take it in a heartbeat's time is dropped, not buffered for.
-            let sent = tokio::time::timeout(SILENCE, send(&mut write, &frame)).await;
+            let known = last.take().filter(
+                |(told, _)| matches!(&frame, Frame::Report(report) if Arc::ptr_eq(told, report)),
+            );
+            let bytes = match known {
+                Some((_, bytes)) => bytes,
+                None => match encode(&frame) {
+                    Ok(bytes) => bytes,
+                    Err(_) => return,
+                },
+            };
+            let sent = tokio::time::timeout(SILENCE, flush(&mut write, &bytes)).await;
             if !matches!(sent, Ok(Ok(()))) {
                 return;
+            }
+            if let Frame::Report(report) = frame {
+                last = Some((report, bytes));
             }
         }
     };
@@ -339,10 +394,12 @@ pub struct Link {
     heard: Arc<AtomicU64>,
 }
 
-/// Dials the node and hands on what it says, for as long as the link is kept.
+/// Dials the node and hands on what it says, for as long as the link is kept: changes at once, and
+/// `every` so often.
 pub fn dial(
     node: String,
     addr: String,
+    every: Duration,
     tls: Tls,
     reports: mpsc::Sender<(String, Arc<Report>)>,
 ) -> Link {
@@ -356,10 +413,14 @@ pub fn dial(
         asks,
         heard: heard.clone(),
     };
+    let hear = Frame::Hear { every_ms: u64::try_from(every.as_millis()).unwrap_or(HEARTBEAT_MS) };
     tokio::spawn(async move {
         loop {
             let ended = match connect(&node, &addr, &tls).await {
-                Ok(stream) => converse(&node, stream, &reports, &mut asked, &heard).await,
+                Ok(mut stream) => match send(&mut stream, &hear).await {
+                    Ok(()) => converse(&node, stream, &reports, &mut asked, &heard).await,
+                    Err(error) => Err(error),
+                },
                 Err(error) => Err(error),
             };
             note(&refused, ended.err().as_ref().and_then(Refusal::of));
@@ -437,7 +498,18 @@ async fn converse(
     // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
     let (frames, mut frame) = mpsc::channel(64);
     let reader = tokio::spawn(async move {
-        while let Ok(frame) = tokio::time::timeout(SILENCE, try_receive(&mut read)).await {
+        let mut last: Option<(Vec<u8>, Arc<Report>)> = None;
+        while let Ok(taken) = tokio::time::timeout(SILENCE, take(&mut read)).await {
+            let frame = taken.and_then(|bytes| match &last {
+                Some((known, report)) if *known == bytes => Ok(Frame::Report(report.clone())),
+                Some(_) | None => {
+                    let frame = serde_json::from_slice(&bytes)?;
+                    if let Frame::Report(report) = &frame {
+                        last = Some((bytes, report.clone()));
+                    }
+                    Ok(frame)
+                }
+            });
             let ends = frame.is_err();
             if frames.send(frame).await.is_err() || ends {
                 return;
@@ -460,7 +532,7 @@ async fn converse(
                         let _ = to.send(answer);
                     }
                 }
-                Some(Ok(Frame::Report(_) | Frame::Ask { .. })) | None => break,
+                Some(Ok(Frame::Report(_) | Frame::Ask { .. } | Frame::Hear { .. })) | None => break,
                 // Whether our certificate is believed is only said here.
                 Some(Err(error)) => {
                     reader.abort();
@@ -489,29 +561,35 @@ pub async fn send(
     to: &mut (impl AsyncWrite + Unpin),
     frame: &impl Serialize,
 ) -> std::io::Result<()> {
+    flush(to, &encode(frame)?).await
+}
+
+fn encode(frame: &impl Serialize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; 4];
     serde_json::to_writer(&mut bytes, frame)?;
     let length = u32::try_from(bytes.len() - 4).unwrap_or(u32::MAX);
     bytes[..4].copy_from_slice(&length.to_be_bytes());
-    to.write_all(&bytes).await?;
+    Ok(bytes)
+}
+
+async fn flush(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
     to.flush().await
 }
 
 /// Reads one frame; `None` when there is none that can be understood.
 pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Option<T> {
-    try_receive(from).await.ok()
+    serde_json::from_slice(&take(from).await.ok()?).ok()
 }
 
-async fn try_receive<T: DeserializeOwned>(
-    from: &mut (impl AsyncRead + Unpin),
-) -> std::io::Result<T> {
+async fn take(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
     let length = from.read_u32().await?;
     if length > FRAME_BYTES_MAX {
         return Err(std::io::Error::other("the frame is too large"));
     }
     let mut bytes = vec![0; length as usize];
     from.read_exact(&mut bytes).await?;
-    Ok(serde_json::from_slice(&bytes)?)
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -539,5 +617,52 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         panic!("the old certificate is still used");
+    }
+
+    /// So often as the dialler asked, and at once when there is news.
+    #[tokio::test]
+    async fn who_only_shows_hears_less_often_and_changes_at_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
+        let pair = authority.issue("a", &[Host::Dns("a".to_string())], Usage::Both);
+        let pair = pair.expect("a certificate");
+        let tls = Tls::load(&pair.ca, &pair.cert, &pair.key).expect("read");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let addr = free.local_addr().expect("its address");
+        drop(free);
+        let (tell, reports) = watch::channel(Arc::new(Report::default()));
+        tell.send_modify(|report| Arc::make_mut(report).node = "a".to_string());
+        let (questions, _asked) = mpsc::channel(1);
+        serve(addr, tls.clone(), reports, questions).await.expect("it listens");
+        let hear = |every| {
+            let (told, heard) = mpsc::channel(64);
+            (dial("a".to_string(), addr.to_string(), every, tls.clone(), told), heard)
+        };
+        let (_judge, mut judges) = hear(JUDGE_EVERY);
+        let (_show, mut shows) = hear(show_every(10));
+        let next = async |heard: &mut mpsc::Receiver<_>| heard.recv().await.expect("a report");
+        for _ in 0..3 {
+            next(&mut judges).await;
+            next(&mut shows).await;
+        }
+        let count = async |heard: &mut mpsc::Receiver<(String, Arc<Report>)>| {
+            let end = tokio::time::Instant::now() + Duration::from_secs(3);
+            let mut count = 0;
+            while tokio::time::timeout_at(end, heard.recv()).await.is_ok() {
+                count += 1;
+            }
+            count
+        };
+        let (often, seldom) = tokio::join!(count(&mut judges), count(&mut shows));
+        // On a busy machine both hear less often, but never the one more than the other.
+        assert!(seldom > 0 && often > seldom, "{often} and {seldom} in 3 s");
+        assert_eq!((show_every(3), show_every(1_000)), (JUDGE_EVERY, EVERY_MAX));
+        // Each change is told, not only the newest at the next beat.
+        let from = tokio::time::Instant::now();
+        for pid in 1..=30 {
+            tell.send_modify(|report| Arc::make_mut(report).pid = pid);
+            while next(&mut shows).await.1.pid != pid {}
+        }
+        assert!(from.elapsed() < show_every(10) * 20, "at once, not with the beat");
     }
 }

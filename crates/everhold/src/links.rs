@@ -5,6 +5,7 @@ use crate::link::{self, Link, Report, Tls};
 use everhold_core::spec::Spec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Standing links by node. One that is dropped hangs up.
@@ -20,8 +21,9 @@ impl Links {
         Links { tls, told, links: BTreeMap::new() }
     }
 
-    /// Dials who is new among the nodes that are `wanted`, and hangs up on who isn't any more.
-    pub fn follow(&mut self, spec: &Spec, wanted: impl Fn(&str) -> bool) {
+    /// Dials who is new among the nodes that are `wanted`, to hear them `every` so often, and hangs
+    /// up on who isn't any more.
+    pub fn follow(&mut self, spec: &Spec, every: Duration, wanted: impl Fn(&str) -> bool) {
         let address = |name: &str| {
             let node = spec.nodes.get(name).filter(|_| wanted(name))?;
             Some(host_and_port(&node.address, node.agent_port()))
@@ -31,7 +33,8 @@ impl Links {
             let Some(at) = address(name).filter(|_| !self.links.contains_key(name)) else {
                 continue;
             };
-            let link = link::dial(name.clone(), at.clone(), self.tls.clone(), self.told.clone());
+            let (tls, told) = (self.tls.clone(), self.told.clone());
+            let link = link::dial(name.clone(), at.clone(), every, tls, told);
             self.links.insert(name.clone(), (at, link));
         }
     }
@@ -50,4 +53,38 @@ pub fn shares_a_service(spec: &Spec, me: &str, node: &str) -> bool {
     let on = |nodes: &[String], name: &str| nodes.iter().any(|it| it == name);
     let mut services = spec.services.values().map(|service| service.nodes());
     me != node && services.any(|nodes| on(nodes, me) && on(nodes, node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{StorePorts, load_with};
+
+    #[test]
+    fn an_agent_judges_with_those_it_shares_a_service_with() {
+        let range = |i: usize| format!("{}-{}", 16_000 + i * 100, 16_099 + i * 100);
+        let node = |(i, name)| {
+            format!("{name} = {{ address = \"127.0.0.1\", ports = \"{}\" }}\n", range(i))
+        };
+        let nodes: String = ["a", "b", "c", "d", "e"].into_iter().enumerate().map(node).collect();
+        let text = format!(
+            "schema = 1\ncluster = \"shop\"\n[node]\n{nodes}\
+             [service.one]\nkind = \"postgres\"\nnodes = [\"a\", \"b\", \"c\"]\n\
+             [service.two]\nkind = \"postgres\"\nnodes = [\"c\", \"d\"]\n\
+             [listener]\n\
+             w = {{ bind = \"127.0.0.1:6432\", protocol = \"postgres\", service = \"one\", role = \"primary\" }}\n"
+        );
+        let spec = load_with(&text, "test", StorePorts::default()).expect("a spec");
+        let check = |me: &str, expected: &str| {
+            let found: Vec<String> = {
+                let others = spec.nodes.keys().filter(|it| shares_a_service(&spec, me, it));
+                others.cloned().collect()
+            };
+            assert_eq!(found.join(" "), expected, "{me}");
+        };
+        check("a", "b c");
+        check("c", "a b d");
+        check("d", "c");
+        check("e", "");
+    }
 }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// An agent silent for longer is not up.
-const SUSPECT_MS: u64 = 500;
+/// An agent silent for longer is not up: of a large cluster's it is heard twice a second.
+const SUSPECT_MS: u64 = 1_200;
 const DOWN_MS: u64 = 2_000;
 
 /// Everything that status is made from.

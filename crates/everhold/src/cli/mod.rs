@@ -7,13 +7,14 @@ mod client;
 mod connect;
 mod failure;
 mod journal;
+mod manual;
 mod operations;
 mod output;
 mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, log, machine, minder, store, up};
+use crate::{agent, context, gateway, install, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -80,6 +81,8 @@ enum Command {
         #[arg(long, default_value = machine::NODE_FILE)]
         node_file: PathBuf,
     },
+    /// Put this program, its unit for systemd and its directories in their places
+    Install(install::Options),
     /// Run this machine's part of its cluster, in the foreground
     Run {
         /// What `init` or `join` left
@@ -197,6 +200,11 @@ enum Command {
     },
     /// Show from which facts an entry of the journal was decided, and decide it again
     Explain { id: String },
+    /// Print what completes commands in a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write the manual's pages into a directory
+    #[command(hide = true)]
+    Manual { into: PathBuf },
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
@@ -246,6 +254,9 @@ pub fn main() -> ExitCode {
                 machine::join::join(machine::join::Options { invitation, data, file: node_file }),
             )
         }
+        Command::Install(options) => manual::install(&options),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Manual { into } => manual::pages(&into),
         Command::Store(StoreCommand::Restore { copy, lost, node_file }) => {
             let data = cli.data.unwrap_or_else(context::default_data);
             let options = store::restore::Options { copy, lost, file: node_file, data };
@@ -304,6 +315,9 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Agent { .. }
         | Command::Gateway { .. }
         | Command::Check { .. }
+        | Command::Install(_)
+        | Command::Completions { .. }
+        | Command::Manual { .. }
         | Command::Minder(_) => Ok(()),
     }
 }

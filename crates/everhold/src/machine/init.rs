@@ -87,7 +87,7 @@ pub async fn init(options: Options) -> anyhow::Result<()> {
     finish(&own_file, &options.file)?;
     say(format_args!("· node file {}", options.file.display()));
     println!("initialised {}", spec.cluster);
-    say("Next: `everhold run` (or the service of deploy/everhold.service), then here");
+    say("Next: `everhold run` (or `systemctl enable --now everhold`), then here");
     for name in spec.nodes.keys().filter(|name| *name != me) {
         say(format_args!("  everhold token {name}     and on its machine what it prints"));
     }

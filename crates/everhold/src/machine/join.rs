@@ -355,7 +355,7 @@ pub async fn join(options: Options) -> anyhow::Result<()> {
         true => String::new(),
         false => format!(" --node-file {}", options.file.display()),
     };
-    say(format_args!("Next: `everhold run{named}` (or the service of deploy/everhold.service)"));
+    say(format_args!("Next: `everhold run{named}` (or `systemctl enable --now everhold`)"));
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use crate::spec::{StorePorts, record};
 use crate::supervisor::{
     self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, say, stop, take_lock,
 };
-use crate::{agent, disk, secrets, spec_store, store as care};
+use crate::{agent, disk, notify, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
@@ -123,6 +123,8 @@ fn check(spec: &Spec, layout: &Layout, me: &str) -> anyhow::Result<()> {
 
 /// Runs until SIGINT or SIGTERM.
 pub async fn run(path: &Path) -> anyhow::Result<()> {
+    // At once: the manager watches already if this was another version before.
+    tokio::spawn(notify::live());
     let node = NodeFile::read(path)?;
     let me = node.name.clone();
     let layout = Layout::new(&node.data)?;
@@ -208,6 +210,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         token_file: layout.api_token(),
     };
     context.publish(&layout)?;
+    notify::ready();
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
@@ -222,6 +225,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
             }
         }
     };
+    notify::stopping();
     say("· stopping");
     match end {
         None => stop(&cluster, &supervised, std::slice::from_ref(&me)).await,

@@ -281,7 +281,7 @@ fn values() {
         "6:22 E015 `synchronous.number` in [service.main] is 1, above the number of standbys (0)",
     ]);
     check_main("synchronous.number = -1\n", &[
-        "5:22 E007 `synchronous.number` in [service.main] must be from 0 to 63, not -1",
+        "5:22 E007 `synchronous.number` in [service.main] must be from 0 to 99, not -1",
     ]);
     check_main("synchronous.spread = \"zone\"\n", &[
         "5:22 E016 `synchronous.spread` in [service.main] is \"zone\", but without a zone: a, b, c",

@@ -7,7 +7,7 @@
 use super::copies;
 use crate::agent::{self, Ask};
 use crate::layout::Layout;
-use crate::link::Tls;
+use crate::link::{self, Tls};
 use crate::links::Links;
 use crate::machine;
 use crate::node_file::NodeFile;
@@ -354,7 +354,7 @@ async fn ask_all(site: &Site, spec: &Spec) -> anyhow::Result<(All, Vec<String>)>
     let tls = Tls::follow(ca, cert, key)?;
     let (told, mut hear) = mpsc::channel(REPORTS_MAX);
     let mut links = Links::new(tls, told);
-    links.follow(spec, |_| true);
+    links.follow(spec, link::JUDGE_EVERY, |_| true);
     tokio::spawn(async move { while hear.recv().await.is_some() {} });
     let until = tokio::time::Instant::now() + HEARD_WITHIN;
     let mut silent = Vec::new();

@@ -4,7 +4,11 @@
 //! Shared by the tests and the benchmarks. Nothing of the binary's own code is used here.
 #![allow(dead_code)] // Each user needs another part of it.
 
+pub mod patroni;
+pub mod torture;
+
 use crate::stack::load::Target;
+use crate::stack::preload::Preload;
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,11 +31,13 @@ const NOWHERE: &str = "02:00:00:00:00:ff";
 #[derive(Clone, Debug)]
 pub struct Wanted {
     pub durability: &'static str,
+    /// Whether its machines' disks and clocks can be made worse.
+    pub worse: bool,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Wanted { durability: "required" }
+        Wanted { durability: "required", worse: false }
     }
 }
 
@@ -41,6 +47,8 @@ pub struct Hosts {
     /// What the namespaces' names begin with.
     prefix: String,
     running: Vec<Option<Child>>,
+    /// What makes the machines worse, in their order, if that is wanted.
+    preloads: Vec<Preload>,
 }
 
 fn place(host: &str) -> usize {
@@ -73,7 +81,8 @@ impl Hosts {
         let dir = std::env::temp_dir().join(dir);
         fs::create_dir(&dir).expect("a fresh directory");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
-        let hosts = Hosts { dir, prefix, running: (0..3).map(|_| None).collect() };
+        let running = (0..3).map(|_| None).collect();
+        let hosts = Hosts { dir, prefix, running, preloads: Vec::new() };
         let switch = hosts.space("s");
         ip(&format!("netns add {switch}"));
         ip(&format!("-n {switch} link add br0 type bridge"));
@@ -101,6 +110,9 @@ impl Hosts {
     /// A cluster on them, from `init` and two `join`s, with clients that can write.
     pub fn start(wanted: &Wanted) -> Hosts {
         let mut hosts = Hosts::bare();
+        if wanted.worse {
+            hosts.preloads = NAMES.iter().map(|name| Preload::new(&hosts.dir, name)).collect();
+        }
         fs::write(hosts.spec_file(), hosts.spec(wanted)).expect("the spec is written");
         let spec = hosts.spec_file().display().to_string();
         let file = hosts.node_file("a").display().to_string();
@@ -200,6 +212,7 @@ impl Hosts {
         let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let mut command = self.on(host, env!("CARGO_BIN_EXE_everhold"));
         command.arg("run").arg("--node-file").arg(self.node_file(host));
+        command.envs(self.preloads.get(place(host)).into_iter().flat_map(Preload::environment));
         command.stderr(log.try_clone().expect("a log")).stdout(log);
         self.running[place(host)] = Some(command.spawn().expect("everhold starts"));
         let until = Instant::now() + PATIENCE;
@@ -207,6 +220,12 @@ impl Hosts {
             assert!(Instant::now() < until, "{host} does not run: {}", self.tail(host));
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Whether its `run` does.
+    pub fn runs(&mut self, host: &str) -> bool {
+        let child = self.running[place(host)].as_mut();
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// `everhold status --json` as a machine answers it.
@@ -236,6 +255,11 @@ impl Hosts {
         let status =
             self.wait(by, "leader", |status| status["services"]["main"]["serving"] == true);
         status["services"]["main"]["leader"].as_str().expect("a leader").to_string()
+    }
+
+    pub fn epoch(&self, by: &str) -> u64 {
+        let status = self.wait(by, "epoch", |status| status["services"]["main"]["epoch"].is_u64());
+        status["services"]["main"]["epoch"].as_u64().expect("an epoch")
     }
 
     /// The password of the database's owner.
@@ -291,6 +315,16 @@ impl Hosts {
         }
     }
 
+    /// Sets a machine's wall clock so many seconds beside the true one.
+    pub fn clock(&self, host: &str, seconds: i64) {
+        self.preloads[place(host)].clock(seconds);
+    }
+
+    /// Makes a machine's disk slow, or quick again.
+    pub fn slow_disk(&self, host: &str, slow: bool) {
+        self.preloads[place(host)].slow(slow);
+    }
+
     /// Every process on a machine.
     pub fn processes(&self, host: &str) -> Vec<i32> {
         let output = Command::new("ip").args(["netns", "pids", &self.space(host)]).output();
@@ -315,7 +349,7 @@ impl Hosts {
             signal("KILL", &pids);
             std::thread::sleep(Duration::from_millis(5));
         }
-        if let Some(mut child) = self.running[place(host)].take() {
+        if let Some(mut child) = self.running.get_mut(place(host)).and_then(Option::take) {
             let _ = child.wait();
         }
     }
@@ -377,17 +411,19 @@ impl Hosts {
             }
             config
         };
-        Target {
-            configs: (0..NAMES.len()).map(config).collect(),
-            space: Some(Path::new("/run/netns").join(self.space(CLIENT))),
-            reply: Duration::from_secs(4),
-        }
+        Target { configs: (0..NAMES.len()).map(config).collect(), ..self.clients() }
+    }
+
+    /// The machine of the clients, and nobody whom they speak to.
+    fn clients(&self) -> Target {
+        let space = Some(Path::new("/run/netns").join(self.space(CLIENT)));
+        Target { configs: Vec::new(), space, reply: Duration::from_secs(4) }
     }
 }
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        for host in NAMES {
+        for host in NAMES.iter().chain([&CLIENT]) {
             self.end(host);
         }
         for host in NAMES.iter().chain([&CLIENT, &"s"]) {

@@ -1,8 +1,7 @@
 //! Losses that heal by themselves, seen from a client's side.
 
 use crate::stack::load::{Load, block_on, config, connect};
-use crate::stack::{NODES, Stack, Wanted, signal};
-use crate::torture;
+use crate::stack::{NODES, Stack, Wanted, signal, torture};
 use std::time::Duration;
 
 /// Seconds of random faults in the suite; `make torture` runs longer.
@@ -118,5 +117,5 @@ fn a_store_that_is_gone_stops_nothing() {
 
 #[test]
 fn random_faults_lose_nothing() {
-    torture::run(TORTURE_SECONDS, 20_261_120);
+    torture::run::<Stack>(TORTURE_SECONDS, 20_261_120);
 }

@@ -3,7 +3,9 @@
 use crate::hosts::{self, Hosts, Wanted};
 use crate::stack::load::Load;
 use std::fs;
-use std::time::{Duration, Instant};
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
+use std::time::{Duration, Instant, SystemTime};
 
 #[test]
 fn a_machine_that_is_gone_is_missed_and_comes_back() {
@@ -48,6 +50,96 @@ fn asked(hosts: &Hosts, on: &str, host: &str, what: &str) -> String {
     );
     let output = hosts.on(on, "bash").args(["-c", &script]).output().expect("bash runs");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Nobody judges by the wall clock of another machine, or by its own.
+#[test]
+fn a_clock_that_is_set_by_an_hour_is_no_reason_for_anything() {
+    let hosts = Hosts::start(&Wanted { worse: true, ..Wanted::default() });
+    let (leader, epoch) = (hosts.leader("a"), hosts.epoch("a"));
+    let standby = if leader == "b" { "c" } else { "b" };
+    let load = Load::on(hosts.target());
+    load.flows();
+    let from = Instant::now();
+    for host in [leader.as_str(), standby] {
+        for seconds in [3_600, -3_600, 0] {
+            hosts.clock(host, seconds);
+            std::thread::sleep(Duration::from_secs(3));
+            load.flows();
+            let ahead = load.ask("SELECT extract(epoch FROM clock_timestamp())::bigint::text");
+            let ahead = ahead.parse::<i64>().expect("a number") - now();
+            let expected = if host == leader { seconds } else { 0 };
+            assert!((ahead - expected).abs() < 60, "the leader's clock is {ahead} s ahead");
+            let status = hosts.status(host).expect("a status");
+            let at: jiff::Timestamp = status["at"].as_str().expect("a time").parse().expect("one");
+            let ahead = at.as_second() - now();
+            assert!((ahead - seconds).abs() < 60, "{host}'s own clock is {ahead} s ahead");
+        }
+    }
+    let gap = load.outage_since(from);
+    assert!(gap < Duration::from_secs(10), "{gap:?}");
+    hosts.wait("a", "whole cluster", hosts::is_whole);
+    assert_eq!((hosts.leader("a"), hosts.epoch("a")), (leader, epoch), "no failover");
+    assert_eq!(load.finish().lost, 0);
+}
+
+/// The true time, in seconds.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.expect("after 1970").as_secs() as i64
+}
+
+/// As systemd starts, watches, reloads and stops it.
+#[test]
+fn who_started_a_machine_hears_of_it() {
+    let hosts = Hosts::bare();
+    fs::write(hosts.spec_file(), hosts.spec(&Wanted::default())).expect("the spec is written");
+    let spec = hosts.spec_file().display().to_string();
+    let file = hosts.node_file("a").display().to_string();
+    hosts.done("a", &["init", "--node", "a", "--spec", &spec, "--node-file", &file]);
+    let socket = hosts.dir().join("notify");
+    let manager = UnixDatagram::bind(&socket).expect("a socket");
+    manager.set_read_timeout(Some(Duration::from_secs(60))).expect("set");
+    let hear = |word: &str| {
+        for _ in 0..1_000 {
+            let mut heard = [0; 256];
+            let length = manager.recv(&mut heard).unwrap_or_else(|error| panic!("{word}: {error}"));
+            if String::from_utf8_lossy(&heard[..length]).lines().any(|line| line == word) {
+                return;
+            }
+        }
+        panic!("{word} was not said");
+    };
+    let mut run = hosts.on("a", env!("CARGO_BIN_EXE_everhold"));
+    run.args(["run", "--node-file", &file]).stdout(Stdio::null()).stderr(Stdio::null());
+    run.env("NOTIFY_SOCKET", &socket).env("WATCHDOG_USEC", "600000");
+    let mut run = run.spawn().expect("everhold starts");
+    hear("READY=1");
+    assert!(hosts.status("a").is_some(), "ready is when it answers");
+    (0..3).for_each(|_| hear("WATCHDOG=1"));
+
+    let me = run.id() as i32;
+    let others: Vec<i32> = hosts.processes("a").into_iter().filter(|pid| *pid != me).collect();
+    assert!(others.len() >= 3, "an agent, a gateway and etcd: {others:?}");
+    for pid in others {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        assert!(!environment.contains("NOTIFY_SOCKET="), "{pid} would be taken for `run`");
+    }
+
+    let certificate = hosts.data("a").join("pki/api.a.pem");
+    fs::remove_file(&certificate).expect("removed");
+    hosts::signal("HUP", &[me]);
+    let until = Instant::now() + Duration::from_secs(30);
+    while !certificate.exists() {
+        assert!(Instant::now() < until, "a reload issues what is missing");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(run.try_wait().expect("a child").is_none(), "and ends nothing");
+
+    hosts::signal("TERM", &[me]);
+    hear("STOPPING=1");
+    assert!(run.wait().expect("it ends").success());
 }
 
 /// Errors name their code, and neither the machine nor the cluster has changed after them.

@@ -7,6 +7,7 @@ mod external;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
+mod install;
 mod loss;
 mod machines;
 mod minder;
@@ -17,5 +18,3 @@ mod replaced;
 mod stack;
 mod store;
 mod tidy;
-#[path = "../stack/torture.rs"]
-mod torture;

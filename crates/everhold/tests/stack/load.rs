@@ -232,6 +232,15 @@ impl Load {
         });
     }
 
+    /// The first column of a statement's first row, by a client of its own.
+    pub fn ask(&self, sql: &'static str) -> String {
+        let config = self.target.configs[0].clone();
+        self.target.run(move || async move {
+            let (client, _) = connect(&config).await.expect("a connection");
+            client.query_one(sql, &[]).await.expect("a row").get(0)
+        })
+    }
+
     pub fn acknowledged(&self) -> usize {
         self.told.lock().expect("unpoisoned").acknowledged.len()
     }

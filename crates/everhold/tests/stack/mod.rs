@@ -6,8 +6,12 @@
 
 pub mod disk;
 pub mod load;
+pub mod preload;
 pub mod random;
+pub mod table;
+pub mod torture;
 
+use preload::Preload;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -33,6 +37,8 @@ pub struct Wanted {
     pub environment: Vec<(String, String)>,
     /// More for the command line of `everhold up`.
     pub arguments: Vec<String>,
+    /// Whether its disks and clock can be made worse.
+    pub worse: bool,
     pub parameters: String,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
@@ -47,6 +53,7 @@ impl Default for Wanted {
             number: 1,
             environment: Vec::new(),
             arguments: Vec::new(),
+            worse: false,
             parameters: String::new(),
             disks: &[],
             store: String::new(),
@@ -60,6 +67,7 @@ pub struct Stack {
     dir: PathBuf,
     wanted: Wanted,
     base: u16,
+    preload: Option<Preload>,
 }
 
 impl Stack {
@@ -91,7 +99,8 @@ impl Stack {
         // PostgreSQL's user passes through.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).expect("permissions");
         let base = free_ports(4 * RANGE + 8);
-        let stack = Stack { up: None, dir, wanted, base };
+        let preload = wanted.worse.then(|| Preload::new(&dir, "stack"));
+        let stack = Stack { up: None, dir, wanted, base, preload };
         fs::write(stack.spec_file(), stack.spec(false)).expect("the spec is written");
         for node in stack.wanted.disks {
             let image = stack.dir.join(format!("disk-{node}"));
@@ -142,10 +151,9 @@ impl Stack {
         )
     }
 
-    /// A variable of the environment it was started with.
-    pub fn environment(&self, name: &str) -> Option<String> {
-        let all = self.wanted.environment.iter();
-        all.clone().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+    /// What makes its disks and clock worse.
+    pub fn preload(&self) -> &Preload {
+        self.preload.as_ref().expect("a stack that can be made worse")
     }
 
     pub fn dir(&self) -> &Path {
@@ -206,6 +214,7 @@ impl Stack {
         let store_port = (self.base + 3 * RANGE + 3).to_string();
         let mut command = self.command(&["up", "--store-port", &store_port, "--spec"]);
         command.arg(spec).args(&self.wanted.arguments).envs(self.wanted.environment.clone());
+        command.envs(self.preload.iter().flat_map(Preload::environment));
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
         self.up = Some(command.spawn().expect("everhold starts"));
         self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);

@@ -8,32 +8,66 @@ use std::time::{Duration, Instant};
 /// Shorter than what a standby is missed after.
 const ALONE: Duration = Duration::from_millis(400);
 
+/// What can be broken at random, healed, and written to meanwhile.
+pub trait Torn {
+    /// A whole one, of a kind that the seed decides.
+    fn start(random: &mut Random) -> Self;
+    fn load(&self) -> Load;
+    /// Breaks something, or ends what was broken, and says what.
+    fn fault(&mut self, random: &mut Random) -> String;
+    /// Ends everything that was broken, and waits until it is whole.
+    fn heal(&mut self);
+}
+
 /// Runs for so long, then heals everything and looks for what was lost.
-pub fn run(seconds: u64, seed: u64) {
+pub fn run<T: Torn>(seconds: u64, seed: u64) {
     println!("torture: {seconds} s, seed {seed}");
     let mut random = Random::new(seed);
-    let durability = *random.pick(&["required", "preferred"]);
-    let mut stack = Stack::start(Wanted { durability, ..Wanted::default() });
-    stack.whole();
-    let load = Load::start(stack.write_port(), &stack.password());
-    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut torn = T::start(&mut random);
+    let load = torn.load();
+    let began = Instant::now();
     let mut faults = 0;
-    while Instant::now() < end {
+    while began.elapsed() < Duration::from_secs(seconds) {
         std::thread::sleep(Duration::from_millis(200 + random.below(6_000)));
-        fault(&mut stack, &mut random);
+        let at = began.elapsed().as_secs_f64();
+        println!("  {at:7.1} s: {}", torn.fault(&mut random));
         faults += 1;
     }
-    thaw(&stack);
-    stack.whole();
+    let healing = Instant::now();
+    torn.heal();
+    let healed = healing.elapsed().as_secs_f64();
     let seen = load.finish();
     println!(
-        "torture: {faults} faults, {} acknowledged, {} errors, longest gap {:.1} s, lost {}",
+        "torture: {faults} faults, {} acknowledged, {} errors, longest gap {:.1} s, whole {healed:.1} s \
+         after the last, lost {}",
         seen.acknowledged,
         seen.errors.len(),
         seen.outage.as_secs_f64(),
         seen.lost
     );
     assert_eq!(seen.lost, 0, "acknowledged rows are gone; seed {seed}");
+}
+
+impl Torn for Stack {
+    fn start(random: &mut Random) -> Stack {
+        let durability = *random.pick(&["required", "preferred"]);
+        let mut stack = Stack::start(Wanted { durability, ..Wanted::default() });
+        stack.whole();
+        stack
+    }
+
+    fn load(&self) -> Load {
+        Load::start(self.write_port(), &self.password())
+    }
+
+    fn fault(&mut self, random: &mut Random) -> String {
+        fault(self, random)
+    }
+
+    fn heal(&mut self) {
+        thaw(self);
+        self.whole();
+    }
 }
 
 /// Resumes whatever is frozen.
@@ -63,7 +97,7 @@ pub fn isolate(stack: &mut Stack, meanwhile: impl FnOnce()) {
     signal("CONT", &machine);
 }
 
-fn fault(stack: &mut Stack, random: &mut Random) {
+fn fault(stack: &mut Stack, random: &mut Random) -> String {
     let node = *random.pick(&NODES);
     let some = |pid: Option<i32>| pid.into_iter().collect::<Vec<_>>();
     let (what, pids, kill) = match random.below(14) {
@@ -77,23 +111,21 @@ fn fault(stack: &mut Stack, random: &mut Random) {
         9 => ("kill etcd, not", some(stack.etcd_pid()), true),
         10 => ("kill gateway, not", some(stack.agent_pid("gateway")), true),
         11 | 12 => {
-            println!("  isolate the leader");
             let pause = Duration::from_millis(2_000 + random.below(4_000));
             isolate(stack, || std::thread::sleep(pause));
-            return;
+            return "isolate the leader".to_string();
         }
         _ => {
-            println!("  switchover");
             let _ = stack.command(&["switchover", "main"]).output();
-            return;
+            return "switchover".to_string();
         }
     };
-    println!("  {what} {node}");
     if kill {
         signal("KILL", &pids);
-        return;
+    } else {
+        signal("STOP", &pids);
+        std::thread::sleep(Duration::from_millis(100 + random.below(8_000)));
+        signal("CONT", &pids);
     }
-    signal("STOP", &pids);
-    std::thread::sleep(Duration::from_millis(100 + random.below(8_000)));
-    signal("CONT", &pids);
+    format!("{what} {node}")
 }
