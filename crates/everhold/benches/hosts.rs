@@ -14,7 +14,7 @@ use stack::load::Load;
 use stack::table::{self, Figures, Row};
 use std::time::{Duration, Instant};
 
-const ROWS: [Row<Hosts>; 9] = [
+const ROWS: [Row<Hosts>; 11] = [
     ("host killed, store's leader elsewhere, 10 runs", "median 1.2 s, worst 2 s", host_killed),
     ("host killed with the store's leader, 5 runs", "worst 3 s", host_killed_with_store),
     ("cable pulled for 30 s", "median 1.2 s, worst 2 s", cable_pulled),
@@ -24,6 +24,8 @@ const ROWS: [Row<Hosts>; 9] = [
     ("store without quorum for 60 s", "gap 0.5 s, no failover", no_quorum),
     ("every pair cut in turn, 10 s each", "no needless failover", pairs_cut),
     ("clock set forward and back by an hour", "no failover, lost 0", clock_set),
+    ("rolling restart of PostgreSQL, 5 runs", "0.3 s per switchover", rolling_restart),
+    ("rolling upgrade of Everhold, 5 runs", "0.3 s, no failover", rolling_upgrade),
 ];
 
 /// Beside ours, where Patroni is installed.
@@ -286,4 +288,39 @@ fn patroni_unplugged(patroni: &mut Patroni) -> Figures {
     let cable =
         |plugged| move |patroni: &mut Patroni, host: &str| patroni.hosts.cable(host, plugged);
     beside(patroni, Duration::from_secs(60), cable(false), cable(true))
+}
+
+/// Every PostgreSQL starts anew: standbys, then the leader by way of a switchover.
+fn rolling_restart(hosts: &mut Hosts) -> Figures {
+    rolled_out(hosts, &["rollout", "main"], 1)
+}
+
+/// Everhold starts anew on all machines, as the program that is installed: here the same one.
+fn rolling_upgrade(hosts: &mut Hosts) -> Figures {
+    rolled_out(hosts, &["rollout"], 0)
+}
+
+fn rolled_out(hosts: &mut Hosts, command: &[&str], switchovers: u64) -> Figures {
+    let mut figures = Figures::default();
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        whole(hosts);
+        let epoch = hosts.wait("b", "status", |_| true)["services"]["main"]["epoch"].as_u64();
+        let load = Load::on(hosts.target());
+        std::thread::sleep(Duration::from_millis(1_500));
+        let from = Instant::now();
+        hosts.done("b", command);
+        took.push(from.elapsed().as_secs_f64());
+        std::thread::sleep(Duration::from_millis(1_500));
+        figures.outages.push(load.outage_since(from));
+        whole(hosts);
+        let after = hosts.wait("b", "status", |_| true)["services"]["main"]["epoch"].as_u64();
+        if after != epoch.map(|epoch| epoch + switchovers) {
+            figures.note = "MORE THAN ITS OWN CHANGES OF LEADER; ".to_string();
+        }
+        figures.lost += load.finish().lost;
+    }
+    let longest = took.iter().fold(0.0, |a: f64, b| a.max(*b));
+    figures.note += &format!("{longest:.1} s for all machines at most");
+    figures
 }

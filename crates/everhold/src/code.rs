@@ -157,14 +157,13 @@ codes! {
         "start the agent of every node, and restore again";
     StoreAway "E254" "etcd out of reach" "see that it runs, and that the files of [store] are right";
     TwoAsOne "E255" "two machines with one name" "end the one that is too many";
+    NoNode "E260" "no node any more" "delete its data when nobody needs it";
+    RolloutStopped "E261" "rollout stopped" "`everhold status` says how things stand";
     NotRoot "E270" "not root" "run it with sudo";
     NoSystemd "E271" "no systemd" "copy the program, and have it started as services are here";
     OfPackage "E272" "file of a package" "use apt, or choose another --prefix";
     StillRuns "E273" "still runs" "`systemctl disable --now everhold`";
     CannotInstall "E274" "cannot install" "mend what is named, then again";
-
-    NoNode "E260" "no node any more" "delete its data when nobody needs it";
-    RolloutStopped "E261" "rollout stopped" "`everhold status` says how things stand";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

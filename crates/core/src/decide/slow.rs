@@ -50,7 +50,7 @@ fn faster<'a>(view: &View, term: &'a Term) -> Option<&'a Member> {
     let fit = |m: &&Member| view.policy.preferences.get(&m.node).is_none_or(|p| p.failover);
     let took = |m: &Member| {
         let (_, ms) = view.leading.follows.get(&view.walsender(m)?.name)?;
-        (*ms <= policy::SLOW_FLUSH_MS / 2).then_some(*ms)
+        (*ms < policy::SLOW_FLUSH_MS).then_some(*ms)
     };
     let known = term.target.members.iter().filter(fit).filter_map(|m| Some((took(m)?, m)));
     known.min().map(|(_, member)| member)

@@ -220,3 +220,40 @@ fn a_machine_is_taken_out_of_many_and_everhold_is_renewed_on_the_others() {
     let seen = load.finish();
     assert_eq!(seen.lost, 0);
 }
+
+#[test]
+fn a_slow_leader_is_shown_and_replaced_where_that_is_wanted() {
+    let wanted = hosts::Wanted { worse: true, ..hosts::Wanted::default() };
+    let hosts = Hosts::start(&wanted);
+    let load = Load::on(hosts.target());
+    load.flows();
+    let slow = hosts.leader("b");
+    let epoch =
+        |hosts: &Hosts| hosts.status("b").expect("a status")["services"]["main"]["epoch"].clone();
+    let before = epoch(&hosts);
+    hosts.slow_disk(&slow, true);
+    let shown = hosts.wait("b", "hold", |status| {
+        let mut holds = status["holds"].as_array().into_iter().flatten();
+        holds.any(|hold| hold["rule"] == "slow")
+    });
+    assert_eq!(shown["services"]["main"]["leader"], slow.as_str(), "it goes on: {shown:#}");
+    hosts.slow_disk(&slow, false);
+    hosts.wait("b", "whole cluster", hosts::is_whole);
+    assert_eq!(epoch(&hosts), before, "nobody wanted more than to see it");
+
+    let spec = fs::read_to_string(hosts.spec_file()).expect("the spec");
+    let spec = spec.replace("owner = ", "switchover_when_slow = \"6s\"\nowner = ");
+    fs::write(hosts.spec_file(), spec).expect("written");
+    hosts.done("b", &["apply", &hosts.spec_file().display().to_string()]);
+    hosts.slow_disk(&slow, true);
+    hosts.wait("b", "another leader", |status| {
+        let main = &status["services"]["main"];
+        main["serving"] == true && main["leader"] != slow.as_str()
+    });
+    let journal = hosts.done("b", &["journal", "--limit", "200"]);
+    assert!(journal.contains("slow-leader"), "{journal}");
+    hosts.slow_disk(&slow, false);
+    hosts.wait("b", "whole cluster", hosts::is_whole);
+    let seen = load.finish();
+    assert_eq!(seen.lost, 0);
+}
