@@ -15,7 +15,7 @@ use everhold_adapters::pki;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -127,16 +127,31 @@ pub enum Asked {
     Renew,
 }
 
-/// Returns when somebody asks this process for something.
-pub async fn asked() -> anyhow::Result<Asked> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    Ok(tokio::select! {
-        _ = interrupt.recv() => Asked::End,
-        _ = terminate.recv() => Asked::End,
-        _ = hangup.recv() => Asked::Renew,
-    })
+/// Where signals arrive. Made first of all: one that came earlier would end the process without
+/// stopping anything.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    pub fn listen() -> anyhow::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns when somebody asks this process for something, or has asked already.
+    pub async fn asked(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::End,
+            _ = self.terminate.recv() => Asked::End,
+            _ = self.hangup.recv() => Asked::Renew,
+        }
+    }
 }
 
 /// Becomes the program that is installed now, with the same arguments and pid. PostgreSQL and the

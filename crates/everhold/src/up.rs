@@ -16,7 +16,7 @@ use crate::node_file::{NodeFile, StoreTls};
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, lock, prepare, say, stop,
+    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
 use crate::{disk, secrets, spec_store, store as care};
@@ -51,6 +51,7 @@ const ETCD_AGAIN: Duration = Duration::from_secs(1);
 /// Runs until SIGINT or SIGTERM.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let began = Instant::now();
+    let mut signals = Signals::listen()?;
     let spec = match &options.spec {
         Some(path) => spec::load_file(path, options.store).map_err(Faults)?,
         None => Spec::default_for_one_machine(),
@@ -152,7 +153,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::pin!(follow);
     loop {
         tokio::select! {
-            asked = asked() => match asked? {
+            asked = signals.asked() => match asked {
                 Asked::End => break,
                 Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
             },

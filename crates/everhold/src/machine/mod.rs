@@ -20,7 +20,7 @@ use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{StorePorts, record};
 use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, asked, child, say, stop, take_lock,
+    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, say, stop, take_lock,
 };
 use crate::{agent, disk, notify, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
@@ -123,6 +123,7 @@ fn check(spec: &Spec, layout: &Layout, me: &str) -> anyhow::Result<()> {
 
 /// Runs until SIGINT or SIGTERM.
 pub async fn run(path: &Path) -> anyhow::Result<()> {
+    let mut signals = Signals::listen()?;
     // At once: the manager watches already if this was another version before.
     tokio::spawn(notify::live());
     let node = NodeFile::read(path)?;
@@ -216,7 +217,7 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
 
     let end = loop {
         tokio::select! {
-            asked = asked() => match asked? {
+            asked = signals.asked() => match asked {
                 Asked::End => break None,
                 Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
             },

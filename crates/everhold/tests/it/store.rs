@@ -72,8 +72,8 @@ fn wait_for_writes(load: &Load) {
 #[test]
 fn a_store_that_lost_everything_comes_back_while_clients_write() {
     let mut hosts = Hosts::start(&Wanted::default());
-    let status = hosts.wait("a", "whole store", whole_store);
-    assert!(status["store"]["snapshot_ms_ago"].is_u64(), "{status:#}");
+    hosts.wait("a", "whole store", whole_store);
+    hosts.wait("a", "copy", |status| status["store"]["snapshot_ms_ago"].is_u64());
     let old = old_copy(&hosts);
     let error = restore(&hosts, "a", &old).expect_err("nothing is lost");
     assert!(error.contains("E252"), "{error}");

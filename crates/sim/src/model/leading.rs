@@ -188,12 +188,15 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
     let members = term.target.members.len() as u32;
     let floor = if members < k { k } else { 0 };
     let record = |value| Record { value, rev: 1, seen: Time(0) };
+    let sets = term.inforce.iter().chain([&term.target]);
+    let named: BTreeSet<String> =
+        sets.flat_map(|set| &set.members).map(|member| member.node.clone()).collect();
     View {
         me: me.clone(),
         host: String::new(),
         port: 0,
         policy: Policy {
-            nodes: vec![me],
+            nodes: named.into_iter().chain([me]).collect(),
             redundancy: Redundancy { wanted: k, floor },
             preferences: BTreeMap::new(),
             domains: Domains::default(),
