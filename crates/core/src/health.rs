@@ -32,6 +32,8 @@ pub struct Facts {
     /// It is one of those that acknowledge; `None`: no term was ever read.
     pub synchronous: Option<bool>,
     pub maintenance: bool,
+    /// Nobody is to read from it.
+    pub drained: bool,
     /// When something was last read in the store.
     pub store_seen: Option<Time>,
 }
@@ -67,6 +69,7 @@ impl Facts {
                 !term.target.is_alone() && term.target.members.contains(&view.member())
             }),
             maintenance: store.maintenance,
+            drained: view.policy.drained.contains(&view.me),
             store_seen: seen.into_iter().flatten().max(),
             status,
         }
@@ -125,7 +128,7 @@ impl Facts {
     fn replica(&self, query: &Query, now: Time) -> bool {
         let lag = self.lag(query.received);
         let within = query.lag_max.is_none_or(|max| lag.is_some_and(|lag| lag <= max));
-        self.follows(now) && within && !query.tagged
+        self.follows(now) && within && !query.tagged && !self.drained
     }
 
     fn is_live(&self, now: Time) -> bool {
@@ -293,6 +296,7 @@ mod tests {
             received: None,
             synchronous: None,
             maintenance: false,
+            drained: false,
             store_seen: None,
         };
         for word in words {
@@ -309,6 +313,7 @@ mod tests {
                 "sync" => facts.synchronous = Some(value == "yes"),
                 "data" => status.data = Data::CatchUp { until: Lsn(1) },
                 "maintenance" => facts.maintenance = true,
+                "drained" => facts.drained = true,
                 other => panic!("{other}"),
             }
         }
@@ -353,6 +358,8 @@ mod tests {
             ("open at=-5000",                                   "liveness",                             "503"),
             ("streaming at=-5000",                              "liveness",                             "200"),
             ("streaming at=-10000",                             "liveness",                             "503"),
+            ("streaming lead=1000 drained=yes",                 "replica read-only sync async",         "503"),
+            ("streaming lead=1000 drained=yes",                 "health liveness",                      "200"),
             ("streaming at=-90000 maintenance=yes",             "liveness",                             "200"),
             // Standbys.
             ("streaming lead=1000 sync=yes",                    "replica standby read-only sync synchronous quorum read-only-sync health readiness", "200"),

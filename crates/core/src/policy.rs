@@ -86,6 +86,9 @@ pub struct Policy {
     /// Over what the synchronous set is spread.
     #[serde(default)]
     pub domains: Domains,
+    /// Nodes that nobody is to read from; nor do they lead, by their preference.
+    #[serde(default)]
+    pub drained: BTreeSet<String>,
     /// Nodes that are on their way out: they leave the synchronous set and don't come back.
     #[serde(default)]
     pub leaving: BTreeSet<String>,

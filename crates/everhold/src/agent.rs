@@ -410,12 +410,14 @@ pub fn policy(spec: &Spec, service: &PostgresSpec) -> Policy {
         };
         Some((name.clone(), domain?))
     });
+    let drained = service.nodes.iter().filter(|node| !spec.duty(node).is_active());
     let leaving = service.nodes.iter().filter(|node| spec.duty(node) == Duty::Leaving);
     Policy {
         nodes: service.nodes.clone(),
         redundancy: Redundancy { wanted, floor },
         preferences: preferences.collect(),
         domains: Domains(domains.collect()),
+        drained: drained.cloned().collect(),
         leaving: leaving.cloned().collect(),
         slow_after_ms: service.slow_after_ms,
     }

@@ -32,6 +32,7 @@ pub fn policy(rng: &mut Random) -> Policy {
         nodes,
         preferences,
         domains,
+        drained: BTreeSet::new(),
         leaving: BTreeSet::new(),
         slow_after_ms,
     }

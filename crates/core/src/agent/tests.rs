@@ -85,6 +85,7 @@ fn leader(setting: &Setting) -> Agent {
         redundancy: Redundancy { wanted: 1 + u32::from(setting.both), floor: 1 },
         preferences: BTreeMap::new(),
         domains: Domains::default(),
+        drained: BTreeSet::new(),
         leaving: BTreeSet::new(),
         slow_after_ms: setting.slow_after_ms,
     };

@@ -6,6 +6,9 @@ use crate::{log, supervisor};
 use serde_json::{Map, Value, json};
 use std::process::ExitCode;
 
+/// Of a role that whoever supervises it need not start again: it would end the same way.
+const NOT_AGAIN: u8 = 3;
+
 /// What went wrong.
 #[derive(Debug)]
 pub enum Failure {
@@ -45,7 +48,12 @@ impl Failure {
     pub fn of_role(error: anyhow::Error) -> Failure {
         match error.downcast::<supervisor::Faults>() {
             Ok(faults) => Failure::Faults(faults.0),
-            Err(error) => Failure::of_text(&format!("{error:#}")),
+            Err(error) => match Failure::of_text(&format!("{error:#}")) {
+                Failure::Error { error, .. } if error.get("code") == Some(&json!(Code::NoNode)) => {
+                    Failure::Error { error, exit: NOT_AGAIN }
+                }
+                other => other,
+            },
         }
     }
 

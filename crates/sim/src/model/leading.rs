@@ -200,6 +200,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
             redundancy: Redundancy { wanted: k, floor },
             preferences: BTreeMap::new(),
             domains: Domains::default(),
+            drained: BTreeSet::new(),
             leaving: BTreeSet::new(),
             slow_after_ms: None,
         },
