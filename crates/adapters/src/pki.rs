@@ -284,11 +284,6 @@ fn new_authority() -> Result<(KeyPair, String), rcgen::Error> {
     Ok((key, cert.pem()))
 }
 
-/// When a certificate ends, in seconds since 1970.
-pub fn expires(cert: &Path) -> Result<i64, PkiError> {
-    with_cert(cert, &read(cert)?, |cert| Ok(cert.validity().not_after.timestamp()))
-}
-
 /// More than a third of the certificate's time is left.
 fn fresh(cert: &X509Certificate<'_>) -> bool {
     let (begins, ends) = (cert.validity().not_before, cert.validity().not_after);

@@ -16,8 +16,8 @@ pub struct Service {
     pub leader: Option<String>,
     /// Standbys that could take over now, without loss and at once.
     pub takers: BTreeSet<String>,
-    /// Nodes that a set in force names, or the set it is going to.
-    pub named: BTreeSet<String>,
+    /// Nodes that a set in force names, or the set it is going to. `None`: no record was read.
+    pub named: Option<BTreeSet<String>>,
 }
 
 /// What is to be done, or waited for.
@@ -60,7 +60,12 @@ fn of_service(node: &str, duty: Duty, name: &str, service: &Service) -> Option<S
         let (service, node) = (name.to_string(), node.to_string());
         Some(Step::Wait { service, node, why, unblocks: unblocks.to_string() })
     };
-    let leaves = duty == Duty::Leaving;
+    let Some(named) = &service.named else {
+        let why = format!("{node} is to leave, and who holds the commits of {name} is not known");
+        let leaves = duty == Duty::Leaving;
+        return leaves.then(|| wait(why, "the service's term in the store is read")).flatten();
+    };
+    let needed = duty == Duty::Leaving && named.contains(node);
     match service.leader.as_deref() {
         Some(leader) if leader == node => {
             if service.takers.iter().any(|taker| taker != node) {
@@ -69,10 +74,8 @@ fn of_service(node: &str, duty: Duty, name: &str, service: &Service) -> Option<S
             let why = format!("{node} leads {name}, and no other node could take over now");
             wait(why, "a standby in the synchronous set that may lead")
         }
-        None if leaves && service.named.contains(node) => {
-            wait(format!("{node} is to leave, and nobody leads {name}"), "a leader")
-        }
-        Some(_) if leaves && service.named.contains(node) => {
+        None if needed => wait(format!("{node} is to leave, and nobody leads {name}"), "a leader"),
+        Some(_) if needed => {
             let why = format!("{node} is to leave, and commits of {name} may still rest on it");
             wait(why, "the leader's next change of the synchronous set")
         }
@@ -104,7 +107,7 @@ mod tests {
                 nodes: names(parts[1]),
                 leader: names(parts[2]).into_iter().next(),
                 takers: names(parts[3]),
-                named: names(parts[4]),
+                named: (parts[4] != "?").then(|| names(parts[4])),
             };
             (parts[0].to_string(), service)
         });
@@ -133,6 +136,8 @@ mod tests {
         check("a:leaving", "main:abc:b:c:abc", "wait for main of a");
         check("a:leaving", "main:abc:-:-:abc", "wait for main of a");
         check("a:leaving", "main:abc:b:c:bc", "forget a");
+        check("a:leaving", "main:abc:b:c:?", "wait for main of a");
+        check("a:leaving", "main:bc:b:c:?", "forget a");
         // Each service counts, and those without the node don't.
         check("a:leaving", "main:abc:b:c:bc side:ab:b:-:ab", "wait for side of a");
         check("a:leaving", "main:abc:b:c:bc side:bc:b:c:bc", "forget a");

@@ -5,7 +5,7 @@ use crate::agent::{self, Ask};
 use crate::cluster::{Cluster, Reports, StoreWord};
 use everhold_core::duty::{self, Service, Step};
 use everhold_core::spec::{Duty, Spec};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -42,15 +42,17 @@ fn service(name: &str, spec: &Spec, reports: &Reports, word: &StoreWord, now_ms:
             *ms <= FRESH_MS && status.streaming && fit(node) && member(node)
         })
         .map(|(node, ..)| node.clone());
-    let named = term.into_iter().flat_map(|term| {
-        let nodes = term.inforce.iter().chain([&term.target]);
-        nodes.flat_map(|set| set.members.iter().chain([&set.leader])).map(|it| it.node.clone())
+    let named = term.map(|term| {
+        let sets = term.inforce.iter().chain([&term.target]);
+        sets.flat_map(|set| set.members.iter().chain([&set.leader]))
+            .map(|it| it.node.clone())
+            .collect()
     });
     Service {
         nodes: declared.map(|it| it.nodes.iter().cloned().collect()).unwrap_or_default(),
         leader: leader.map(|(_, node)| node),
         takers: takers.collect(),
-        named: named.collect::<BTreeSet<String>>(),
+        named,
     }
 }
 

@@ -19,7 +19,7 @@ use axum::response::{IntoResponse, Response};
 use page::Page;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 
 /// Between two tries to open the port.
@@ -84,8 +84,10 @@ fn certificates(page: &mut Page, beside: &Path) {
     let certificates = files.filter(|path| path.extension().is_some_and(|it| it == "pem"));
     for path in certificates.take(CERTIFICATES_MAX) {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        if let Ok(at) = everhold_adapters::pki::expires(&path) {
-            page.put(&metric::CERTIFICATE_EXPIRY, &[("certificate", &name)], at as f64);
+        let ends = everhold_adapters::pki::ends(&path).ok();
+        let since_1970 = ends.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let Some(at) = since_1970 {
+            page.put(&metric::CERTIFICATE_EXPIRY, &[("certificate", &name)], at.as_secs_f64());
         }
     }
 }
