@@ -150,7 +150,11 @@ fn the_unit_is_what_systemd_understands() {
         let output = analyze.args(["verify", "--man=no"]).arg(&file).output().ok()?;
         Some(String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let Some(said) = verify(&unit) else { return };
+    let Some(said) = verify(&unit) else {
+        return eprintln!(
+            "systemd does not check the unit: systemd-analyze is not on this machine"
+        );
+    };
     assert!(!said.contains("everhold.service"), "{said}");
     let said = verify(&unit.replace("KillMode=", "KilMode=")).expect("it is here");
     assert!(said.contains("KilMode"), "a key that is not known is seen: {said}");
