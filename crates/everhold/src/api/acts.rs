@@ -23,6 +23,10 @@ const SWITCHED_WITHIN: Duration = Duration::from_secs(25);
 const FORCED_WITHIN: Duration = Duration::from_secs(35);
 /// Time to go to the other machine; a token that was left lying about is worth nothing.
 const TOKEN_LASTS: Duration = Duration::from_secs(3_600);
+/// How a refusal ends that is over in a moment; so long it is asked again, so often.
+const MOMENTARY: &str = "; try again";
+const MOMENT: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// Between two looks at who serves.
 const LOOK: Duration = Duration::from_millis(10);
 /// How it came about is found out after the fact: from the journal of the campaigner.
@@ -229,6 +233,7 @@ async fn carry_out(
         _ => return Err(ApiError::new(Code::Internal, "this is no change of leader")),
     };
     let until = Instant::now() + within;
+    let soon = Instant::now() + MOMENT;
     let mut asking = std::pin::pin!(cluster.ask(through, ask));
     let mut journal = None;
     let mut answered = false;
@@ -245,6 +250,14 @@ async fn carry_out(
                 answered = true;
                 match answer {
                     Ok(value) => journal = value["journal"].as_str().map(str::to_string),
+                    // A change of the set ends in a moment: nobody has to ask again for that.
+                    Err(ClusterError::Refused { why, .. })
+                        if why.ends_with(MOMENTARY) && Instant::now() < soon =>
+                    {
+                        tokio::time::sleep(ASK_AGAIN).await;
+                        answered = false;
+                        asking.set(cluster.ask(through, ask));
+                    }
                     // It may be carried out all the same.
                     Err(ClusterError::NoAnswer { .. }) => {}
                     Err(error) => return Err(error.into()),

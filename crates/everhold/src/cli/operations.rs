@@ -114,6 +114,10 @@ pub fn rollout(
 }
 
 fn await_rollout(rollout: &Value, began: &Value) -> Option<String> {
+    // An API that has just started anew has not read the store yet.
+    if rollout.is_null() {
+        return Some("this machine starts anew".to_string());
+    }
     if rollout["at"] != *began || rollout["state"]["is"] != "running" {
         return None;
     }
