@@ -115,6 +115,10 @@ fn down(view: &View, now: Time) -> Verdict {
     match view.durable.data {
         Data::Empty | Data::Destroying => rejoin::decide(view, now),
         Data::CatchUp { .. } => match leader_source(view, now) {
+            // It would wait for what nobody has.
+            Some((term, _)) if !term.is_along(&view.durable.line) => {
+                rejoin::again(view, "the leader changed before the copy was whole")
+            }
             Some((term, source)) => start(view, now, &term.line(), Some(source)),
             None => Verdict::hold("catch-up", "no leader to catch up from", "a running leader"),
         },
