@@ -5,6 +5,7 @@ use crate::server::{Names, Proc, Receiver, Row, Waiting, Who};
 use crate::wal::{Dir, Rec};
 use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::Input;
+use everhold_core::durable::Data;
 use std::rc::Rc;
 
 /// wal_retrieve_retry_interval
@@ -112,12 +113,34 @@ impl World {
             self.violated(format!("{n} starts on rubbish"));
             return;
         }
+        if self.lacks_history(n) {
+            self.tell_server(n, RETRY, ForServer::Started { at_recovery });
+            return;
+        }
+        let node = &mut self.nodes[n];
         node.server.proc = Proc::Running;
         node.server.recovery = at_recovery;
         node.dir.replayed = node.dir.wal.len();
         node.dir.partial = 0;
         say!(self, "{n} PostgreSQL runs, at {:X} on {}", node.dir.end(), node.dir.tli);
         self.tell_server(n, MS, ForServer::TakeSource);
+    }
+
+    /// A copy that isn't whole is consistent once it has what its source wrote meanwhile.
+    fn lacks_history(&self, n: usize) -> bool {
+        let (disk, server) = (&self.nodes[n].disk, &self.nodes[n].server);
+        if !matches!(disk.data, Data::CatchUp { .. }) {
+            return false;
+        }
+        let named = |name: &str| self.nodes.iter().position(|node| node.name == name);
+        let source = server.source.as_ref().and_then(|source| named(&source.member.node));
+        !source.is_some_and(|from| {
+            let other = &self.nodes[from];
+            let cut = self.net.servers[n][from] || self.net.servers[from][n];
+            let leads = other.server.proc == Proc::Running && !other.server.recovery;
+            let same = disk.line.last().is_some_and(|branch| branch.tli == other.dir.tli);
+            leads && same && !cut && !other.server.frozen
+        })
     }
 
     /// The startup process reads its configuration, unless it waits for a session to end.

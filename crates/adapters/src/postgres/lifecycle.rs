@@ -19,8 +19,10 @@ const IMMEDIATE_PATIENCE: Duration = Duration::from_millis(200);
 const FAST_PATIENCE: Duration = Duration::from_secs(5);
 /// How long killed processes may take to be gone. One that waits for a stalled disk takes longer.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
-/// Crash recovery of a busy server takes minutes. One that takes longer is waited for again by the
-/// next attempt.
+/// Crash recovery of a busy server takes minutes, and a copy that isn't whole waits for its leader:
+/// whoever asked for the start decides again after this.
+const START_PATIENCE: Duration = Duration::from_secs(3);
+/// Where nothing can be done before it is up. The next attempt waits for it again.
 const START_SECONDS_MAX: u64 = 600;
 /// How long a server that was just started is looked at closely.
 const START_CLOSE_LOOK: Duration = Duration::from_millis(500);
@@ -144,7 +146,8 @@ pub async fn end_processes(site: &Site, signal: Signal, patience: Duration) -> R
     site.blocking(move || directory.end(signal, patience, GONE_WITHIN)).await
 }
 
-/// Starts as a standby, whatever it was. One that runs as a standby already is waited for.
+/// Starts as a standby, whatever it was, and waits a moment for it to be up: one that recovers for
+/// longer is seen to. One that runs as a standby already is waited for.
 pub async fn start(
     site: &Site,
     line: &[Branch],
@@ -169,6 +172,15 @@ pub async fn start(
     let control_tli = control.newest_tli()?;
     site.blocking(move || prepare(&owned, &line, control_tli, source.as_ref())).await?;
     postmaster::spawn(config, &site.watch).await?;
+    let up = await_start(site, log_from);
+    tokio::time::timeout(START_PATIENCE, up).await.unwrap_or(Ok(()))?;
+    Ok(PgOutcome::Done)
+}
+
+/// The same, and waits until it is up.
+async fn start_and_wait(site: &Site, line: &[Branch]) -> Result<(), PgError> {
+    let log_from = postmaster::log_bytes(&site.config.log_file);
+    start(site, line, None).await?;
     await_start(site, log_from).await
 }
 
@@ -206,7 +218,7 @@ fn prepare(
     settings::write_all(config, &site.local_names, source)
 }
 
-async fn await_start(site: &Site, log_from: u64) -> Result<PgOutcome, PgError> {
+async fn await_start(site: &Site, log_from: u64) -> Result<(), PgError> {
     let begun = Instant::now();
     let said = || postmaster::logged_since(&site.config.log_file, log_from);
     loop {
@@ -215,8 +227,7 @@ async fn await_start(site: &Site, log_from: u64) -> Result<PgOutcome, PgError> {
         }
         let ready = site.directory.pid_file().is_some_and(|file| !file.starting);
         if ready && let Ok(session) = Session::open(&site.config, "start", "").await {
-            require_standby(&session).await?;
-            return Ok(PgOutcome::Done);
+            return require_standby(&session).await;
         }
         if begun.elapsed() > Duration::from_secs(START_SECONDS_MAX) {
             return Err(PgError::StillStarting { seconds: START_SECONDS_MAX, said: said() });
@@ -248,7 +259,7 @@ pub async fn trim(site: &Site, line: &[Branch]) -> Result<PgOutcome, PgError> {
         return Ok(PgOutcome::Trimmed { restarted: false });
     }
     stop(site, StopMode::Fast).await?;
-    start(site, line, None).await?;
+    start_and_wait(site, line).await?;
     super::standby::park(site).await?;
     Ok(PgOutcome::Trimmed { restarted: true })
 }
@@ -261,7 +272,7 @@ pub async fn shut_down_cleanly(site: &Site) -> Result<(), PgError> {
     }
     let pg_wal = site.config.pg_wal();
     let line = site.blocking(move || history::written(&pg_wal)).await?;
-    start(site, &line, None).await?;
+    start_and_wait(site, &line).await?;
     stop(site, StopMode::Fast).await?;
     match tool::control(&site.config).await?.is_clean() {
         true => Ok(()),

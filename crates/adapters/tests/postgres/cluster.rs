@@ -2,7 +2,9 @@
 
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::ids::{Epoch, Lsn, Member, Tli};
-use everhold_core::postgres::{PgAction, PgFacts, PgOutcome, Source, StopMode, sync_names};
+use everhold_core::postgres::{
+    PgAction, PgFacts, PgOutcome, Process, Source, StopMode, sync_names,
+};
 use everhold_core::term::{Branch, Set};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
@@ -142,6 +144,11 @@ impl Node {
 
     pub async fn start(&self, line: &[Branch], source: Option<Source>) {
         self.run(PgAction::Start { line: line.to_vec(), source }).await;
+        let begun = Instant::now();
+        while self.facts().await.process != Process::Running {
+            assert!(begun.elapsed().as_secs() < 60, "{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     pub async fn stop(&self, mode: StopMode) {

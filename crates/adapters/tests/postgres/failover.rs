@@ -117,6 +117,29 @@ fn kept(node: &Node, epoch: u64) -> KeptWal {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Whoever asked for the start may decide again: it would wait for ever.
+#[tokio::test]
+async fn a_copy_whose_leader_went_is_seen_to_start() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    let b = cluster.node("b").await;
+    a.run(PgAction::Slots { names: vec![b.me.slot()] }).await;
+    let source = b.source(&a);
+    let clone = PgAction::Clone { source: source.clone(), fork: None, epoch: 1, keep: false };
+    b.run(clone).await;
+    // As after a rewind: what makes it consistent is its leader's.
+    for file in std::fs::read_dir(b.pg_wal()).unwrap().map(Result::unwrap) {
+        if file.file_type().unwrap().is_file() {
+            std::fs::remove_file(file.path()).unwrap();
+        }
+    }
+    a.stop(StopMode::Immediate).await;
+    b.run(PgAction::Start { line: line(&[1, 2]), source: Some(source) }).await;
+    assert_eq!(b.facts().await.process, Process::Starting);
+    b.stop(StopMode::Immediate).await;
+    assert_eq!(b.facts().await.process, Process::Down);
+}
+
 const ORDER: std::sync::atomic::Ordering = std::sync::atomic::Ordering::SeqCst;
 type Writer = (tokio::task::JoinHandle<()>, std::sync::Arc<std::sync::atomic::AtomicU64>);
 

@@ -111,12 +111,12 @@ impl Agent {
         moving
     }
 
-    /// A server that ends by itself soon after each start is started less and less often, as one that
-    /// doesn't start.
+    /// A server that ends by itself before it is up, or soon after, is started less and less often,
+    /// as one that doesn't start.
     fn note_death(&mut self, now: Time) {
         let Some((began, failed)) = self.started.take() else { return };
         let ms = now.since(began);
-        if ms < policy::STARTED_MS {
+        if ms < policy::STARTED_MS || self.view.pg.process == Process::Starting {
             let text = format!("PostgreSQL ended by itself {ms} ms after it had started");
             let failure = Failure { times: failed + 1, ..failure(now, text) };
             self.view.failures.insert("start".to_string(), failure);

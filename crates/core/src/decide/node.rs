@@ -71,7 +71,7 @@ fn step(view: &View, now: Time) -> Verdict {
         Process::Unknown => Verdict::hold("look", "PostgreSQL was not looked at yet", "a look"),
         Process::Remains => stop(StopMode::Immediate, "remains", "processes outlived postmaster"),
         Process::Down => down(view, now),
-        Process::Starting => Verdict::hold("starting", "PostgreSQL is starting", "wait for it"),
+        Process::Starting => starting(view, now),
         Process::Running => match view.pg.in_recovery {
             Some(false) => primary(view, now),
             Some(true) => standby(view, now),
@@ -155,6 +155,19 @@ fn makes_way(view: &View, now: Time) -> Option<Time> {
     }
     let waits = !record.value.open && now.since(record.seen) < policy::MAKE_WAY_MS && others;
     waits.then(|| record.seen.plus(policy::MAKE_WAY_MS))
+}
+
+/// A copy that isn't whole comes up only with what its leader sends, and a new one has another
+/// history for it.
+fn starting(view: &View, now: Time) -> Verdict {
+    let whole = !matches!(view.durable.data, Data::CatchUp { .. });
+    match leader_source(view, now) {
+        Some((term, _)) if !whole && !term.is_along(&view.durable.line) => {
+            let why = "the leader changed before the copy was whole";
+            stop(StopMode::Immediate, "rejoin-stop", why)
+        }
+        Some(_) | None => Verdict::hold("starting", "PostgreSQL is starting", "wait for it"),
+    }
 }
 
 fn start(view: &View, now: Time, line: &[crate::term::Branch], source: Option<Source>) -> Verdict {
