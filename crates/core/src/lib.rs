@@ -1,6 +1,7 @@
 //! What judges in Everhold: types, decisions, checks. No I/O, no clock, no randomness.
 
 pub mod agent;
+pub mod backup;
 pub mod balance;
 pub mod check;
 pub mod decide;

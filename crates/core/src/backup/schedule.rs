@@ -1,0 +1,209 @@
+//! When a backup begins, of which kind, on which node.
+//!
+//! Decided from what is seen, again and again: whoever decides may be lost at any moment.
+
+use super::{Backup, Cron, Kind};
+use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+/// A backup from so far in the future was made by a clock that was wrong: nothing is reckoned from
+/// it, or none would be made until then.
+const AHEAD_S: u64 = 3_600;
+/// After a failure the next attempt waits, each time twice as long.
+const RETRY_S: u64 = 60;
+const RETRY_S_MAX: u64 = 3_600;
+/// A backup that should have begun this long ago is shown.
+pub const OVERDUE_S: u64 = 900;
+
+/// When backups are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    pub full: Cron,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incremental: Option<Cron>,
+}
+
+/// A node that has an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub leads: bool,
+    /// Commits wait for it.
+    pub synchronous: bool,
+    /// It streams, or leads, and nobody took it out.
+    pub able: bool,
+}
+
+/// Attempts in a row that came to nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Failed {
+    pub times: u32,
+    pub last_s: u64,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing before then, in seconds since 1970.
+    Rest {
+        until_s: u64,
+    },
+    Begin {
+        kind: Kind,
+        node: String,
+    },
+    Wait {
+        why: String,
+    },
+}
+
+/// The next backup. `running`: one is being made.
+pub fn next(
+    plan: &Plan,
+    backups: &[Backup],
+    running: bool,
+    failed: Failed,
+    places: &BTreeMap<String, Place>,
+    now_s: u64,
+) -> Next {
+    if running {
+        return Next::Wait { why: "one is being made".to_string() };
+    }
+    let (kind, due_s) = due(plan, backups, now_s);
+    let pause = RETRY_S.checked_shl(failed.times.saturating_sub(1)).unwrap_or(RETRY_S_MAX);
+    // A failure of the future is as good as one of now.
+    let retry_s = match failed.times {
+        0 => 0,
+        _ => failed.last_s.min(now_s) + pause.min(RETRY_S_MAX),
+    };
+    let from_s = due_s.max(retry_s);
+    if now_s < from_s {
+        return Next::Rest { until_s: from_s };
+    }
+    let able = places.iter().filter(|(_, place)| place.able);
+    // Away from the leader, and from whom its commits wait for.
+    match able.min_by_key(|(name, place)| (place.leads, place.synchronous, Reverse(*name))) {
+        Some((node, _)) => Next::Begin { kind, node: node.clone() },
+        None => Next::Wait { why: "no instance streams or leads".to_string() },
+    }
+}
+
+/// The kind that is due first, and when, in seconds since 1970.
+pub fn due(plan: &Plan, backups: &[Backup], now_s: u64) -> (Kind, u64) {
+    let known = || backups.iter().filter(|it| it.good && it.began_s <= now_s + AHEAD_S);
+    let newest = |kind: Option<Kind>| {
+        known().filter(|it| kind.is_none_or(|kind| it.kind == kind)).map(|it| it.began_s).max()
+    };
+    // The first one, and one after the last that cron knows, is due at once.
+    let after = |cron: &Cron, last: Option<u64>| match last {
+        Some(last) => cron.next_after(last).unwrap_or(u64::MAX),
+        None => 0,
+    };
+    let full = after(&plan.full, newest(Some(Kind::Full)));
+    match &plan.incremental {
+        Some(cron) if full > now_s => {
+            let incremental = after(cron, newest(None));
+            if incremental < full { (Kind::Incremental, incremental) } else { (Kind::Full, full) }
+        }
+        Some(_) | None => (Kind::Full, full),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Proof;
+    use super::*;
+    use crate::ids::Lsn;
+
+    /// 2026-11-20 00:00.
+    const DAY: u64 = 20_777 * 86_400;
+    const HOUR: u64 = 3_600;
+
+    fn backup(kind: Kind, began_s: u64) -> Backup {
+        Backup {
+            id: began_s.to_string(),
+            kind,
+            began_s,
+            ended_s: began_s + 60,
+            start: Lsn(1),
+            stop: Lsn(2),
+            tli: 1,
+            good: true,
+            proof: Proof::Unproven,
+        }
+    }
+
+    #[test]
+    fn what_is_due() {
+        let plan = Plan {
+            full: "0 2 * * *".parse().expect("a schedule"),
+            incremental: Some("0 * * * *".parse().expect("a schedule")),
+        };
+        let full = |at| backup(Kind::Full, at);
+        let incremental = |at| backup(Kind::Incremental, at);
+        let rest = |until_s| Next::Rest { until_s };
+        let begin = |kind| Next::Begin { kind, node: "c".to_string() };
+        let none = Failed::default();
+        let failed = |times, last_s| Failed { times, last_s };
+        let at = |hours: u64| DAY + hours * HOUR;
+        #[rustfmt::skip]
+        let cases = [
+            (vec![],                                         none, at(0),       begin(Kind::Full)),
+            (vec![full(at(0) + 5)],                          none, at(0) + 99,  rest(at(1))),
+            (vec![full(at(0) + 5)],                          none, at(1),       begin(Kind::Incremental)),
+            (vec![full(at(0) + 5), incremental(at(1))],      none, at(1) + 99,  rest(at(2))),
+            // Both are due: the full one stands for the other.
+            (vec![full(at(0) + 5), incremental(at(1))],      none, at(2),       begin(Kind::Full)),
+            // Machines were off for a day.
+            (vec![full(at(0) + 5)],                          none, at(30),      begin(Kind::Full)),
+            // Its clock ran ahead.
+            (vec![full(at(0) + 5), incremental(at(9_000))],  none, at(1),       begin(Kind::Incremental)),
+            (vec![full(at(9_000))],                          none, at(1),       begin(Kind::Full)),
+            // After failures.
+            (vec![],                                         failed(1, at(0)), at(0) + 59, rest(at(0) + 60)),
+            (vec![],                                         failed(3, at(0)), at(0) + 60, rest(at(0) + 240)),
+            (vec![],                                         failed(90, at(0)), at(0) + 60, rest(at(1))),
+            (vec![],                                         failed(1, at(9)), at(0), rest(at(0) + 60)),
+        ];
+        let able = |leads, synchronous| Place { leads, synchronous, able: true };
+        let places = BTreeMap::from([
+            ("a".to_string(), able(true, false)),
+            ("b".to_string(), able(false, true)),
+            ("c".to_string(), able(false, false)),
+        ]);
+        for (backups, failed, now_s, expected) in cases {
+            let got = next(&plan, &backups, false, failed, &places, now_s);
+            assert_eq!(got, expected, "{backups:?} at {now_s}");
+        }
+    }
+
+    #[test]
+    fn who_makes_it() {
+        let plan = Plan { full: "0 2 * * *".parse().expect("a schedule"), incremental: None };
+        let place = |word: &str| {
+            let (name, what) = word.split_once(':').expect("a word");
+            let has = |letter: char| what.contains(letter);
+            let place = Place { leads: has('l'), synchronous: has('s'), able: !has('-') };
+            (name.to_string(), place)
+        };
+        #[rustfmt::skip]
+        let cases = [
+            ("a:l b:s c:",    Some("c")),
+            ("a:l b:s c:s",   Some("c")),
+            ("a:l b:s- c:-",  Some("a")),
+            ("a:l b:s c:-",   Some("b")),
+            ("a:l- b:- c:-",  None),
+        ];
+        for (text, node) in cases {
+            let places = text.split_whitespace().map(place).collect();
+            let got = next(&plan, &[], false, Failed::default(), &places, DAY);
+            let got = match &got {
+                Next::Begin { node, .. } => Some(node.as_str()),
+                Next::Rest { .. } | Next::Wait { .. } => None,
+            };
+            assert_eq!(got, node, "{text}");
+            let busy = next(&plan, &[], true, Failed::default(), &BTreeMap::new(), DAY);
+            assert!(matches!(busy, Next::Wait { .. }));
+        }
+    }
+}
