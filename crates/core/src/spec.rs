@@ -4,6 +4,7 @@
 //! overlap); what only a machine can know (binaries, directories, ports in use) is not in it.
 
 mod address;
+mod backup;
 mod diff;
 mod names;
 pub mod parameters;
@@ -15,6 +16,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 pub use address::Address;
+pub use backup::{
+    BackupSpec, FULL, INCREMENTAL, Location, PROVE, ProveSpec, REPOSITORIES_MAX, RepositorySpec,
+};
 pub use diff::{Change, TakesEffect, diff};
 pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
@@ -26,7 +30,9 @@ pub use ports::PortRange;
 pub const SCHEMA: u32 = 1;
 /// The version of the record in the store; a newer one is refused, so that an old agent never acts
 /// on half of what was asked.
-pub const RECORD_VERSION: u32 = 1;
+pub const RECORD_VERSION: u32 = 2;
+/// Without backups a record is what older ones know.
+pub const RECORD_VERSION_PLAIN: u32 = 1;
 
 /// The cluster's name when none is declared: it says what it is to someone who finds the directory.
 pub const CLUSTER: &str = "local";
@@ -106,6 +112,8 @@ pub struct Spec {
     /// An etcd that is there already; without it Everhold runs its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<StoreSpec>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub repositories: BTreeMap<String, RepositorySpec>,
 }
 
 /// An etcd that is there already.
@@ -182,6 +190,9 @@ pub struct PostgresSpec {
     pub instances: BTreeMap<String, InstanceSpec>,
     /// The user's settings, in PostgreSQL's own spelling; none of them weakens a guarantee.
     pub parameters: BTreeMap<String, String>,
+    /// `None`: nobody asked for backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupSpec>,
 }
 
 /// Which standbys must have flushed a commit before it is acknowledged.
@@ -281,6 +292,7 @@ impl Spec {
             listeners: Spec::default_listeners(SERVICE),
             api: ApiSpec { bind: API_BIND },
             store: None,
+            repositories: BTreeMap::new(),
         };
         spec.assign_ports();
         spec
@@ -419,6 +431,7 @@ impl PostgresSpec {
             slow_after_ms: None,
             instances,
             parameters: BTreeMap::new(),
+            backup: None,
         }
     }
 }

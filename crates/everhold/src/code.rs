@@ -77,6 +77,8 @@ codes! {
     NotApplicable "E026" "key without effect here" "take it out";
     Unreadable "E027" "spec cannot be read" "check the path and its permissions";
     StoreExposed "E028" "store in the clear" "use https, or an etcd on a loopback address";
+    BadSchedule "E029" "not a schedule"
+        "write minute, hour, day, month and weekday in UTC, as in \"0 2 * * *\"";
 
     DataNotWritable "E101" "data directory not writable"
         "make it writable, or choose another one with --data";

@@ -9,6 +9,7 @@ use super::cron::date;
 use crate::ids::Lsn;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 const DAY_S: u64 = 86_400;
 /// Days kept when nothing is said.
@@ -36,6 +37,21 @@ pub struct Keep {
 impl Default for Keep {
     fn default() -> Keep {
         Keep { days: DAYS, hourly: 0, daily: 0, weekly: 0, monthly: 0, yearly: 0 }
+    }
+}
+
+impl fmt::Display for Keep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} days", self.days)?;
+        let rules = [
+            ("hourly", self.hourly),
+            ("daily", self.daily),
+            ("weekly", self.weekly),
+            ("monthly", self.monthly),
+            ("yearly", self.yearly),
+        ];
+        let rules = rules.into_iter().filter(|(_, count)| *count > 0);
+        rules.into_iter().try_for_each(|(name, count)| write!(f, ", {count} {name}"))
     }
 }
 

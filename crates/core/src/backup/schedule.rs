@@ -20,8 +20,7 @@ pub const OVERDUE_S: u64 = 900;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     pub full: Cron,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub incremental: Option<Cron>,
+    pub incremental: Cron,
 }
 
 /// A node that has an instance.
@@ -94,18 +93,17 @@ pub fn due(plan: &Plan, backups: &[Backup], now_s: u64) -> (Kind, u64) {
     let newest = |kind: Option<Kind>| {
         known().filter(|it| kind.is_none_or(|kind| it.kind == kind)).map(|it| it.began_s).max()
     };
-    // The first one, and one after the last that cron knows, is due at once.
+    // The first one is due at once.
     let after = |cron: &Cron, last: Option<u64>| match last {
         Some(last) => cron.next_after(last).unwrap_or(u64::MAX),
         None => 0,
     };
     let full = after(&plan.full, newest(Some(Kind::Full)));
-    match &plan.incremental {
-        Some(cron) if full > now_s => {
-            let incremental = after(cron, newest(None));
-            if incremental < full { (Kind::Incremental, incremental) } else { (Kind::Full, full) }
-        }
-        Some(_) | None => (Kind::Full, full),
+    let incremental = after(&plan.incremental, newest(None));
+    // A full one that is due stands for both.
+    match full > now_s && incremental < full {
+        true => (Kind::Incremental, incremental),
+        false => (Kind::Full, full),
     }
 }
 
@@ -137,7 +135,7 @@ mod tests {
     fn what_is_due() {
         let plan = Plan {
             full: "0 2 * * *".parse().expect("a schedule"),
-            incremental: Some("0 * * * *".parse().expect("a schedule")),
+            incremental: "0 * * * *".parse().expect("a schedule"),
         };
         let full = |at| backup(Kind::Full, at);
         let incremental = |at| backup(Kind::Incremental, at);
@@ -179,7 +177,8 @@ mod tests {
 
     #[test]
     fn who_makes_it() {
-        let plan = Plan { full: "0 2 * * *".parse().expect("a schedule"), incremental: None };
+        let cron: Cron = "0 2 * * *".parse().expect("a schedule");
+        let plan = Plan { full: cron.clone(), incremental: cron };
         let place = |word: &str| {
             let (name, what) = word.split_once(':').expect("a word");
             let has = |letter: char| what.contains(letter);

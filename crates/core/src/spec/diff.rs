@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::parameters::{Context, context};
 use super::{
-    GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, ServiceSpec, Spec, StoreSpec,
+    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, RepositorySpec,
+    ServiceSpec, Spec, StoreSpec,
 };
 
 /// One difference.
@@ -59,6 +60,9 @@ pub fn diff(old: &Spec, new: &Spec) -> Vec<Change> {
     }
     for (name, old, new) in both(&old.listeners, &new.listeners) {
         changes.listener(&format!("listener.{name}"), old, new);
+    }
+    for (name, old, new) in both(&old.repositories, &new.repositories) {
+        changes.repository(&format!("repository.{name}"), old, new);
     }
     changes.0.sort_by(|a, b| a.path.cmp(&b.path));
     changes.0
@@ -161,6 +165,7 @@ impl Changes {
         self.synchronous(&format!("{path}.synchronous"), old, new);
         let slow = |it: &PostgresSpec| it.slow_after_ms.map(|ms| format!("{ms}ms"));
         self.push(&format!("{path}.switchover_when_slow"), slow(old), slow(new), AtOnce);
+        self.backup(&format!("{path}.backup"), old.backup.as_ref(), new.backup.as_ref());
         for (node, old, new) in both(&old.instances, &new.instances) {
             if let (Some(old), Some(new)) = (old, new) {
                 self.instance(&format!("{path}.instance.{node}"), old, new);
@@ -190,6 +195,41 @@ impl Changes {
         self.value(&format!("{path}.priority"), &old.priority, &new.priority, AtOnce);
         self.value(&format!("{path}.failover"), &old.failover, &new.failover, AtOnce);
         self.value(&format!("{path}.port"), &old.port, &new.port, Restart);
+    }
+
+    fn backup(&mut self, path: &str, old: Option<&BackupSpec>, new: Option<&BackupSpec>) {
+        let mut of = |key: &str, get: fn(&BackupSpec) -> String| {
+            self.push(&format!("{path}.{key}"), old.map(get), new.map(get), AtOnce);
+        };
+        of("repositories", |it| it.repositories.join(", "));
+        of("copies", |it| it.copies.to_string());
+        of("full", |it| it.plan.full.to_string());
+        of("incremental", |it| it.plan.incremental.to_string());
+        of("prove.schedule", |it| it.prove.schedule.to_string());
+        of("keep", |it| it.keep.to_string());
+        let checks = |it: Option<&BackupSpec>| it.and_then(|it| it.prove.checks.clone());
+        self.push(&format!("{path}.prove.checks"), checks(old), checks(new), AtOnce);
+    }
+
+    fn repository(
+        &mut self,
+        path: &str,
+        old: Option<&RepositorySpec>,
+        new: Option<&RepositorySpec>,
+    ) {
+        let (Some(old), Some(new)) = (old, new) else {
+            let url = |it: &RepositorySpec| it.url.to_string();
+            return self.push(path, old.map(url), new.map(url), AtOnce);
+        };
+        let why = "its backups would be forgotten; declare the new place under another name";
+        self.value(&format!("{path}.url"), &old.url, &new.url, refused(why));
+        let mut of = |key: &str, get: fn(&RepositorySpec) -> Option<String>| {
+            self.push(&format!("{path}.{key}"), get(old), get(new), AtOnce);
+        };
+        of("region", |it| it.region.clone());
+        of("endpoint", |it| it.endpoint.clone());
+        of("credentials_file", |it| it.credentials_file.clone());
+        of("key_file", |it| Some(it.key_file.clone()));
     }
 
     fn listener(&mut self, path: &str, old: Option<&ListenerSpec>, new: Option<&ListenerSpec>) {

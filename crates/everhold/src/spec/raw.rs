@@ -22,6 +22,27 @@ pub(super) struct RawSpec {
     pub listeners: Named<RawListener>,
     pub api_bind: Text,
     pub store: Part<RawStore>,
+    pub repositories: Named<RawRepository>,
+}
+
+pub(super) struct RawRepository {
+    pub url: Text,
+    pub region: Text,
+    pub endpoint: Text,
+    pub credentials_file: Text,
+    pub key_file: Text,
+}
+
+pub(super) struct RawBackup {
+    pub at: usize,
+    pub repositories: Names,
+    pub copies: Number,
+    pub full: Text,
+    pub incremental: Text,
+    /// Days, and how many of each period.
+    pub keep: Vec<(&'static str, Number)>,
+    pub prove_schedule: Text,
+    pub prove_checks: Text,
 }
 
 pub(super) struct RawStore {
@@ -52,6 +73,7 @@ pub(super) struct RawPostgres {
     pub instances: Vec<(Placed<String>, Option<RawInstance>)>,
     /// The value as text, as PostgreSQL would read it.
     pub parameters: Vec<(Placed<String>, Placed<String>)>,
+    pub backup: Part<RawBackup>,
 }
 
 pub(super) struct RawInstance {
@@ -138,9 +160,19 @@ pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
         Part::Is(table) => Part::Is(store(table, faults)),
     };
     top.later("route", "HTTP routes", faults);
-    top.later("repository", "backups", faults);
+    let repositories = named(&mut top, "repository", faults, repository);
     top.finish(faults);
-    RawSpec { schema, cluster, nodes, services, gateway_nodes, listeners, api_bind, store }
+    RawSpec {
+        schema,
+        cluster,
+        nodes,
+        services,
+        gateway_nodes,
+        listeners,
+        api_bind,
+        store,
+        repositories,
+    }
 }
 
 fn named<'d, T>(
@@ -258,7 +290,11 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
         Part::Is(table) => parameters(table, faults),
         Part::Absent | Part::Faulty => Vec::new(),
     };
-    table.later("backup", "backups", faults);
+    let backup = match table.table("backup", faults) {
+        Part::Absent => Part::Absent,
+        Part::Faulty => Part::Faulty,
+        Part::Is(table) => Part::Is(backup(table, faults)),
+    };
     table.finish(faults);
     RawPostgres {
         nodes,
@@ -271,7 +307,52 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
         switchover_when_slow,
         instances,
         parameters,
+        backup,
     }
+}
+
+fn backup(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawBackup {
+    let at = table.at;
+    let repositories = table.strings("repositories", faults);
+    if repositories == Part::Absent {
+        table.missing("repositories", "[\"vault\"]", faults);
+    }
+    let copies = table.integer("copies", faults);
+    let full = table.string("full", faults);
+    let incremental = table.string("incremental", faults);
+    let mut keep = Vec::new();
+    if let Part::Is(mut table) = table.table("keep", faults) {
+        for key in ["days", "hourly", "daily", "weekly", "monthly", "yearly"] {
+            keep.push((key, table.integer(key, faults)));
+        }
+        table.finish(faults);
+    }
+    let (mut prove_schedule, mut prove_checks) = (Part::Absent, Part::Absent);
+    if let Part::Is(mut table) = table.table("prove", faults) {
+        prove_schedule = table.string("schedule", faults);
+        prove_checks = table.string("checks", faults);
+        table.finish(faults);
+    }
+    table.finish(faults);
+    RawBackup { at, repositories, copies, full, incremental, keep, prove_schedule, prove_checks }
+}
+
+fn repository(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawRepository> {
+    let repository = RawRepository {
+        url: table.string("url", faults),
+        region: table.string("region", faults),
+        endpoint: table.string("endpoint", faults),
+        credentials_file: table.string("credentials_file", faults),
+        key_file: table.string("key_file", faults),
+    };
+    if repository.url == Part::Absent {
+        table.missing("url", "\"file:///var/backups/everhold\"", faults);
+    }
+    if repository.key_file == Part::Absent {
+        table.missing("key_file", "\"/etc/everhold/vault.key\"", faults);
+    }
+    table.finish(faults);
+    Some(repository)
 }
 
 fn synchronous(table: &mut Reader<'_>, faults: &mut Faults<'_>) -> (Number, Text, Text) {

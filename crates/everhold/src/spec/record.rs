@@ -1,6 +1,6 @@
 //! The spec as it stands in the store: JSON with a version of its own.
 
-use everhold_core::spec::{RECORD_VERSION, Spec};
+use everhold_core::spec::{RECORD_VERSION, RECORD_VERSION_PLAIN, Spec};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -29,7 +29,9 @@ struct Version {
 
 /// The record of a spec.
 pub fn to_json(spec: &Spec) -> Result<String, RecordError> {
-    Ok(serde_json::to_string(&Written { version: RECORD_VERSION, spec })?)
+    let plain = spec.repositories.is_empty();
+    let version = if plain { RECORD_VERSION_PLAIN } else { RECORD_VERSION };
+    Ok(serde_json::to_string(&Written { version, spec })?)
 }
 
 /// The spec of a record. The version is read first, since a newer record may have another shape.

@@ -90,8 +90,8 @@ bind = "[::1]:7071"
 
     let json = record::to_json(&spec).expect("encodes");
     assert_eq!(record::from_json(&json).expect("decodes"), spec);
-    let newer = json.replace("\"version\":1,", "\"version\":2,");
-    assert!(matches!(record::from_json(&newer), Err(record::RecordError::Newer { found: 2 })));
+    let newer = json.replace("\"version\":1,", "\"version\":3,");
+    assert!(matches!(record::from_json(&newer), Err(record::RecordError::Newer { found: 3 })));
     let torn = &json[..json.len() / 2];
     assert!(matches!(record::from_json(torn), Err(record::RecordError::Torn(_))));
 }
@@ -164,10 +164,8 @@ fn keys() {
         "6:46 E005 `failover` in [service.main.instance.b] must be true or false, not a string",
         "6:52 E003 unknown key `weight` in [service.main.instance.b]",
     ]);
-    check_main("[service.main.backup]\ncopies = 2\n[route.api]\nlistener = \"web\"\n[repository]\n", &[
-        "5:15 E004 `backup` in [service.main] (backups) is known but not supported by this version",
-        "7:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
-        "9:2 E004 `repository` at top level (backups) is known but not supported by this version",
+    check_main("[route.api]\nlistener = \"web\"\n", &[
+        "5:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
     ]);
     check_main("[service.web]\nkind = \"http\"\ninstances = 3\n[service.odd]\nkind = \"mysql\"\n[service.none]\n", &[
         "1:1 E019 no listener is declared, and 4 services have no default",
@@ -560,6 +558,73 @@ fn an_etcd_that_is_there() {
         &[
             "6:9 E028 http://10.0.0.1:2379 in [store] crosses the network in the clear, and all that is agreed with it",
             "7:6 E026 `ca` in [store] has no meaning with http",
+        ],
+    );
+}
+
+#[test]
+fn backups() {
+    let vault = "[repository]\nvault = { url = \"file:///backups\", key_file = \"/vault.key\" }\n";
+    let west = "west = { url = \"s3://shop/eu/\", endpoint = \"https://s3.example.org:9000\", region = \"us\", credentials_file = \"/s3\", key_file = \"/west.key\" }\n";
+    let text =
+        format!("{HEAD}[service.main.backup]\nrepositories = [\"vault\", \"west\"]\n{vault}{west}");
+    let spec = load(&text, "f").expect("valid");
+    let backup = spec.postgres("main").and_then(|it| it.backup.clone()).expect("backups");
+    assert_eq!((backup.copies, backup.keep.to_string().as_str()), (2, "30 days"));
+    assert_eq!(backup.plan.full.to_string(), "0 2 * * *");
+    assert_eq!(spec.repositories["west"].url.to_string(), "s3://shop/eu");
+    let record = record::to_json(&spec).expect("a record");
+    assert!(record.starts_with("{\"version\":2,"), "{record}");
+    assert_eq!(record::from_json(&record).expect("a spec"), spec);
+    assert!(
+        record::to_json(&load(HEAD, "f").expect("valid"))
+            .expect("a record")
+            .contains("\"version\":1,")
+    );
+
+    let some = "copies = 1\nfull = \"0 3 * * sun\"\nkeep = { days = 7, weekly = 8 }\nprove = { schedule = \"@weekly\", checks = \"/checks.sql\" }\n";
+    let text = format!("{HEAD}[service.main.backup]\nrepositories = [\"vault\"]\n{some}{vault}");
+    let other = load(&text, "f").expect("valid");
+    let backup = other.postgres("main").and_then(|it| it.backup.clone()).expect("backups");
+    assert_eq!(backup.keep.to_string(), "7 days, 8 weekly");
+    assert_eq!(backup.prove.checks.as_deref(), Some("/checks.sql"));
+    let changed: Vec<String> =
+        everhold_core::spec::diff(&spec, &other).into_iter().map(|change| change.path).collect();
+    let below = ["copies", "full", "keep", "prove.checks", "prove.schedule", "repositories"];
+    let mut expected: Vec<String> =
+        below.iter().map(|key| format!("service.main.backup.{key}")).collect();
+    expected.insert(0, "repository.west".to_string());
+    assert_eq!(changed, expected);
+
+    check_main(
+        "[service.main.backup]\nrepositories = []\ncopies = 2\nfull = \"never\"\nkeep = { days = -1 }\nprove = { checks = \"a.sql\" }\n",
+        &[
+            "5:15 E019 `repositories` in [service.main.backup] is empty",
+            "7:10 E007 `copies` in [service.main.backup] must be from 1 to the number of repositories (0), not 2",
+            "8:8 E029 `full` in [service.main.backup]: a schedule has five fields (minute hour day month weekday), this one has 1",
+        ],
+    );
+    check_main(
+        &format!(
+            "[service.main.backup]\nrepositories = [\"west\"]\nkeep = {{ days = -1, weeks = 1 }}\nprove = {{ checks = \"a.sql\" }}\n{vault}"
+        ),
+        &[
+            "6:17 E012 no repository `west` is declared (in [service.main.backup])",
+            "7:17 E007 `keep.days` in [service.main.backup] must be from 0 to 3660, not -1",
+            "7:21 E003 unknown key `weeks` in [service.main.backup.keep]; did you mean `weekly`?",
+            "8:20 E007 `prove.checks` in [service.main.backup] must be an absolute path, not \"a.sql\"",
+        ],
+    );
+    check_main(
+        "[repository]\na = { url = \"ftp://x\" }\nb = { url = \"s3://shop\", endpoint = \"http://10.0.0.1:9000\", key_file = \"/k\" }\nc = { url = \"file:///x\", credentials_file = \"/s\", key_file = \"k\" }\nd = { url = \"file:///y\", key_file = \"/k\" }\ne = { url = \"file:///y\", key_file = \"/k\" }\n",
+        &[
+            "6:1 E006 `key_file` is missing in [repository.a]",
+            "6:13 E011 `url` of [repository] a is \"ftp://x\": it is neither file:///PATH nor s3://BUCKET/PREFIX",
+            "7:13 E006 `credentials_file` is missing in [repository] b",
+            "7:37 E028 http://10.0.0.1:9000 in [repository] b crosses the network in the clear, and who stores what with it",
+            "8:45 E026 `credentials_file` of [repository] c has no meaning for a directory",
+            "8:62 E007 `key_file` in [repository] c must be an absolute path, not \"k\"",
+            "10:1 E013 another repository lies at file:///y too",
         ],
     );
 }

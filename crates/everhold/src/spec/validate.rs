@@ -4,6 +4,7 @@
 //! that was reported already is not reported again; the spec that comes out counts only if nothing
 //! was reported.
 
+mod backup;
 mod collisions;
 mod service;
 mod store;
@@ -14,8 +15,8 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use everhold_core::spec::{
-    self, Address, ApiSpec, GatewaySpec, ListenerSpec, NODE_NAMES_RESERVED, NodeSpec, Protocol,
-    Role, SERVICE_NAMES_RESERVED, ServiceSpec, Spec, check_name,
+    self, Address, ApiSpec, GatewaySpec, ListenerSpec, NODE_NAMES_RESERVED, NodeSpec, PostgresSpec,
+    Protocol, Role, SERVICE_NAMES_RESERVED, ServiceSpec, Spec, check_name,
 };
 
 use super::fault::{Code, Faults};
@@ -44,14 +45,25 @@ pub(super) fn validate(raw: &RawSpec, store: StorePorts, faults: &mut Faults<'_>
     let cluster = cluster(&raw.cluster, faults);
     let nodes = nodes(&raw.nodes, faults);
     let known_nodes = known(&raw.nodes, spec::NODES.as_slice());
-    let services = services(raw, &nodes, &known_nodes, faults);
+    let known_repositories = known(&raw.repositories, &[]);
+    let services = services(raw, &nodes, &known_nodes, &known_repositories, faults);
     let gateway = gateway(&raw.gateway_nodes, &nodes, &known_nodes, faults);
     let known_services = known(&raw.services, &[]);
     let listeners = listeners(&raw.listeners, &known_services, faults);
     let api = api(&raw.api_bind, faults);
     let etcd = store::store(&raw.store, faults);
-    let schema = spec::SCHEMA;
-    let mut spec = Spec { schema, cluster, nodes, services, gateway, listeners, api, store: etcd };
+    let repositories = backup::repositories(&raw.repositories, faults);
+    let mut spec = Spec {
+        schema: spec::SCHEMA,
+        cluster,
+        nodes,
+        services,
+        gateway,
+        listeners,
+        api,
+        store: etcd,
+        repositories,
+    };
     spec.assign_ports();
     collisions::check(&spec, raw, store, faults);
     spec
@@ -179,6 +191,7 @@ fn services(
     raw: &RawSpec,
     nodes: &BTreeMap<String, NodeSpec>,
     known_nodes: &Known,
+    known_repositories: &Known,
     faults: &mut Faults<'_>,
 ) -> BTreeMap<String, ServiceSpec> {
     let list = match &raw.services {
@@ -195,16 +208,19 @@ fn services(
     for (name, service) in list {
         name_fault("service", name, &SERVICE_NAMES_RESERVED, faults);
         if let Some(service) = service {
+            let backup = backup::of_service(&name.value, service, known_repositories, faults);
             let service = service::postgres(&name.value, service, nodes, known_nodes, faults);
+            let service = PostgresSpec { backup, ..service };
             services.insert(name.value.clone(), ServiceSpec::Postgres(service));
         }
     }
     services
 }
 
-/// The names of nodes in a list: declared ones, each once.
-fn node_names(
-    what: &str,
+/// Names in a list: declared ones, each once.
+fn names(
+    kind: &str,
+    place: &str,
     list: &[Placed<String>],
     known: &Known,
     faults: &mut Faults<'_>,
@@ -212,13 +228,26 @@ fn node_names(
     let mut names: Vec<String> = Vec::new();
     for name in list {
         if names.contains(&name.value) {
-            let message = format!("node `{}` stands twice in {what}", name.value);
+            let message = format!("{kind} `{}` stands twice in {place}", name.value);
             faults.add(Code::Repeated, name.at, message);
-        } else if reference("node", name, what, known, faults) {
+        } else if reference(kind, name, place, known, faults) {
             names.push(name.value.clone());
         }
     }
     names
+}
+
+/// A path that is the same on every machine.
+fn absolute(key: &str, place: &str, raw: &Text, faults: &mut Faults<'_>) -> Option<String> {
+    let path = raw.is()?;
+    if path.value.starts_with('/') {
+        return Some(path.value.clone());
+    }
+    let shown = path.value.escape_debug();
+    let message = format!("`{key}` in {place} must be an absolute path, not \"{shown}\"");
+    faults.add(Code::OutOfRange, path.at, message).next =
+        "begin it with /; it is the same on every machine".into();
+    None
 }
 
 /// Whether the name is declared; reports it otherwise.
@@ -260,7 +289,7 @@ fn gateway(
         let fault = faults.add(Code::Count, list.at, "`nodes` in [gateway] is empty".into());
         fault.next = "name a node, or leave `nodes` out for all of them".into();
     }
-    GatewaySpec { nodes: node_names("[gateway]", &list.value, known_nodes, faults) }
+    GatewaySpec { nodes: names("node", "[gateway]", &list.value, known_nodes, faults) }
 }
 
 fn listeners(

@@ -11,7 +11,7 @@ use everhold_core::spec::{
 use super::super::fault::{Code, Faults};
 use super::super::raw::{Number, RawPostgres, Text};
 use super::super::reader::{Part, Placed, nearest};
-use super::{Known, bounded, duration, name_fault, node_names, word};
+use super::{Known, bounded, duration, name_fault, names, word};
 
 pub(super) fn postgres(
     name: &str,
@@ -28,7 +28,7 @@ pub(super) fn postgres(
                     faults.add(Code::Count, list.at, format!("`nodes` in {place} is empty"));
                 fault.next = "name a node, or leave `nodes` out for all of them".into();
             }
-            node_names(&place, &list.value, known_nodes, faults)
+            names("node", &place, &list.value, known_nodes, faults)
         }
         Part::Absent => known_nodes.iter().flatten().cloned().collect(),
         Part::Faulty => Vec::new(),
@@ -51,6 +51,7 @@ pub(super) fn postgres(
         }),
         instances: instances(name, raw, &on, faults),
         parameters: settings(name, &raw.parameters, faults),
+        backup: None,
         nodes: on,
     }
 }

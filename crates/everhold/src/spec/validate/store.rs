@@ -7,6 +7,7 @@ use everhold_core::spec::{Address, StoreSpec, StoreTls};
 use super::super::fault::{Code, Faults};
 use super::super::raw::{RawStore, Text};
 use super::super::reader::{Part, Placed};
+use super::absolute;
 
 /// More are no use: a store has seven members at most.
 const ENDPOINTS_MAX: usize = 7;
@@ -24,7 +25,8 @@ pub(super) fn store(raw: &Part<RawStore>, faults: &mut Faults<'_>) -> Option<Sto
     let mut etcd: Vec<String> = Vec::new();
     let mut secure = None;
     for url in &list.value {
-        let Some(is_secure) = endpoint(url, faults) else { continue };
+        let lost = "all that is agreed with it";
+        let Some(is_secure) = endpoint(url, "[store]", lost, faults) else { continue };
         if *secure.get_or_insert(is_secure) != is_secure {
             let message = "`etcd` in [store] mixes http and https".to_owned();
             faults.add(Code::BadAddress, url.at, message);
@@ -39,8 +41,13 @@ pub(super) fn store(raw: &Part<RawStore>, faults: &mut Faults<'_>) -> Option<Sto
     Some(StoreSpec { etcd, tls })
 }
 
-/// Whether the URL is https; `None`: it is none that can be used.
-fn endpoint(url: &Placed<String>, faults: &mut Faults<'_>) -> Option<bool> {
+/// Whether the URL is https; `None`: it is none that can be used. `lost`: what others would read.
+pub(super) fn endpoint(
+    url: &Placed<String>,
+    place: &str,
+    lost: &str,
+    faults: &mut Faults<'_>,
+) -> Option<bool> {
     let parts = url.value.split_once("://").and_then(|(scheme, rest)| {
         let secure = match scheme {
             "https" => true,
@@ -54,7 +61,7 @@ fn endpoint(url: &Placed<String>, faults: &mut Faults<'_>) -> Option<bool> {
     });
     let Some((secure, host, _)) = parts else {
         let shown = url.value.escape_debug();
-        let message = format!("`{shown}` in [store] is not of the form https://HOST:PORT");
+        let message = format!("`{shown}` in {place} is not of the form https://HOST:PORT");
         faults.add(Code::BadAddress, url.at, message).next =
             "write a URL, as in \"https://10.0.1.1:2379\"".into();
         return None;
@@ -66,10 +73,8 @@ fn endpoint(url: &Placed<String>, faults: &mut Faults<'_>) -> Option<bool> {
         }
     };
     if !secure && !here {
-        let message = format!(
-            "{} in [store] crosses the network in the clear, and all that is agreed with it",
-            url.value
-        );
+        let message =
+            format!("{} in {place} crosses the network in the clear, and {lost}", url.value);
         faults.add(Code::StoreExposed, url.at, message);
     }
     Some(secure)
@@ -89,14 +94,7 @@ fn tls(raw: &RawStore, secure: bool, faults: &mut Faults<'_>) -> Option<StoreTls
             faults.add(Code::NotApplicable, path.at, message);
             None
         }
-        Part::Is(path) if !path.value.starts_with('/') => {
-            let shown = path.value.escape_debug();
-            let message = format!("`{key}` in [store] must be an absolute path, not \"{shown}\"");
-            faults.add(Code::OutOfRange, path.at, message).next =
-                "begin it with /; it is the same on every machine".into();
-            None
-        }
-        Part::Is(path) => Some(path.value.clone()),
+        Part::Is(_) => absolute(key, "[store]", text, faults),
     };
     let (ca, cert, key) = (file("ca", &raw.ca), file("cert", &raw.cert), file("key", &raw.key));
     Some(StoreTls { ca: ca?, cert: cert?, key: key? })
