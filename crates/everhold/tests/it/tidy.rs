@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which crate may know which (DESIGN: split by what they depend on).
-const EDGES: [(&str, &[&str]); 6] = [
+const EDGES: [(&str, &[&str]); 7] = [
     ("core", &[]),
     ("store", &["core"]),
     ("adapters", &["core"]),
     ("gateway", &["core"]),
+    ("repository", &["core"]),
     ("everhold", &["core", "store", "adapters", "gateway"]),
     ("sim", &["core", "store"]),
 ];

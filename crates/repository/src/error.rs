@@ -1,0 +1,56 @@
+//! What can go wrong with a repository.
+
+use std::io;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Errors name the place by its name in the spec.
+#[derive(Debug, Error)]
+pub enum RepositoryError {
+    #[error("cannot {what} {path}")]
+    File {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{place} did not {what}: {said}")]
+    Remote { place: String, what: String, said: String },
+    #[error("{place} can't tell a second write of an object from the first: {said}")]
+    NoConditionalPut { place: String, said: String },
+    #[error("{place} holds no repository of Everhold")]
+    NoRepository { place: String },
+    #[error("{place} holds a repository already: {id} of cluster {cluster}")]
+    Taken { place: String, id: String, cluster: String },
+    #[error("{place} holds repository {found} of cluster {cluster}, not {expected}")]
+    Foreign { place: String, found: String, cluster: String, expected: String },
+    #[error("{place} was written by a newer version (format {format})")]
+    Newer { place: String, format: u32 },
+    #[error("the password does not open {place}")]
+    WrongPassword { place: String },
+    #[error("{place} has no other password; it would never open again")]
+    LastPassword { place: String },
+    #[error("{name} is damaged in every place that has it")]
+    Damaged { name: String },
+    #[error("{name} is in none of the places that answer")]
+    Missing { name: String },
+    #[error("{name} is there with another content: two have written it")]
+    Conflict { name: String },
+    #[error("no place answers: {said}")]
+    Unreachable { said: String },
+    #[error("{what} is not readable: {said}")]
+    Malformed { what: String, said: String },
+    #[error("the system gives no randomness")]
+    NoRandomness,
+}
+
+impl RepositoryError {
+    /// Turns an error of the file system into one that says what was tried on which file.
+    pub(crate) fn file(
+        what: &'static str,
+        path: &std::path::Path,
+    ) -> impl FnOnce(io::Error) -> RepositoryError {
+        let path = path.to_path_buf();
+        move |source| RepositoryError::File { what, path, source }
+    }
+}

@@ -1,0 +1,171 @@
+//! A directory as a place: an object is a file that appears whole, once, and lasts.
+
+use super::{Existing, Object};
+use crate::RepositoryError;
+use crate::key::hex;
+use crate::seal::random;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where files are written before they get their names. What a crash leaves here is nobody's.
+const UNFINISHED: &str = "unfinished";
+
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    pub fn new(root: &Path) -> Directory {
+        Directory { root: root.to_path_buf() }
+    }
+
+    fn path(&self, object: &str) -> PathBuf {
+        self.root.join(object)
+    }
+
+    pub fn put(
+        &self,
+        object: &str,
+        content: &[u8],
+        existing: Existing,
+    ) -> Result<bool, RepositoryError> {
+        let path = self.path(object);
+        let unfinished = self.root.join(UNFINISHED);
+        private_dir(&unfinished)?;
+        let parent = path.parent().unwrap_or(&self.root);
+        self.lasting_dir(parent)?;
+        let temporary = unfinished.join(hex(&random::<16>()?));
+        let attempt = || -> io::Result<bool> {
+            let mut file =
+                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            let new = match existing {
+                Existing::Replace => fs::rename(&temporary, &path).map(|()| true)?,
+                // Unlike a rename a link never takes the place of what is there, on NFS neither.
+                Existing::Keep => match fs::hard_link(&temporary, &path) {
+                    Ok(()) => true,
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                    Err(error) => return Err(error),
+                },
+            };
+            File::open(parent)?.sync_all()?;
+            Ok(new)
+        };
+        let result = attempt();
+        let _ = fs::remove_file(&temporary);
+        result.map_err(RepositoryError::file("write", &path))
+    }
+
+    /// Makes a directory and its parents, so that they are there after a power failure too.
+    fn lasting_dir(&self, path: &Path) -> Result<(), RepositoryError> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        if let Some(parent) = path.parent().filter(|_| path != self.root) {
+            self.lasting_dir(parent)?;
+        }
+        private_dir(path)?;
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let synced = File::open(parent).and_then(|dir| dir.sync_all());
+        synced.map_err(RepositoryError::file("sync", parent))
+    }
+
+    pub fn get(&self, object: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let path = self.path(object);
+        match fs::read(&path) {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => absent(error).map_err(RepositoryError::file("read", &path)),
+        }
+    }
+
+    pub fn read(
+        &self,
+        object: &str,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let path = self.path(object);
+        let attempt = || -> io::Result<Vec<u8>> {
+            let file = File::open(&path)?;
+            let mut content = vec![0; len];
+            let mut done = 0;
+            while done < len {
+                match file.read_at(&mut content[done..], offset + done as u64)? {
+                    0 => break,
+                    read => done += read,
+                }
+            }
+            content.truncate(done);
+            Ok(content)
+        };
+        match attempt() {
+            Ok(content) => Ok(Some(content)),
+            Err(error) => absent(error).map_err(RepositoryError::file("read", &path)),
+        }
+    }
+
+    pub fn list(&self, prefix: &str) -> Result<Vec<Object>, RepositoryError> {
+        // Only the directory that the prefix names is walked.
+        let dir = prefix.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let mut objects = Vec::new();
+        self.walk(dir, &mut objects)?;
+        objects.retain(|object| object.name.starts_with(prefix));
+        Ok(objects)
+    }
+
+    fn walk(&self, dir: &str, objects: &mut Vec<Object>) -> Result<(), RepositoryError> {
+        let path = self.path(dir);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                return absent::<()>(error)
+                    .map(|_| ())
+                    .map_err(RepositoryError::file("list", &path));
+            }
+        };
+        for entry in entries {
+            let entry = entry.map_err(RepositoryError::file("list", &path))?;
+            let file = entry.file_name();
+            let Some(file) = file.to_str() else { continue };
+            let name = if dir.is_empty() { file.to_string() } else { format!("{dir}/{file}") };
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // It was taken away since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(RepositoryError::file("list", &path)(error)),
+            };
+            if meta.is_dir() && name != UNFINISHED {
+                self.walk(&name, objects)?;
+            } else if meta.is_file() {
+                objects.push(Object { name, bytes: meta.len() });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn delete(&self, object: &str) -> Result<(), RepositoryError> {
+        let path = self.path(object);
+        match fs::remove_file(&path) {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                absent::<()>(error).map(|_| ()).map_err(RepositoryError::file("remove", &path))
+            }
+        }
+    }
+}
+
+/// What is not there is no error.
+fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Ok(None),
+        _ => Err(error),
+    }
+}
+
+fn private_dir(path: &Path) -> Result<(), RepositoryError> {
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+    made.map_err(RepositoryError::file("make", path))
+}

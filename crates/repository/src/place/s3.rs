@@ -1,0 +1,265 @@
+//! A bucket of an S3-compatible store as a place.
+//!
+//! Objects are put with `If-None-Match: *`, which Amazon, MinIO, Garage and others honour; the
+//! probe finds out who doesn't. Requests are signed by rusty-s3, which does no I/O of its own.
+
+use super::{Existing, Object, PlaceConfig, credentials};
+use crate::RepositoryError;
+use rusty_s3::actions::ListObjectsV2;
+use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::Duration;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
+
+/// How long a signature holds. A clock may be off by minutes.
+const SIGNED: Duration = Duration::from_secs(900);
+const CONNECT: Duration = Duration::from_secs(5);
+/// For one request, a whole pack over a slow line included.
+const REQUEST: Duration = Duration::from_secs(300);
+/// Attempts of a request that the store was too busy for, or that got no answer.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+/// Larger than any object of ours.
+const ANSWER_BYTES_MAX: u64 = 1 << 30;
+/// What requests are signed for where nothing is said.
+const REGION: &str = "us-east-1";
+/// Where distributions keep the authorities that a machine trusts.
+const AUTHORITIES: [&str; 2] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+
+pub struct S3 {
+    name: String,
+    bucket: Bucket,
+    credentials: Credentials,
+    /// Before each object's name.
+    prefix: String,
+    agent: ureq::Agent,
+}
+
+/// An answer that was got.
+struct Answer {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl S3 {
+    pub fn open(config: &PlaceConfig, bucket: &str, prefix: &str) -> Result<S3, RepositoryError> {
+        let malformed = |said: String| RepositoryError::Malformed {
+            what: format!("the repository {}", config.name),
+            said,
+        };
+        let path = config.credentials_file.as_deref();
+        let path = path.ok_or_else(|| malformed("it lacks a credentials_file".to_string()))?;
+        let (id, secret) = credentials(path)?;
+        let region = config.region.as_deref().unwrap_or(REGION);
+        let (endpoint, style) = match &config.endpoint {
+            Some(endpoint) => (endpoint.clone(), UrlStyle::Path),
+            // A dot in the bucket's name would not fit the certificate.
+            None if bucket.contains('.') => {
+                (format!("https://s3.{region}.amazonaws.com"), UrlStyle::Path)
+            }
+            None => (format!("https://s3.{region}.amazonaws.com"), UrlStyle::VirtualHost),
+        };
+        let url = endpoint.parse().map_err(|_| malformed(format!("{endpoint} is no URL")))?;
+        let bucket = Bucket::new(url, style, bucket.to_string(), region.to_string());
+        Ok(S3 {
+            name: config.name.clone(),
+            bucket: bucket.map_err(|error| malformed(error.to_string()))?,
+            credentials: Credentials::new(id, secret),
+            prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
+            agent: agent(endpoint.starts_with("https")).map_err(malformed)?,
+        })
+    }
+
+    pub fn put(
+        &self,
+        object: &str,
+        content: &[u8],
+        existing: Existing,
+    ) -> Result<bool, RepositoryError> {
+        let key = self.key(object);
+        let url = self.bucket.put_object(Some(&self.credentials), &key).sign(SIGNED);
+        let mut asked_before = false;
+        let answer = self.ask("store an object", || {
+            let request = self.agent.put(url.as_str());
+            let request = match existing {
+                Existing::Keep => request.header("If-None-Match", "*"),
+                Existing::Replace => request,
+            };
+            let answer = request.send(content);
+            // Whether an attempt without an answer took effect is not known.
+            if answer.as_ref().map_or(true, |it| it.status().as_u16() >= 500) {
+                asked_before = true;
+            }
+            answer
+        })?;
+        match answer.status {
+            200 => Ok(true),
+            412 if asked_before => Ok(self.get(object, None)?.is_some_and(|it| it == content)),
+            412 => Ok(false),
+            _ => Err(self.refused("store an object", &answer)),
+        }
+    }
+
+    pub fn get(
+        &self,
+        object: &str,
+        part: Option<(u64, usize)>,
+    ) -> Result<Option<Vec<u8>>, RepositoryError> {
+        if part.is_some_and(|(_, len)| len == 0) {
+            return Ok(Some(Vec::new()));
+        }
+        let key = self.key(object);
+        let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED);
+        let answer = self.ask("give an object", || {
+            let request = self.agent.get(url.as_str());
+            match part {
+                Some((from, len)) => {
+                    let to = from + len as u64 - 1;
+                    request.header("Range", format!("bytes={from}-{to}")).call()
+                }
+                None => request.call(),
+            }
+        })?;
+        match (answer.status, part) {
+            (206, Some(_)) | (200, None) => Ok(Some(answer.body)),
+            // A store that knows no ranges.
+            (200, Some((from, len))) => {
+                let from = usize::try_from(from).unwrap_or(usize::MAX).min(answer.body.len());
+                let to = from.saturating_add(len).min(answer.body.len());
+                Ok(Some(answer.body[from..to].to_vec()))
+            }
+            // It ends before.
+            (416, Some(_)) => Ok(Some(Vec::new())),
+            (404, _) if !is_no_bucket(&answer.body) => Ok(None),
+            (..) => Err(self.refused("give an object", &answer)),
+        }
+    }
+
+    pub fn list(&self, prefix: &str) -> Result<Vec<Object>, RepositoryError> {
+        let prefix = self.key(prefix);
+        let mut objects = Vec::new();
+        let mut next = None;
+        loop {
+            let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+            action.with_prefix(prefix.as_str());
+            if let Some(token) = next {
+                action.with_continuation_token(token);
+            }
+            let url = action.sign(SIGNED);
+            let answer = self.ask("list objects", || self.agent.get(url.as_str()).call())?;
+            if answer.status != 200 {
+                return Err(self.refused("list objects", &answer));
+            }
+            let text = String::from_utf8_lossy(&answer.body);
+            let listed = ListObjectsV2::parse_response(&text)
+                .map_err(|error| self.failed("list objects", error.to_string()))?;
+            for object in listed.contents {
+                if let Some(name) = object.key.strip_prefix(&self.prefix) {
+                    objects
+                        .push(Object { name: name.to_string(), bytes: object.size.unwrap_or(0) });
+                }
+            }
+            next = listed.next_continuation_token;
+            if next.is_none() {
+                return Ok(objects);
+            }
+        }
+    }
+
+    pub fn delete(&self, object: &str) -> Result<(), RepositoryError> {
+        let key = self.key(object);
+        let url = self.bucket.delete_object(Some(&self.credentials), &key).sign(SIGNED);
+        let answer = self.ask("remove an object", || self.agent.delete(url.as_str()).call())?;
+        match answer.status {
+            200 | 204 | 404 => Ok(()),
+            _ => Err(self.refused("remove an object", &answer)),
+        }
+    }
+
+    fn key(&self, object: &str) -> String {
+        format!("{}{object}", self.prefix)
+    }
+
+    /// Asks until there is an answer that stays the same, within a few attempts.
+    fn ask(
+        &self,
+        what: &str,
+        mut request: impl FnMut() -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Answer, RepositoryError> {
+        let mut pause = PAUSE;
+        for attempt in 1.. {
+            let result = request().and_then(|mut response| {
+                let status = response.status().as_u16();
+                let body =
+                    response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
+                Ok(Answer { status, body })
+            });
+            let again = match &result {
+                // 409: another write of the same object is under way.
+                Ok(answer) => matches!(answer.status, 409 | 429 | 500..),
+                Err(_) => true,
+            };
+            if again && attempt < ATTEMPTS {
+                sleep(pause);
+                pause *= 2;
+                continue;
+            }
+            return result.map_err(|error| self.failed(what, error.to_string()));
+        }
+        Err(self.failed(what, "no answer".to_string()))
+    }
+
+    fn failed(&self, what: &str, said: String) -> RepositoryError {
+        RepositoryError::Remote { place: self.name.clone(), what: what.to_string(), said }
+    }
+
+    fn refused(&self, what: &str, answer: &Answer) -> RepositoryError {
+        let text = String::from_utf8_lossy(&answer.body);
+        let said = ["Code", "Message"]
+            .iter()
+            .filter_map(|tag| {
+                let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+                rest.split_once('<').map(|(value, _)| value)
+            })
+            .collect::<Vec<_>>()
+            .join(": ");
+        let said = said.chars().filter(|c| !c.is_control()).take(300).collect::<String>();
+        self.failed(what, format!("HTTP {} {said}", answer.status).trim_end().to_string())
+    }
+}
+
+fn is_no_bucket(body: &[u8]) -> bool {
+    String::from_utf8_lossy(body).contains("NoSuchBucket")
+}
+
+/// A client that trusts whom the machine trusts.
+fn agent(secure: bool) -> Result<ureq::Agent, String> {
+    let mut config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(CONNECT))
+        .timeout_global(Some(REQUEST))
+        .https_only(secure);
+    if secure {
+        let file = AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
+        let file = file.ok_or_else(|| {
+            format!("this machine trusts no authority: {} is not there", AUTHORITIES[0])
+        })?;
+        let pem = std::fs::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let trusted: Vec<Certificate<'static>> = parse_pem(&pem)
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .root_certs(RootCerts::Specific(Arc::new(trusted)))
+            .unversioned_rustls_crypto_provider(provider);
+        config = config.tls_config(tls.build());
+    }
+    Ok(config.build().new_agent())
+}

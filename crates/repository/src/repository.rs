@@ -1,0 +1,453 @@
+//! The same objects in one place or several.
+
+use crate::RepositoryError;
+use crate::key::{Kit, Password, Wrapped, hex};
+use crate::place::{Existing, Place, PlaceConfig};
+use crate::seal::{Master, random};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Read;
+
+/// The version of all that is described here; a newer one is refused.
+const FORMAT: u32 = 1;
+const IDENTITY: &str = "everhold.json";
+const KEYS: &str = "keys/";
+/// So many passwords are tried; each costs a tenth of a second.
+const KEYS_MAX: usize = 32;
+/// For objects that are read whole: manifests and pieces of the log.
+const PLAIN_BYTES_MAX: u64 = 4 << 30;
+/// What compresses well at a gigabyte a second and core.
+const LEVEL: i32 = 3;
+
+/// What says of a place that it is a repository, and whose. In the clear.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    pub format: u32,
+    pub id: String,
+    pub cluster: String,
+    pub created: String,
+}
+
+/// A repository in the places that could be opened.
+pub struct Repository {
+    identity: Identity,
+    master: Master,
+    places: Vec<Place>,
+    /// Places that did not answer or are not what they should be, and why.
+    absent: Vec<(String, RepositoryError)>,
+}
+
+/// What became of a put.
+#[derive(Debug, Default)]
+pub struct Put {
+    /// Places that hold the object now.
+    pub copies: usize,
+    pub failed: Vec<(String, RepositoryError)>,
+}
+
+impl Repository {
+    /// Makes a repository in an empty place.
+    pub fn create(
+        config: &PlaceConfig,
+        password: &Password,
+        cluster: &str,
+    ) -> Result<Repository, RepositoryError> {
+        let identity = Identity {
+            format: FORMAT,
+            id: hex(&random::<8>()?),
+            cluster: cluster.to_string(),
+            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        };
+        let mut repository = Repository {
+            identity,
+            master: Master::random()?,
+            places: Vec::new(),
+            absent: Vec::new(),
+        };
+        repository.extend(config, password)?;
+        Ok(repository)
+    }
+
+    /// Makes an empty place another one of this repository. What is stored already comes with
+    /// [`Repository::level`].
+    pub fn extend(
+        &mut self,
+        config: &PlaceConfig,
+        password: &Password,
+    ) -> Result<(), RepositoryError> {
+        let place = Place::open(config)?;
+        if let Some(identity) = identity(&place)? {
+            return Err(RepositoryError::Taken {
+                place: config.name.clone(),
+                id: identity.id,
+                cluster: identity.cluster,
+            });
+        }
+        place.probe()?;
+        add_key(&place, &self.master, password)?;
+        // Last, so that a place that says it is a repository opens.
+        let text = json(&self.identity);
+        if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)? {
+            return Err(RepositoryError::Conflict { name: IDENTITY.to_string() });
+        }
+        self.places.push(place);
+        Ok(())
+    }
+
+    /// Opens the places that answer; an error if none does. All have to be the same repository,
+    /// that of the first that opens.
+    pub fn open(
+        places: &[(PlaceConfig, Password)],
+        cluster: &str,
+    ) -> Result<Repository, RepositoryError> {
+        let mut opened: Option<Repository> = None;
+        let mut absent = Vec::new();
+        for (config, password) in places {
+            let unlocked = unlock(config, password, cluster);
+            match (unlocked, &mut opened) {
+                (Ok((identity, master, place)), None) => {
+                    let places = vec![place];
+                    opened = Some(Repository { identity, master, places, absent: Vec::new() });
+                }
+                (Ok((identity, _, place)), Some(repository)) => {
+                    if identity.id == repository.identity.id {
+                        repository.places.push(place);
+                    } else {
+                        let error = RepositoryError::Foreign {
+                            place: config.name.clone(),
+                            found: identity.id,
+                            cluster: identity.cluster,
+                            expected: repository.identity.id.clone(),
+                        };
+                        absent.push((config.name.clone(), error));
+                    }
+                }
+                (Err(error), _) => absent.push((config.name.clone(), error)),
+            }
+        }
+        match opened {
+            Some(repository) => Ok(Repository { absent, ..repository }),
+            None if absent.len() == 1 => Err(absent.remove(0).1),
+            None => {
+                let said = absent.iter().map(|(_, error)| error.to_string());
+                Err(RepositoryError::Unreachable { said: said.collect::<Vec<_>>().join("; ") })
+            }
+        }
+    }
+
+    /// Opens one place with the recovery kit, without a password.
+    pub fn open_with_kit(config: &PlaceConfig, kit: &Kit) -> Result<Repository, RepositoryError> {
+        let place = Place::open(config)?;
+        let identity = known(&place)?;
+        if identity.id != kit.id {
+            return Err(RepositoryError::Foreign {
+                place: config.name.clone(),
+                found: identity.id,
+                cluster: identity.cluster,
+                expected: kit.id.clone(),
+            });
+        }
+        let master = kit.master().clone();
+        Ok(Repository { identity, master, places: vec![place], absent: Vec::new() })
+    }
+
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub fn kit(&self) -> Kit {
+        Kit::new(&self.identity.id, &self.identity.cluster, &self.master)
+    }
+
+    /// Places that are open.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().map(Place::name)
+    }
+
+    /// Places that could not be opened, and why.
+    pub fn absent(&self) -> &[(String, RepositoryError)] {
+        &self.absent
+    }
+
+    /// Lets another password open a place.
+    pub fn add_password(&self, place: &str, password: &Password) -> Result<(), RepositoryError> {
+        add_key(self.place(place)?, &self.master, password)
+    }
+
+    /// No longer lets this password open a place; the last one stays.
+    pub fn remove_password(&self, place: &str, password: &Password) -> Result<(), RepositoryError> {
+        let place = self.place(place)?;
+        let keys = keys(place)?;
+        let mut opened = Vec::new();
+        for (name, wrapped) in &keys {
+            if wrapped.open(password)?.is_some() {
+                opened.push(name);
+            }
+        }
+        let place_name = || place.name().to_string();
+        if opened.is_empty() {
+            return Err(RepositoryError::WrongPassword { place: place_name() });
+        }
+        if opened.len() == keys.len() {
+            return Err(RepositoryError::LastPassword { place: place_name() });
+        }
+        opened.into_iter().try_for_each(|name| place.delete(name))
+    }
+
+    fn place(&self, name: &str) -> Result<&Place, RepositoryError> {
+        let place = self.places.iter().find(|place| place.name() == name);
+        place.ok_or_else(|| RepositoryError::NoRepository { place: name.to_string() })
+    }
+
+    pub(crate) fn master(&self) -> &Master {
+        &self.master
+    }
+
+    /// Compresses, seals and stores an object in every place. One that is there with the same
+    /// content counts; with another content it is a conflict, and nothing is changed.
+    pub fn put(&self, name: &str, plain: &[u8]) -> Result<Put, RepositoryError> {
+        let packed = zstd::bulk::compress(plain, LEVEL).map_err(|error| malformed(name, &error))?;
+        let sealed = self.master.seal(name, &packed)?;
+        self.put_sealed(name, &sealed, |there| {
+            self.master
+                .open(name, there)
+                .map(|there| unpack(name, &there).is_ok_and(|it| it == plain))
+        })
+    }
+
+    /// Stores what is sealed already. `same`: whether what is there has the same content; `None`: it
+    /// is damaged, and is replaced.
+    pub(crate) fn put_sealed(
+        &self,
+        name: &str,
+        sealed: &[u8],
+        same: impl Fn(&[u8]) -> Option<bool> + Sync,
+    ) -> Result<Put, RepositoryError> {
+        let one = |place: &Place| -> Result<(), RepositoryError> {
+            if place.put(name, sealed, Existing::Keep)? {
+                return Ok(());
+            }
+            let there = place.get(name)?;
+            match there.as_deref().map(&same) {
+                Some(Some(true)) => Ok(()),
+                Some(Some(false)) => Err(RepositoryError::Conflict { name: name.to_string() }),
+                Some(None) | None => place.put(name, sealed, Existing::Replace).map(|_| ()),
+            }
+        };
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                self.places.iter().map(|place| (place, scope.spawn(|| one(place)))).collect();
+            asked
+                .into_iter()
+                .map(|(place, thread)| (place.name().to_string(), thread.join()))
+                .collect()
+        });
+        let mut put = Put::default();
+        for (place, result) in results {
+            match result {
+                Ok(Ok(())) => put.copies += 1,
+                Ok(Err(error @ RepositoryError::Conflict { .. })) => return Err(error),
+                Ok(Err(error)) => put.failed.push((place, error)),
+                Err(_) => put.failed.push((
+                    place,
+                    RepositoryError::Unreachable { said: "its thread ended".to_string() },
+                )),
+            }
+        }
+        match put.copies {
+            0 => Err(RepositoryError::Unreachable {
+                said: put
+                    .failed
+                    .iter()
+                    .map(|(_, it)| it.to_string())
+                    .collect::<Vec<_>>()
+                    .join("; "),
+            }),
+            _ => Ok(put),
+        }
+    }
+
+    /// The content of an object, from the first place that has it whole. Where it is damaged or
+    /// gone it is put back.
+    pub fn get(&self, name: &str) -> Result<Vec<u8>, RepositoryError> {
+        let sealed = self.find(name, |place| {
+            let Some(sealed) = place.get(name)? else { return Ok(Found::Nothing) };
+            Ok(match self.master.open(name, &sealed) {
+                Some(packed) => Found::Whole((sealed, packed)),
+                None => Found::Damaged,
+            })
+        })?;
+        let ((sealed, packed), harmed) = sealed;
+        for place in harmed {
+            tracing::warn!(place = place.name(), object = name, "put back from another place");
+            place.put(name, &sealed, Existing::Replace)?;
+        }
+        unpack(name, &packed)
+    }
+
+    /// Looks in each place in turn until one has it whole; with it come those that don't.
+    pub(crate) fn find<T>(
+        &self,
+        name: &str,
+        look: impl Fn(&Place) -> Result<Found<T>, RepositoryError>,
+    ) -> Result<(T, Vec<&Place>), RepositoryError> {
+        let mut harmed = Vec::new();
+        let mut damaged = false;
+        let mut unreachable = None;
+        for place in &self.places {
+            match look(place) {
+                Ok(Found::Whole(found)) => return Ok((found, harmed)),
+                Ok(Found::Damaged) => {
+                    damaged = true;
+                    harmed.push(place);
+                }
+                Ok(Found::Nothing) => harmed.push(place),
+                Err(error) => unreachable = Some(error),
+            }
+        }
+        let name = name.to_string();
+        Err(match (damaged, unreachable) {
+            (_, Some(error)) => error,
+            (true, None) => RepositoryError::Damaged { name },
+            (false, None) => RepositoryError::Missing { name },
+        })
+    }
+
+    /// All objects whose names begin so, with how many places have each. An error if a place does
+    /// not answer: what it has is not known then.
+    pub fn list(&self, prefix: &str) -> Result<BTreeMap<String, usize>, RepositoryError> {
+        let mut objects = BTreeMap::new();
+        for place in &self.places {
+            for object in place.list(prefix)? {
+                *objects.entry(object.name).or_insert(0) += 1;
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Removes an object from every place.
+    pub fn delete(&self, name: &str) -> Result<(), RepositoryError> {
+        self.places.iter().try_for_each(|place| place.delete(name))
+    }
+
+    /// Brings every object below `prefix` to the places that lack it; how many copies were made.
+    /// What is damaged is found when it is read.
+    pub fn level(&self, prefix: &str) -> Result<usize, RepositoryError> {
+        let mut copied = 0;
+        let mut has = Vec::new();
+        for place in &self.places {
+            let names = place.list(prefix)?.into_iter().map(|object| object.name);
+            has.push((place, names.collect::<std::collections::BTreeSet<String>>()));
+        }
+        let all: std::collections::BTreeSet<&String> =
+            has.iter().flat_map(|(_, names)| names).collect();
+        for name in all.into_iter().filter(|name| is_shared(name)) {
+            let lacking: Vec<_> = has.iter().filter(|(_, names)| !names.contains(name)).collect();
+            let Some((from, _)) = has.iter().find(|(_, names)| names.contains(name)) else {
+                continue;
+            };
+            if lacking.is_empty() {
+                continue;
+            }
+            // Taken away in between: it was not needed any more.
+            let Some(sealed) = from.get(name)? else { continue };
+            for (place, _) in lacking {
+                place.put(name, &sealed, Existing::Keep)?;
+                copied += 1;
+            }
+        }
+        Ok(copied)
+    }
+}
+
+/// What a place has of an object.
+pub(crate) enum Found<T> {
+    Whole(T),
+    Damaged,
+    Nothing,
+}
+
+/// Passwords and identity are each place's own.
+fn is_shared(name: &str) -> bool {
+    name != IDENTITY && !name.starts_with(KEYS) && !name.starts_with("probe/")
+}
+
+fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
+    let Some(text) = place.get(IDENTITY)? else { return Ok(None) };
+    let malformed =
+        |error: serde_json::Error| malformed(&format!("{IDENTITY} of {}", place.name()), &error);
+    #[derive(Deserialize)]
+    struct Form {
+        format: u32,
+    }
+    // A newer form may look different everywhere else.
+    let Form { format } = serde_json::from_slice(&text).map_err(malformed)?;
+    if format > FORMAT {
+        return Err(RepositoryError::Newer { place: place.name().to_string(), format });
+    }
+    serde_json::from_slice(&text).map(Some).map_err(malformed)
+}
+
+fn known(place: &Place) -> Result<Identity, RepositoryError> {
+    let none = || RepositoryError::NoRepository { place: place.name().to_string() };
+    identity(place)?.ok_or_else(none)
+}
+
+fn keys(place: &Place) -> Result<Vec<(String, Wrapped)>, RepositoryError> {
+    let mut keys = Vec::new();
+    for object in place.list(KEYS)?.into_iter().take(KEYS_MAX) {
+        let Some(text) = place.get(&object.name)? else { continue };
+        let wrapped = serde_json::from_slice(&text);
+        keys.push((object.name.clone(), wrapped.map_err(|error| malformed(&object.name, &error))?));
+    }
+    Ok(keys)
+}
+
+fn add_key(place: &Place, master: &Master, password: &Password) -> Result<(), RepositoryError> {
+    let wrapped = Wrapped::new(master, password)?;
+    let name = format!("{KEYS}{}.json", hex(&random::<8>()?));
+    place.put(&name, json(&wrapped).as_bytes(), Existing::Keep).map(|_| ())
+}
+
+fn unlock(
+    config: &PlaceConfig,
+    password: &Password,
+    cluster: &str,
+) -> Result<(Identity, Master, Place), RepositoryError> {
+    let place = Place::open(config)?;
+    let identity = known(&place)?;
+    if identity.cluster != cluster {
+        return Err(RepositoryError::Foreign {
+            place: config.name.clone(),
+            found: identity.id,
+            cluster: identity.cluster,
+            expected: format!("one of cluster {cluster}"),
+        });
+    }
+    for (_, wrapped) in keys(&place)? {
+        if let Some(master) = wrapped.open(password)? {
+            return Ok((identity, master, place));
+        }
+    }
+    Err(RepositoryError::WrongPassword { place: config.name.clone() })
+}
+
+fn unpack(name: &str, packed: &[u8]) -> Result<Vec<u8>, RepositoryError> {
+    let mut plain = Vec::new();
+    zstd::stream::read::Decoder::new(packed)
+        .and_then(|decoder| decoder.take(PLAIN_BYTES_MAX).read_to_end(&mut plain))
+        .map_err(|error| malformed(name, &error))?;
+    Ok(plain)
+}
+
+fn json(value: &impl Serialize) -> String {
+    // Strings and numbers only.
+    serde_json::to_string_pretty(value).expect("plain data")
+}
+
+fn malformed(what: &str, error: &dyn std::fmt::Display) -> RepositoryError {
+    RepositoryError::Malformed { what: what.to_string(), said: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! Two directories as places: damage in one, conflicts, passwords, strangers.
+
+use super::*;
+use everhold_core::spec::Location;
+use std::fs;
+use std::path::Path;
+
+fn place(dir: &Path, name: &str) -> PlaceConfig {
+    let path = dir.join(name).display().to_string();
+    PlaceConfig {
+        name: name.to_string(),
+        location: Location::Directory(path),
+        region: None,
+        endpoint: None,
+        credentials_file: None,
+    }
+}
+
+fn word(text: &str) -> Password {
+    Password::new(text)
+}
+
+/// A repository in two places, `east` and `west`.
+fn two(dir: &Path) -> Repository {
+    let mut repository =
+        Repository::create(&place(dir, "east"), &word("e"), "shop").expect("created");
+    repository.extend(&place(dir, "west"), &word("w")).expect("extended");
+    repository
+}
+
+fn open(dir: &Path) -> Repository {
+    let places = [(place(dir, "east"), word("e")), (place(dir, "west"), word("w"))];
+    Repository::open(&places, "shop").expect("opened")
+}
+
+#[test]
+fn what_is_put_is_in_every_place_and_sealed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    two(dir.path());
+    let repository = open(dir.path());
+    let secret = b"secret content, secret content".repeat(100);
+    assert_eq!(repository.put("main/log/1", &secret).expect("put").copies, 2);
+    assert_eq!(repository.get("main/log/1").expect("got"), secret);
+    for name in ["east", "west"] {
+        let stored = fs::read(dir.path().join(name).join("main/log/1")).expect("a file");
+        assert!(!stored.windows(6).any(|it| it == b"secret") && stored.len() < 300);
+    }
+    let listed = repository.list("main/").expect("listed");
+    assert_eq!(listed.into_iter().collect::<Vec<_>>(), [("main/log/1".to_string(), 2)]);
+    assert_eq!(repository.list("main/log/2").expect("listed").len(), 0);
+    // The same again is no conflict, another content is, and the first one stays.
+    assert_eq!(repository.put("main/log/1", &secret).expect("put").copies, 2);
+    let conflict = repository.put("main/log/1", b"other").expect_err("a conflict");
+    assert!(matches!(conflict, RepositoryError::Conflict { .. }), "{conflict}");
+    assert_eq!(repository.get("main/log/1").expect("got"), secret);
+    repository.delete("main/log/1").expect("deleted");
+    let gone = repository.get("main/log/1").expect_err("gone");
+    assert!(matches!(gone, RepositoryError::Missing { .. }), "{gone}");
+}
+
+#[test]
+fn damage_in_one_place_is_healed_from_the_other() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    repository.put("a/1", b"content").expect("put");
+    let file = |name: &str| dir.path().join(name).join("a/1");
+    let whole = fs::read(file("east")).expect("a file");
+    for bit in (0..whole.len() * 8).step_by(41) {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        fs::write(file("east"), &flipped).expect("damaged");
+        assert_eq!(repository.get("a/1").expect("healed"), b"content");
+        assert_eq!(fs::read(file("east")).expect("a file"), whole, "bit {bit}");
+    }
+    fs::remove_file(file("east")).expect("removed");
+    assert_eq!(repository.get("a/1").expect("healed"), b"content");
+    assert_eq!(fs::read(file("east")).expect("a file"), whole);
+    // Put again over damage.
+    fs::write(file("west"), b"short").expect("damaged");
+    assert_eq!(repository.put("a/1", b"content").expect("put").copies, 2);
+    // In both it is an error, never an empty answer.
+    for name in ["east", "west"] {
+        fs::write(file(name), &whole[..whole.len() - 1]).expect("damaged");
+    }
+    let lost = repository.get("a/1").expect_err("lost");
+    assert!(matches!(lost, RepositoryError::Damaged { .. }), "{lost}");
+}
+
+#[test]
+fn a_place_that_was_away_is_brought_level() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    let away = dir.path().join("away");
+    fs::rename(dir.path().join("west"), &away).expect("moved");
+    let alone = open(dir.path());
+    assert_eq!(alone.places().collect::<Vec<_>>(), ["east"]);
+    assert!(matches!(&alone.absent()[0].1, RepositoryError::NoRepository { .. }), "not mounted");
+    alone.put("a/1", b"one").expect("put");
+    alone.put("a/2", b"two").expect("put");
+    // An empty directory in its place is no repository either, and nothing is written there.
+    fs::create_dir(dir.path().join("west")).expect("made");
+    assert_eq!(open(dir.path()).places().count(), 1);
+    fs::remove_dir(dir.path().join("west")).expect("removed");
+    fs::rename(&away, dir.path().join("west")).expect("moved back");
+    assert_eq!(repository.level("a/").expect("level"), 2);
+    assert_eq!(repository.level("").expect("level"), 0, "keys stay where they are");
+    assert!(repository.list("a/").expect("listed").values().all(|copies| *copies == 2));
+}
+
+#[test]
+fn passwords_come_and_go() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    let east = |text: &str| Repository::open(&[(place(dir.path(), "east"), word(text))], "shop");
+    let last = repository.remove_password("east", &word("e")).expect_err("the last one");
+    assert!(matches!(last, RepositoryError::LastPassword { .. }), "{last}");
+    repository.add_password("east", &word("new")).expect("added");
+    repository.remove_password("east", &word("e")).expect("removed");
+    let wrong = east("e").err().expect("taken away");
+    assert!(matches!(wrong, RepositoryError::WrongPassword { .. }), "{wrong}");
+    assert!(east("new").is_ok());
+    let unknown = repository.remove_password("east", &word("x")).expect_err("unknown");
+    assert!(matches!(unknown, RepositoryError::WrongPassword { .. }), "{unknown}");
+
+    // With all passwords lost, the kit opens it.
+    repository.put("a/1", b"content").expect("put");
+    let kit = Kit::parse(&repository.kit().text()).expect("a kit");
+    let restored = Repository::open_with_kit(&place(dir.path(), "west"), &kit).expect("opened");
+    assert_eq!(restored.get("a/1").expect("got"), b"content");
+}
+
+#[test]
+fn strangers_are_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    let other = place(dir.path(), "other");
+    let theirs = Repository::create(&other, &word("o"), "shop").expect("created");
+    let taken = Repository::create(&other, &word("o"), "shop").err().expect("taken");
+    assert!(matches!(taken, RepositoryError::Taken { .. }), "{taken}");
+    let foreign = Repository::open_with_kit(&other, &repository.kit()).err().expect("foreign");
+    assert!(matches!(foreign, RepositoryError::Foreign { .. }), "{foreign}");
+    let both = [(place(dir.path(), "east"), word("e")), (other.clone(), word("o"))];
+    let opened = Repository::open(&both, "shop").expect("one of them");
+    assert_eq!(opened.places().collect::<Vec<_>>(), ["east"]);
+    assert!(matches!(opened.absent()[0].1, RepositoryError::Foreign { .. }));
+    let cluster = Repository::open(&[(other.clone(), word("o"))], "bank").err().expect("foreign");
+    assert!(cluster.to_string().contains("of cluster shop"), "{cluster}");
+    drop(theirs);
+    fs::write(dir.path().join("other").join(IDENTITY), "{\"format\": 2}").expect("written");
+    let newer = Repository::open(&[(other, word("o"))], "shop").err().expect("newer");
+    assert!(matches!(newer, RepositoryError::Newer { format: 2, .. }), "{newer}");
+}
