@@ -286,9 +286,7 @@ impl World {
                 return Some(format!("{n} does not stream"));
             } else if !term.target.members.contains(&member) && !self.left_out(term, &node.name) {
                 return Some(format!("{n} is not a member"));
-            } else if term.target.members.contains(&member)
-                && self.policy.leaving.contains(&node.name)
-            {
+            } else if term.target.members.contains(&member) && self.policy.leaves(&node.name) {
                 return Some(format!("{n} does not leave"));
             }
         }
@@ -298,15 +296,16 @@ impl World {
     /// A standby that need not acknowledge: it is on its way out, or beside the leader where the
     /// set is spread.
     fn left_out(&self, term: &Term, node: &str) -> bool {
-        let Policy { domains, leaving, .. } = &self.policy;
-        leaving.contains(node) || (!domains.0.is_empty() && !domains.apart(&term.leader.node, node))
+        let policy = &self.policy;
+        let spread = !policy.domains.0.is_empty();
+        policy.leaves(node) || (spread && !policy.domains.apart(&term.leader.node, node))
     }
 
     /// Those beside the leader alone could acknowledge, though somebody is elsewhere.
     fn beside_only(&self, term: &Term) -> bool {
-        let Policy { domains, leaving, nodes, .. } = &self.policy;
+        let Policy { domains, nodes, .. } = &self.policy;
         let apart = |node: &String| domains.apart(&term.leader.node, node);
-        let elsewhere = nodes.iter().any(|node| apart(node) && !leaving.contains(node));
+        let elsewhere = nodes.iter().any(|node| apart(node) && !self.policy.leaves(node));
         let beside = term.target.members.iter().filter(|m| !apart(&m.node)).count() as u32;
         !domains.0.is_empty() && elsewhere && !term.target.is_alone() && beside >= term.target.k
     }
