@@ -69,7 +69,7 @@ impl Facts {
                 !term.target.is_alone() && term.target.members.contains(&view.member())
             }),
             maintenance: store.maintenance,
-            drained: view.policy.drained.contains(&view.me),
+            drained: !view.policy.duty(&view.me).is_active(),
             store_seen: seen.into_iter().flatten().max(),
             status,
         }

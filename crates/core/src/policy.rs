@@ -1,9 +1,10 @@
 //! The instants and counts that failover goes by, each with its reason.
 
+use crate::spec::Duty;
 use crate::spread::Domains;
 use crate::term::{Preference, Redundancy};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Heartbeats: ten a second tell a lost machine within a second and cost nothing.
 pub const HEARTBEAT_MS: u64 = 100;
@@ -86,13 +87,21 @@ pub struct Policy {
     /// Over what the synchronous set is spread.
     #[serde(default)]
     pub domains: Domains,
-    /// Nodes that nobody is to read from; nor do they lead, by their preference.
+    /// Of the nodes that are not active. That they don't lead, their preference says.
     #[serde(default)]
-    pub drained: BTreeSet<String>,
-    /// Nodes that are on their way out: they leave the synchronous set and don't come back.
-    #[serde(default)]
-    pub leaving: BTreeSet<String>,
+    pub duties: BTreeMap<String, Duty>,
     /// A leader that is slow for so long hands over. `None`: that is only shown.
     #[serde(default)]
     pub slow_after_ms: Option<u64>,
+}
+
+impl Policy {
+    pub fn duty(&self, node: &str) -> Duty {
+        self.duties.get(node).copied().unwrap_or_default()
+    }
+
+    /// It leaves the synchronous set and doesn't come back.
+    pub fn leaves(&self, node: &str) -> bool {
+        self.duty(node) == Duty::Leaving
+    }
 }

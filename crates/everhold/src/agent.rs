@@ -17,9 +17,7 @@ use everhold_core::agent::{Agent, Identity};
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
-use everhold_core::spec::{
-    Address, Durability, Duty, NodeSpec, PostgresSpec, ServiceSpec, Spec, Spread,
-};
+use everhold_core::spec::{Address, Durability, NodeSpec, PostgresSpec, ServiceSpec, Spec, Spread};
 use everhold_core::spread::Domains;
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
@@ -410,15 +408,13 @@ pub fn policy(spec: &Spec, service: &PostgresSpec) -> Policy {
         };
         Some((name.clone(), domain?))
     });
-    let drained = service.nodes.iter().filter(|node| !spec.duty(node).is_active());
-    let leaving = service.nodes.iter().filter(|node| spec.duty(node) == Duty::Leaving);
+    let duties = service.nodes.iter().map(|node| (node.clone(), spec.duty(node)));
     Policy {
         nodes: service.nodes.clone(),
         redundancy: Redundancy { wanted, floor },
         preferences: preferences.collect(),
         domains: Domains(domains.collect()),
-        drained: drained.cloned().collect(),
-        leaving: leaving.cloned().collect(),
+        duties: duties.filter(|(_, duty)| !duty.is_active()).collect(),
         slow_after_ms: service.slow_after_ms,
     }
 }

@@ -87,7 +87,7 @@ fn instance(
     let leads = status.serving.is_some() && leader == node;
     let member = term.is_some_and(|term| term.target.members.contains(&status.member));
     // Beside the leader, where the set is spread, and on the way out it need not acknowledge.
-    let excused = policy.leaving.contains(node)
+    let excused = policy.leaves(node)
         || (!policy.domains.0.is_empty() && !policy.domains.apart(&leader, node));
     let unwell = match status.state {
         InstanceState::Open if leads => None,

@@ -2,9 +2,10 @@
 
 use crate::random::Random;
 use everhold_core::policy::Policy;
+use everhold_core::spec::Duty;
 use everhold_core::spread::Domains;
 use everhold_core::term::{Preference, Redundancy};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 pub fn policy(rng: &mut Random) -> Policy {
     let count = [3, 3, 3, 3, 3, 3, 4, 4, 5][rng.index(9)];
@@ -32,8 +33,7 @@ pub fn policy(rng: &mut Random) -> Policy {
         nodes,
         preferences,
         domains,
-        drained: BTreeSet::new(),
-        leaving: BTreeSet::new(),
+        duties: BTreeMap::new(),
         slow_after_ms,
     }
 }
@@ -55,7 +55,7 @@ fn domains(nodes: &[String], preferences: &BTreeMap<String, Preference>) -> Doma
 }
 
 /// Of four nodes and more one may be on its way out.
-pub fn leaving(rng: &mut Random, nodes: &[String]) -> BTreeSet<String> {
+pub fn duties(rng: &mut Random, nodes: &[String]) -> BTreeMap<String, Duty> {
     let leaves = rng.chance(400) && nodes.len() > 3;
-    leaves.then(|| nodes[rng.index(nodes.len())].clone()).into_iter().collect()
+    leaves.then(|| (nodes[rng.index(nodes.len())].clone(), Duty::Leaving)).into_iter().collect()
 }

@@ -515,12 +515,12 @@ impl World {
         // Some standby starts anew, as a rollout has it.
         let standby = self.plan.leaves.index(count);
         self.give(standby, Input::Restart);
-        self.policy.leaving = declared::leaving(&mut self.plan.leaves, &self.policy.nodes);
+        self.policy.duties = declared::duties(&mut self.plan.leaves, &self.policy.nodes);
         self.tell_spec(3 * S);
     }
 
     fn tell_spec(&mut self, within: u64) {
-        say!(self, "spec: {:?}, leaving {:?}", self.policy.redundancy, self.policy.leaving);
+        say!(self, "spec: {:?}, {:?}", self.policy.redundancy, self.policy.duties);
         for n in 0..self.nodes.len() {
             let delay = self.plan.rng.spread(MS, within);
             self.tell_agent(n, delay, ForAgent::Spec);

@@ -10,6 +10,7 @@ use everhold_core::ids::Epoch;
 use everhold_core::kv::Kv;
 use everhold_core::policy::Policy;
 use everhold_core::records::decode;
+use everhold_core::spec::Duty;
 use everhold_core::term::Term;
 use everhold_core::view::{CampaignRecord, Cause};
 use std::collections::BTreeMap;
@@ -286,9 +287,7 @@ impl World {
                 return Some(format!("{n} does not stream"));
             } else if !term.target.members.contains(&member) && !self.left_out(term, &node.name) {
                 return Some(format!("{n} is not a member"));
-            } else if term.target.members.contains(&member)
-                && self.policy.leaving.contains(&node.name)
-            {
+            } else if term.target.members.contains(&member) && self.leaves(&node.name) {
                 return Some(format!("{n} does not leave"));
             }
         }
@@ -298,15 +297,20 @@ impl World {
     /// A standby that need not acknowledge: it is on its way out, or beside the leader where the
     /// set is spread.
     fn left_out(&self, term: &Term, node: &str) -> bool {
-        let Policy { domains, leaving, .. } = &self.policy;
-        leaving.contains(node) || (!domains.0.is_empty() && !domains.apart(&term.leader.node, node))
+        let Policy { domains, .. } = &self.policy;
+        self.leaves(node) || (!domains.0.is_empty() && !domains.apart(&term.leader.node, node))
+    }
+
+    /// Read from what was declared: core's own function is judged here.
+    fn leaves(&self, node: &str) -> bool {
+        self.policy.duties.get(node) == Some(&Duty::Leaving)
     }
 
     /// Those beside the leader alone could acknowledge, though somebody is elsewhere.
     fn beside_only(&self, term: &Term) -> bool {
-        let Policy { domains, leaving, nodes, .. } = &self.policy;
+        let Policy { domains, nodes, .. } = &self.policy;
         let apart = |node: &String| domains.apart(&term.leader.node, node);
-        let elsewhere = nodes.iter().any(|node| apart(node) && !leaving.contains(node));
+        let elsewhere = nodes.iter().any(|node| apart(node) && !self.leaves(node));
         let beside = term.target.members.iter().filter(|m| !apart(&m.node)).count() as u32;
         !domains.0.is_empty() && elsewhere && !term.target.is_alone() && beside >= term.target.k
     }

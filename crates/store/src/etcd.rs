@@ -32,7 +32,7 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Clone, Debug)]
 pub struct EtcdConfig {
-    /// `HOST:PORT` or URLs, one or more, of the same cluster.
+    /// `HOST:PORT` or URLs, one or more, of the same cluster. The first is called while it answers.
     pub endpoints: Vec<String>,
     /// `None`: in the clear.
     pub tls: Option<TlsFiles>,
@@ -56,15 +56,16 @@ pub struct Etcd {
 impl Etcd {
     /// Prepares a client. It connects with the first call, so the server need not be there yet.
     pub async fn new(config: EtcdConfig) -> Result<Self, StoreError> {
-        Ok(Etcd { link: Arc::new(Link::new(config).await?) })
+        Ok(Etcd { link: Link::start(config).await? })
     }
 
-    /// Where to call from now on, most wanted first. A connection to an endpoint that stays is kept.
+    /// Where to call from now on, most wanted first. A connection to another one is kept until that
+    /// one has answered.
     pub fn set_endpoints(&self, endpoints: Vec<String>) {
         self.link.set_endpoints(endpoints);
     }
 
-    /// The endpoint that is called now: the first one that answered.
+    /// The endpoint that is called now: the first, or where a fault of it led.
     pub fn nearest(&self) -> String {
         self.link.nearest()
     }

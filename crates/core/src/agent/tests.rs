@@ -12,7 +12,7 @@ use crate::postgres::{PgAction, PgFacts, PgOutcome, Process, Walsender, sync_nam
 use crate::spread::Domains;
 use crate::term::{Branch, Redundancy, Set, Term};
 use crate::view::Record;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// The first look at the clock; nothing begins at zero.
 const BEGIN: u64 = 1_000_000;
@@ -85,8 +85,7 @@ fn leader(setting: &Setting) -> Agent {
         redundancy: Redundancy { wanted: 1 + u32::from(setting.both), floor: 1 },
         preferences: BTreeMap::new(),
         domains: Domains::default(),
-        drained: BTreeSet::new(),
-        leaving: BTreeSet::new(),
+        duties: BTreeMap::new(),
         slow_after_ms: setting.slow_after_ms,
     };
     let branch = Branch { tli: 2, epoch: 7, parent: 1, fork: Lsn(100) };

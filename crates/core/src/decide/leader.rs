@@ -54,9 +54,9 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 
 /// What the set lacks of what was declared, though writes go on.
 fn lacking(view: &View, term: &Term) -> Option<Verdict> {
-    let Policy { domains, redundancy, leaving, .. } = &view.policy;
+    let Policy { domains, redundancy, .. } = &view.policy;
     let leader = term.leader.node.as_str();
-    let others = view.others().filter(|node| !leaving.contains(*node));
+    let others = view.others().filter(|node| !view.policy.leaves(node));
     let all: BTreeSet<Member> = others.map(|node| Member::new(node, 0)).collect();
     let k = redundancy.k_for(all.len());
     let wanted = domains.spread(leader, all, &BTreeSet::new(), k).len();
@@ -183,10 +183,10 @@ fn still_raising(view: &View, term: &Term, target: &Set) -> bool {
 /// The members that stream stay or join, those gone for long leave; k follows the policy.
 pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
     let target = &term.target;
-    let Policy { nodes, leaving, .. } = &view.policy;
-    let leaving = |node: &str| leaving.contains(node) || !nodes.iter().any(|it| it == node);
+    let policy = &view.policy;
+    let leaves = |node: &str| policy.leaves(node) || !policy.nodes.iter().any(|it| it == node);
     let stays = |m: &&Member| {
-        if leaving(&m.node) {
+        if leaves(&m.node) {
             return false;
         }
         // One that has not come yet is waited for as long as one that went.
@@ -203,7 +203,7 @@ pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
         // It follows this very term: a standby that streamed on through a promotion nobody told it
         // of would say, when sealed, that its last record is of an older branch.
         let follows = status.promise == term.epoch && status.data == crate::durable::Data::Ok;
-        (near && !old && follows && !leaving(node)).then(|| status.member.clone())
+        (near && !old && follows && !leaves(node)).then(|| status.member.clone())
     });
     let joins: Vec<Member> = joins.collect();
     members.extend(joins);

@@ -200,8 +200,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
             redundancy: Redundancy { wanted: k, floor },
             preferences: BTreeMap::new(),
             domains: Domains::default(),
-            drained: BTreeSet::new(),
-            leaving: BTreeSet::new(),
+            duties: BTreeMap::new(),
             slow_after_ms: None,
         },
         durable: Durable {

@@ -4,13 +4,17 @@
 //! if there are several: a frozen server or a lost machine leaves a connection that looks alive.
 //! There is no timeout for connecting: an attempt that waits on a frozen server is done the moment
 //! it thaws.
+//!
+//! Whoever was led away comes home: the first endpoint is this machine's own member where it has
+//! one, and the loss of another machine then costs this one nothing.
 
 use std::error::Error as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use etcd_client::{Certificate, Client, ConnectOptions, Error, Identity, TlsOptions};
-use tokio::time::{Instant, sleep, timeout_at};
+use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, TlsOptions};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::{Code, ConnectError};
 
 use super::{EtcdConfig, TlsFiles};
@@ -24,6 +28,11 @@ const PING_ANSWER_WITHIN: Duration = Duration::from_secs(3);
 const RETRY_AFTER: Duration = Duration::from_millis(20);
 /// An attempt with less time left than this could end in doubt only because it began too late.
 const ATTEMPT_MIN: Duration = Duration::from_millis(200);
+/// How often who is away looks whether the first endpoint is back, so that one that comes and goes
+/// costs a move in so long.
+const HOME_EVERY: Duration = Duration::from_secs(5);
+/// One that answers no read within this is not worth the move.
+const PROOF_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether a call may be made again when it is unknown if the first one was done.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,7 +45,7 @@ pub(super) enum Kind {
 pub(super) struct Link {
     tls: Option<TlsFiles>,
     deadline: Duration,
-    current: Mutex<Current>,
+    current: watch::Sender<Current>,
 }
 
 struct Current {
@@ -44,6 +53,8 @@ struct Current {
     endpoints: Vec<String>,
     /// Counts connections, so that of all calls that fail on one only the first replaces it.
     generation: u64,
+    /// The generation that last came home; a later one is where a fault led.
+    home: u64,
     /// The one that `client` calls.
     endpoint: String,
     client: Client,
@@ -67,18 +78,21 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub async fn new(config: EtcdConfig) -> Result<Self, StoreError> {
+    pub async fn start(config: EtcdConfig) -> Result<Arc<Self>, StoreError> {
         let Some(first) = config.endpoints.first().cloned() else {
             return Err(StoreError::Config { why: "no endpoints".to_owned(), source: None });
         };
         let client = prepare(&first, config.tls.as_ref()).await?;
         let endpoints = config.endpoints;
-        let current = Mutex::new(Current { endpoints, generation: 0, endpoint: first, client });
-        Ok(Link { tls: config.tls, deadline: config.deadline, current })
+        let current = Current { endpoints, generation: 0, home: 0, endpoint: first, client };
+        let current = watch::Sender::new(current);
+        let link = Arc::new(Link { tls: config.tls, deadline: config.deadline, current });
+        tokio::spawn(come_home(Arc::downgrade(&link)));
+        Ok(link)
     }
 
     pub fn whom(&self) -> String {
-        format!("etcd at {}", self.current().endpoints.join(", "))
+        format!("etcd at {}", self.current.borrow().endpoints.join(", "))
     }
 
     pub fn deadline(&self) -> Duration {
@@ -86,26 +100,22 @@ impl Link {
     }
 
     pub fn nearest(&self) -> String {
-        self.current().endpoint.clone()
+        self.current.borrow().endpoint.clone()
     }
 
     pub fn tls(&self) -> Option<&TlsFiles> {
         self.tls.as_ref()
     }
 
-    fn current(&self) -> MutexGuard<'_, Current> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The connection to use now, and its generation for [`Link::replace`].
     pub fn client(&self) -> (u64, Client) {
-        let current = self.current();
+        let current = self.current.borrow();
         (current.generation, current.client.clone())
     }
 
     pub fn set_endpoints(&self, endpoints: Vec<String>) {
         if !endpoints.is_empty() {
-            self.current().endpoints = endpoints;
+            self.current.send_modify(|current| current.endpoints = endpoints);
         }
     }
 
@@ -113,7 +123,7 @@ impl Link {
     /// done. The certificate is read anew: it may have been renewed meanwhile.
     pub async fn replace(&self, generation: u64) {
         let next = {
-            let current = self.current();
+            let current = self.current.borrow();
             if current.generation != generation {
                 return;
             }
@@ -128,10 +138,49 @@ impl Link {
                 return;
             }
         };
-        let mut current = self.current();
-        if current.generation == generation {
-            (current.generation, current.endpoint, current.client) = (generation + 1, next, client);
+        self.swap(generation, next, client, false);
+    }
+
+    /// Takes a connection to the first endpoint if a fault led away from it, or if it is another
+    /// one now. A read has to go through it first. What runs on the old connection ends there.
+    async fn come_home(&self) {
+        let (generation, first) = {
+            let current = self.current.borrow();
+            let first = &current.endpoints[0];
+            if current.generation == current.home && current.endpoint == *first {
+                return;
+            }
+            (current.generation, first.clone())
+        };
+        // What keeps it from that was told when the connection before was given up.
+        let Ok(mut client) = prepare(&first, self.tls.as_ref()).await else { return };
+        let read = client.get("home", Some(GetOptions::new().with_count_only()));
+        if matches!(timeout(PROOF_WITHIN, read).await, Ok(Ok(_))) {
+            self.swap(generation, first, client, true);
         }
+    }
+
+    /// Puts another connection in the place of this generation's, if that is still the one.
+    fn swap(&self, generation: u64, endpoint: String, client: Client, home: bool) {
+        self.current.send_if_modified(|current| {
+            if current.generation != generation {
+                return false;
+            }
+            (current.generation, current.endpoint, current.client) =
+                (generation + 1, endpoint, client);
+            if home {
+                current.home = current.generation;
+            }
+            true
+        });
+    }
+
+    /// Returns when a connection later than this generation has come home. One that a fault led to
+    /// is no reason to leave a stream that works: nobody knows whether that one does.
+    pub async fn came_home(&self, generation: u64) {
+        let mut current = self.current.subscribe();
+        // The sender is here, so there is no error.
+        let _home = current.wait_for(|current| current.home > generation).await;
     }
 
     /// Makes a call until it succeeds, is declined, must not be made again, or the deadline is
@@ -147,7 +196,7 @@ impl Link {
     {
         let deadline = Instant::now() + self.deadline;
         // A read that may be made again leaves time to ask the other endpoints.
-        let endpoints = u32::try_from(self.current().endpoints.len()).unwrap_or(u32::MAX);
+        let endpoints = u32::try_from(self.current.borrow().endpoints.len()).unwrap_or(u32::MAX);
         let attempt = match kind {
             Kind::Read => self.deadline / endpoints,
             Kind::Write => self.deadline,
@@ -172,6 +221,15 @@ impl Link {
             }
             sleep(RETRY_AFTER).await;
         }
+    }
+}
+
+/// Looks as long as there is a link.
+async fn come_home(link: Weak<Link>) {
+    loop {
+        sleep(HOME_EVERY).await;
+        let Some(link) = link.upgrade() else { return };
+        link.come_home().await;
     }
 }
 

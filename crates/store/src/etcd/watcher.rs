@@ -36,6 +36,8 @@ struct Watcher {
 }
 
 enum Stop {
+    /// A better connection is there; nothing is wrong with this one.
+    Moved,
     Broken(StoreError),
     Compacted,
     Ended(StoreError),
@@ -53,6 +55,7 @@ impl Watcher {
                 None => self.follow().await?,
             };
             match stop {
+                Stop::Moved => {}
                 Stop::Compacted => self.next_rev = 0,
                 Stop::Broken(error) => {
                     if !self.lost {
@@ -110,7 +113,11 @@ impl Watcher {
         let mut asked = false;
         loop {
             let patience = if asked { deadline } else { SILENCE_MAX };
-            let response = match timeout(patience, stream.message()).await {
+            let message = tokio::select! {
+                message = timeout(patience, stream.message()) => message,
+                () = self.etcd.link.came_home(generation) => return Ok(Stop::Moved),
+            };
+            let response = match message {
                 Ok(Ok(Some(response))) => response,
                 Ok(Ok(None)) => return Ok(broken("the server closed the stream".into())),
                 Ok(Err(error)) => return Ok(broken(error.into())),
@@ -155,7 +162,7 @@ impl Watcher {
         };
         // The revision of a progress answer is not trusted: before 3.4.25 it could be ahead of
         // changes that were still to be told.
-        if changed.is_empty() && (self.lost || !response.created()) {
+        if changed.is_empty() {
             self.tell(WatchEvent::Progress).await?;
         }
         self.lost = false;

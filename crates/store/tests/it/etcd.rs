@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use everhold_core::kv::Txn;
-use everhold_store::{Etcd, EtcdConfig, Store, StoreError, WatchEvent};
+use everhold_core::kv::{Change, Changes, Txn};
+use everhold_store::{Etcd, EtcdConfig, Store, StoreError, Watch, WatchEvent};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::bed::{Bed, EtcdBed, free_addr};
@@ -83,6 +84,139 @@ async fn a_silent_connection_is_left_after_one_call() {
     let rev = done(&store, Txn::new().put("a", "3")).await;
     assert!(matches!(next(&mut watch).await, WatchEvent::Changed(changes) if changes.rev == rev));
     assert!(cut.elapsed() < SOON * 3, "{:?}", cut.elapsed());
+}
+
+/// Two looks, on a busy machine.
+const HOME_WITHIN: Duration = Duration::from_secs(15);
+
+/// Every change arrives once and in order, and nobody is told that anything was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_endpoint_that_is_back_is_called_again() {
+    let bed = EtcdBed::new().await;
+    let (home, live) = (free_addr(), bed.member.client_addr);
+    let endpoints = vec![home.to_string(), live.to_string()];
+    let store = bed.client_within(SOON, endpoints).await;
+    let start = done(&store, Txn::new().put("h", "begin")).await;
+    assert_eq!(store.nearest(), live.to_string());
+    let mut watch = store.watch("h", start + 1);
+
+    let forwarder = Forwarder::start(home, live).await;
+    let write = async {
+        let (begun, mut more) = (Instant::now(), 50);
+        while more > 0 {
+            assert!(begun.elapsed() < HOME_WITHIN, "it stays away");
+            more -= u32::from(store.nearest() == home.to_string());
+            done(&store, Txn::new().put("h", "x")).await;
+            sleep(Duration::from_millis(5)).await;
+        }
+        done(&store, Txn::new().put("h", "end")).await
+    };
+    let (end, told) = tokio::join!(write, undisturbed(&mut watch, "end"));
+    let told_by_a_calm_one = undisturbed(&mut bed.store().watch("h", start + 1), "end").await;
+    assert_eq!(told, told_by_a_calm_one);
+    assert!(told.len() > 50 && told.last().is_some_and(|last| last.rev == end));
+
+    // The watch is there too, and both move on when it goes again.
+    drop(forwarder);
+    let lost = async { while !matches!(watch.next().await, Some(WatchEvent::Lost(_))) {} };
+    timeout(SOON, lost).await.expect("the watch came along");
+    let _ = store.txn(&Txn::new().put("h", "in doubt")).await;
+    done(&store, Txn::new().put("h", "last")).await;
+    assert_eq!(store.nearest(), live.to_string());
+    while !matches!(next(&mut watch).await, WatchEvent::Changed(it) if is(&it, "last")) {}
+}
+
+#[tokio::test]
+async fn an_endpoint_that_has_become_the_first_is_called() {
+    let bed = EtcdBed::new().await;
+    let (old, new) = (bed.member.client_addr, free_addr());
+    let store = bed.client_within(SOON, vec![old.to_string()]).await;
+    store.get_prefix("").await.unwrap();
+    store.set_endpoints(vec![new.to_string(), old.to_string()]);
+    let absent = timeout(Duration::from_secs(7), comes_to(&store, new)).await;
+    assert!(absent.is_err(), "it was called before it answered");
+    let _forwarder = Forwarder::start(new, old).await;
+    timeout(HOME_WITHIN, comes_to(&store, new)).await.expect("it is called");
+}
+
+/// A call that fails away from home may lead the next ones there, and a watch is none of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_comes_home_though_calls_did_before() {
+    let bed = EtcdBed::new().await;
+    let (home, away, live) = (free_addr(), free_addr(), bed.member.client_addr);
+    let forwarder = Forwarder::start(away, live).await;
+    let store = bed.client_within(SOON, vec![home.to_string(), away.to_string()]).await;
+    let rev = done(&store, Txn::new().put("h", "1")).await;
+    let mut watch = store.watch("h", rev + 1);
+    done(&store, Txn::new().put("h", "2")).await;
+    assert_eq!(undisturbed(&mut watch, "2").await.len(), 1);
+
+    // The read gives up after half of its time, the watch would after more than all of that.
+    bed.freeze();
+    let _home = Forwarder::start(home, live).await;
+    let read = tokio::spawn({
+        let store = store.clone();
+        async move { store.get_prefix("h").await }
+    });
+    timeout(SOON, comes_to(&store, home)).await.expect("the read asks the other");
+    bed.thaw();
+    read.await.unwrap().unwrap();
+
+    sleep(HOME_WITHIN).await;
+    drop(forwarder);
+    sleep(Duration::from_millis(500)).await;
+    done(&store, Txn::new().put("h", "3")).await;
+    assert_eq!(undisturbed(&mut watch, "3").await.len(), 1);
+}
+
+async fn comes_to(store: &Etcd, endpoint: SocketAddr) {
+    while store.nearest() != endpoint.to_string() {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// All changes up to the one to `value`, of a watch that loses and misses nothing.
+async fn undisturbed(watch: &mut Watch, value: &str) -> Vec<Changes> {
+    let mut told = vec![];
+    let tell = async {
+        while !told.last().is_some_and(|last| is(last, value)) {
+            match watch.next().await {
+                Some(WatchEvent::Changed(changes)) => told.push(changes),
+                Some(WatchEvent::Progress) => {}
+                other => panic!("{other:?} after {:?}", told.last()),
+            }
+        }
+    };
+    timeout(HOME_WITHIN * 2, tell).await.expect("the watch tells all");
+    told
+}
+
+fn is(changes: &Changes, value: &str) -> bool {
+    matches!(&changes.changes[..], [Change::Put(kv)] if kv.value == value)
+}
+
+/// Carries connections to a server; dropping it ends them all.
+struct Forwarder(JoinHandle<()>);
+
+impl Forwarder {
+    async fn start(at: SocketAddr, server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(at).await.unwrap();
+        Forwarder(tokio::spawn(async move {
+            let mut carried = JoinSet::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                carried.spawn(async move {
+                    let mut upstream = TcpStream::connect(server).await.unwrap();
+                    copy_bidirectional(&mut client, &mut upstream).await
+                });
+            }
+        }))
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Forwards connections until it is told to be silent on those that are open.
