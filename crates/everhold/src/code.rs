@@ -166,6 +166,15 @@ codes! {
     OfPackage "E272" "file of a package" "use apt, or choose another --prefix";
     StillRuns "E273" "still runs" "`systemctl disable --now everhold`";
     CannotInstall "E274" "cannot install" "mend what is named, then again";
+    RepositoryAway "E280" "repository out of reach" "mend what is named; nothing was lost";
+    RepositoryMissing "E281" "no repository there"
+        "`everhold repository init` makes it; if it was made before, mount it";
+    RepositoryKey "E282" "password can't be used" "correct the file that key_file names";
+    RepositoryForeign "E283" "another repository" "declare another place, or use that cluster's";
+    RepositoryUnfit "E284" "store without conditional writes"
+        "use a store that honours If-None-Match, or a directory";
+    RepositoryDamaged "E285" "damage in a repository"
+        "`everhold repository check`; a second repository heals it";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

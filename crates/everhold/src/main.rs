@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod apply;
+mod backup;
 mod children;
 mod cli;
 mod clock;

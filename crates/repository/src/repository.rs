@@ -11,6 +11,8 @@ use std::io::Read;
 /// The version of all that is described here; a newer one is refused.
 const FORMAT: u32 = 1;
 const IDENTITY: &str = "everhold.json";
+/// The repository's id, sealed: what proves that a master key is this repository's.
+const SEALED: &str = "sealed";
 const KEYS: &str = "keys/";
 /// So many passwords are tried; each costs a tenth of a second.
 const KEYS_MAX: usize = 32;
@@ -85,6 +87,8 @@ impl Repository {
         }
         place.probe()?;
         add_key(&place, &self.master, password)?;
+        let sealed = self.master.seal(SEALED, self.identity.id.as_bytes())?;
+        place.put(SEALED, &sealed, Existing::Keep)?;
         // Last, so that a place that says it is a repository opens.
         let text = json(&self.identity);
         if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)? {
@@ -153,6 +157,22 @@ impl Repository {
 
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Whether the master key is this repository's: a kit may be of another one.
+    pub fn prove(&self) -> Result<(), RepositoryError> {
+        self.places.iter().try_for_each(|place| {
+            let sealed = place.get(SEALED)?.unwrap_or_default();
+            match self.master.open(SEALED, &sealed) {
+                Some(id) if id == self.identity.id.as_bytes() => Ok(()),
+                _ => Err(RepositoryError::WrongPassword { place: place.name().to_string() }),
+            }
+        })
+    }
+
+    /// Proves that each place can tell a second write of an object from the first.
+    pub fn probe(&self) -> Result<(), RepositoryError> {
+        self.places.iter().try_for_each(Place::probe)
     }
 
     pub fn kit(&self) -> Kit {
@@ -369,7 +389,7 @@ pub(crate) enum Found<T> {
 
 /// Passwords and identity are each place's own.
 fn is_shared(name: &str) -> bool {
-    name != IDENTITY && !name.starts_with(KEYS) && !name.starts_with("probe/")
+    name != IDENTITY && name != SEALED && !name.starts_with(KEYS) && !name.starts_with("probe/")
 }
 
 fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {

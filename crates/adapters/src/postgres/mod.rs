@@ -2,6 +2,7 @@
 //!
 //! What an action has to guarantee is the failover protocol's to say; nothing here decides.
 
+mod backup_mode;
 mod config;
 mod control;
 mod copy;
@@ -21,6 +22,7 @@ mod settings;
 mod standby;
 mod tool;
 
+pub use backup_mode::{BackupEnds, BackupMode};
 pub use config::PgConfig;
 pub use error::PgError;
 pub use files::Owner;

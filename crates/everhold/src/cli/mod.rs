@@ -10,6 +10,7 @@ mod journal;
 mod manual;
 mod operations;
 mod output;
+mod repository;
 mod spec;
 mod status;
 
@@ -181,6 +182,9 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Make and check the repositories of backups
+    #[command(subcommand)]
+    Repository(repository::Command),
     /// Break something on purpose
     #[command(subcommand)]
     Fault(acts::Fault),
@@ -301,6 +305,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Rollout { service, stop, no_wait } => {
             operations::rollout(client, service.as_deref(), stop, no_wait)
         }
+        Command::Repository(command) => repository::run(client, &command),
         Command::Fault(fault) => acts::fault(client, &fault),
         Command::Journal { verify: true, .. } => journal::verify(client),
         Command::Journal { limit, service, follow, verify: false } => {

@@ -127,6 +127,14 @@ fn passwords_come_and_go() {
     let kit = Kit::parse(&repository.kit().text()).expect("a kit");
     let restored = Repository::open_with_kit(&place(dir.path(), "west"), &kit).expect("opened");
     assert_eq!(restored.get("a/1").expect("got"), b"content");
+    restored.prove().expect("the right key");
+    let other = Repository::create(&place(dir.path(), "other"), &word("o"), "shop").expect("made");
+    let text = other.kit().text().replace(&other.identity().id, &kit.id);
+    let body = &text[..text.len() - 9];
+    let sum = blake3::hash(body.as_bytes()).to_hex();
+    let wrong = Kit::parse(&format!("{body} {}", &sum[..8])).expect("a kit");
+    let opened = Repository::open_with_kit(&place(dir.path(), "west"), &wrong).expect("opened");
+    assert!(opened.prove().is_err(), "of another repository");
 }
 
 #[test]
