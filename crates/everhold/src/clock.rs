@@ -15,6 +15,11 @@ pub fn unix_at(at: Time) -> i64 {
     jiff::Timestamp::now().as_second().saturating_sub(ago)
 }
 
+/// The wall clock in seconds since 1970: for schedules, which are people's.
+pub fn unix_s() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
+}
+
 /// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())

@@ -6,6 +6,7 @@
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
 
 use crate::clock;
+use crate::backup::desk::Making;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
@@ -58,6 +59,9 @@ pub struct Report {
     /// Store as this agent sees it: reachable, revision.
     pub store: Option<u64>,
     pub journal_head: String,
+    /// Of each service, once one was begun.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backups: BTreeMap<String, Making>,
 }
 
 /// Something that a node waits for, in one of its services or as a whole.

@@ -79,12 +79,17 @@ pub fn next(
     if now_s < from_s {
         return Next::Rest { until_s: from_s };
     }
-    let able = places.iter().filter(|(_, place)| place.able);
-    // Away from the leader, and from whom its commits wait for.
-    match able.min_by_key(|(name, place)| (place.leads, place.synchronous, Reverse(*name))) {
-        Some((node, _)) => Next::Begin { kind, node: node.clone() },
+    match choose(places) {
+        Some(node) => Next::Begin { kind, node: node.to_string() },
         None => Next::Wait { why: "no instance streams or leads".to_string() },
     }
+}
+
+/// The node that makes it: away from the leader, and from whom its commits wait for.
+pub fn choose(places: &BTreeMap<String, Place>) -> Option<&str> {
+    let able = places.iter().filter(|(_, place)| place.able);
+    let best = able.min_by_key(|(name, place)| (place.leads, place.synchronous, Reverse(*name)));
+    best.map(|(node, _)| node.as_str())
 }
 
 /// The kind that is due first, and when, in seconds since 1970.

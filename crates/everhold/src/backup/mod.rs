@@ -1,5 +1,7 @@
 //! Backups of services: their repositories, opened as the spec says.
 
+pub mod desk;
+
 use crate::code::Code;
 use anyhow::{Context, anyhow, bail};
 use everhold_core::spec::{RepositorySpec, Spec};

@@ -1,0 +1,123 @@
+//! Backups as the coordinator has them made, kept and forgotten; `core/src/backup` decides.
+
+use super::desk::Making;
+use super::{catalogue, open};
+use crate::agent::Ask;
+use crate::cluster::{Cluster, Reports, StoreWord};
+use crate::{clock, nodes};
+use everhold_core::backup::schedule::{self, Failed, Next, Place};
+use everhold_core::backup::Backup;
+use everhold_core::spec::{BackupSpec, Spec};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// What the repositories hold is read again after this, and when a backup has ended.
+const READ_EVERY: Duration = Duration::from_secs(60);
+
+/// What is known of a service's backups.
+#[derive(Default)]
+struct Known {
+    backups: Vec<Backup>,
+    read: Option<Instant>,
+    /// The end of a backup that the list knows of.
+    of: Option<u64>,
+    said: Option<String>,
+}
+
+/// Tends the backups of every service for as long as this node coordinates.
+pub async fn tend(cluster: &Cluster) {
+    let mut known: BTreeMap<String, Known> = BTreeMap::new();
+    loop {
+        let spec = cluster.spec();
+        for (name, service) in &spec.services {
+            let everhold_core::spec::ServiceSpec::Postgres(postgres) = service;
+            let Some(backup) = &postgres.backup else { continue };
+            let known = known.entry(name.clone()).or_default();
+            match one(cluster, &spec, name, backup, known).await {
+                Ok(()) => known.said = None,
+                Err(error) => {
+                    let text = format!("{error:#}");
+                    if known.said.as_ref() != Some(&text) {
+                        tracing::warn!(service = name, error = text, "backups wait");
+                        known.said = Some(text);
+                    }
+                }
+            }
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn one(
+    cluster: &Cluster,
+    spec: &Spec,
+    service: &str,
+    backup: &BackupSpec,
+    known: &mut Known,
+) -> anyhow::Result<()> {
+    let (reports, word, now) = (cluster.reports(), cluster.word(), clock::now().0);
+    let makings = makings(&reports, service);
+    let ended = makings.iter().filter_map(|it| Some(it.ended.as_ref()?.at_s)).max();
+    let stale = known.read.is_none_or(|at| at.elapsed() >= READ_EVERY) || known.of != ended;
+    if stale {
+        let (spec, name, copies) = (spec.clone(), service.to_string(), backup.copies);
+        let names = backup.repositories.clone();
+        let read = move || {
+            let repository = open(&spec, &names)?;
+            catalogue(&repository, &name, copies)
+        };
+        known.backups = tokio::task::spawn_blocking(read).await??;
+        (known.read, known.of) = (Some(Instant::now()), ended);
+    }
+    let running = makings.iter().any(|it| it.running.is_some());
+    let places = places(service, spec, &reports, &word, now);
+    let failed = failed(&makings);
+    let next =
+        schedule::next(&backup.plan, &known.backups, running, failed, &places, clock::unix_s());
+    match next {
+        Next::Rest { .. } | Next::Wait { .. } => {}
+        Next::Begin { kind, node } => {
+            let who = "the schedule of backups".to_string();
+            let ask = Ask::BackUp { service: service.to_string(), kind, who };
+            cluster.ask(&node, &ask).await?;
+            // It shows in the node's next report.
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+    Ok(())
+}
+
+fn makings<'r>(reports: &'r Reports, service: &str) -> Vec<&'r Making> {
+    reports.values().filter_map(|(report, _)| report.backups.get(service)).collect()
+}
+
+/// Failures since the last backup that was made.
+fn failed(makings: &[&Making]) -> Failed {
+    let ended = || makings.iter().filter_map(|it| it.ended.as_ref());
+    let made = ended().filter(|it| it.result.is_ok()).map(|it| it.at_s).max();
+    let since = ended().filter(|it| it.result.is_err() && Some(it.at_s) > made);
+    let times = since.clone().map(|it| it.failures).sum();
+    Failed { times, last_s: since.map(|it| it.at_s).max().unwrap_or(0) }
+}
+
+/// Who could make a backup now.
+pub fn places(
+    service: &str,
+    spec: &Spec,
+    reports: &Reports,
+    word: &StoreWord,
+    now_ms: u64,
+) -> BTreeMap<String, Place> {
+    let Some(declared) = spec.postgres(service) else { return BTreeMap::new() };
+    let term = word.terms.get(service);
+    let place = |node: &String| {
+        let status = nodes::fresh(reports, node, now_ms)?.services.get(service)?;
+        let leads = status.serving.is_some();
+        let synchronous = term.is_some_and(|term| term.target.members.contains(&status.member));
+        let able = (leads || status.streaming) && spec.duty(node).is_active();
+        Some((node.clone(), Place { leads, synchronous, able }))
+    };
+    declared.nodes.iter().filter_map(place).collect()
+}
