@@ -118,15 +118,6 @@ pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) 
     }
 }
 
-/// What a supervisor is asked for by a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// SIGINT or SIGTERM: stop everything cleanly.
-    End,
-    /// SIGHUP: go on as the program that is installed now.
-    Renew,
-}
-
 /// Where signals arrive. Made first of all: one that came earlier would end the process without
 /// stopping anything.
 pub struct Signals {
@@ -144,12 +135,15 @@ impl Signals {
         })
     }
 
-    /// Returns when somebody asks this process for something, or has asked already.
-    pub async fn asked(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.interrupt.recv() => Asked::End,
-            _ = self.terminate.recv() => Asked::End,
-            _ = self.hangup.recv() => Asked::Renew,
+    /// Returns when this process is asked to end, or was already. Asked to renew, it becomes the
+    /// program that is installed now, or says why it can't and goes on.
+    pub async fn end(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => say(format_args!("· {:#}", become_new())),
+            }
         }
     }
 }
@@ -157,7 +151,7 @@ impl Signals {
 /// Becomes the program that is installed now, with the same arguments and pid. PostgreSQL and the
 /// store run on; agents and gateways are started anew by the new one. Returns only on failure, and
 /// then everything is as before.
-pub fn become_new() -> anyhow::Error {
+fn become_new() -> anyhow::Error {
     use std::os::unix::process::CommandExt;
     let program = match std::env::current_exe() {
         Ok(path) => installed(&path),

@@ -16,7 +16,7 @@ use crate::node_file::{NodeFile, StoreTls};
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
+    self, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
 use crate::{disk, secrets, spec_store, store as care};
@@ -26,6 +26,7 @@ use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
 use everhold_store::Store;
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -149,16 +150,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let troubles = supervised.troubles().clone();
     let server = etcd.zip(member.clone());
     let etcd = server.map(|(etcd, member)| tokio::spawn(keep_etcd(etcd, member, troubles)));
-    let follow = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone());
-    tokio::pin!(follow);
-    loop {
-        tokio::select! {
-            asked = signals.asked() => match asked {
-                Asked::End => break,
-                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
-            },
-            () = &mut follow => {}
-        }
+    tokio::select! {
+        () = signals.end() => {}
+        never = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone()) => match never {},
     }
     say("· stopping");
     stop(&cluster, &supervised, &cluster.nodes()).await;
@@ -181,7 +175,7 @@ async fn follow_spec(
     layout: &Layout,
     node_file: impl Fn(&str, &CertPair) -> NodeFile,
     mut known: Spec,
-) {
+) -> Infallible {
     loop {
         tokio::time::sleep(LOOK).await;
         let spec = cluster.spec();

@@ -19,9 +19,7 @@ use crate::layout::Layout;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{StorePorts, record};
-use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, say, stop, take_lock,
-};
+use crate::supervisor::{self, Faults, GATEWAY, STOP_WITHIN, Signals, child, say, stop, take_lock};
 use crate::{agent, disk, notify, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
@@ -215,16 +213,9 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
-    let end = loop {
-        tokio::select! {
-            asked = signals.asked() => match asked {
-                Asked::End => break None,
-                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
-            },
-            () = machine.follow(&cluster, &supervised, spec.clone()) => {
-                break Some(removed(&me, &layout));
-            }
-        }
+    let end = tokio::select! {
+        () = signals.end() => None,
+        () = machine.follow(&cluster, &supervised, spec) => Some(removed(&me, &layout)),
     };
     notify::stopping();
     say("· stopping");
