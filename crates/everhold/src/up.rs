@@ -122,11 +122,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let supervised = Arc::new(Supervised::start(children).await);
     let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store.clone()).await?;
-    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store.clone(), false));
-    if let Some(member) = &member {
+    if member.is_some() {
         care::care(&spec.cluster, &store, &layout, supervised.troubles());
-        tokio::spawn(care::upkeep::run(spec.cluster.clone(), store, member.quota_bytes));
     }
+    let servers = member.is_some().then_some(coordinator::Servers::Alone);
+    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store, servers));
     let token_file = layout.api_token();
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };

@@ -195,8 +195,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         care::care(&node.cluster, &store, &layout, supervised.troubles());
     }
     tokio::spawn(place.keep(store.clone(), supervised.troubles().clone()));
-    let tended = spec.store.is_none();
-    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), tended));
+    let servers = spec.store.is_none().then_some(coordinator::Servers::Members);
+    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), servers));
     let (at, of) = (own.clone(), me.clone());
     let Certs { agent, gateway, api, etcd } = &machine.certs;
     let paths = [agent, gateway, api, etcd].map(|pair| pair.cert.clone()).to_vec();
