@@ -163,10 +163,10 @@ async fn carry_out(
             if !record(cluster, rollout, doing(&[node]), rev).await? {
                 return Ok(false);
             }
-            let ask = match (&rollout.service, nodes.get(node).and_then(|it| it.pid)) {
-                (Some(service), Some(pid)) => Ask::Restart { service: service.clone(), pid, who },
-                (Some(_), None) => return Ok(false),
-                (None, _) => Ask::Renew { who },
+            let Some(pid) = nodes.get(node).and_then(|it| it.pid) else { return Ok(false) };
+            let ask = match &rollout.service {
+                Some(service) => Ask::Restart { service: service.clone(), pid, who },
+                None => Ask::Renew { pid, who },
             };
             cluster.ask(node, &ask).await.map(|_| true)
         }

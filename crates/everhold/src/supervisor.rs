@@ -14,7 +14,8 @@ use anyhow::{Context as _, bail};
 use everhold_adapters::pki;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// For a clean stop of everything.
@@ -174,18 +175,44 @@ fn installed(path: &Path) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(text))
 }
 
-/// Asks the supervisor that started this process to renew everything.
-pub fn ask_to_renew() -> Result<(), String> {
-    let nobody = || "no `everhold run` or `everhold up` supervises this agent".to_string();
-    let parent = rustix::process::getppid().ok_or_else(nobody)?;
-    let line = std::fs::read(format!("/proc/{}/cmdline", parent.as_raw_nonzero()));
-    let line = line.unwrap_or_default();
-    let mut words = line.split(|byte| *byte == 0).skip(1);
-    if !words.any(|word| word == b"run" || word == b"up") {
-        return Err(nobody());
+/// A supervisor that could not become the installed program goes on as it was, and is asked again
+/// no sooner. Asked while it begins anew, it would end for good: nobody listens for signals yet.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// What an agent remembers of asking its supervisor to renew everything, itself too.
+#[derive(Default)]
+pub struct Renewal(Mutex<Option<Instant>>);
+
+impl Renewal {
+    /// Asks it, if `pid` is this process and it wasn't asked lately; `note` is called before that.
+    pub fn ask<N>(&self, pid: i32, note: impl FnOnce() -> N) -> Result<Option<N>, String> {
+        let own = std::process::id();
+        if i64::from(pid) != i64::from(own) {
+            return Err(format!("this agent is process {own}, not {pid}"));
+        }
+        let supervisor = supervisor()?;
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER) {
+            return Ok(None);
+        }
+        let noted = note();
+        let sent = rustix::process::kill_process(supervisor, rustix::process::Signal::HUP);
+        sent.map_err(|error| format!("the supervisor can't be told: {error}"))?;
+        *asked = Some(Instant::now());
+        Ok(Some(noted))
     }
-    let sent = rustix::process::kill_process(parent, rustix::process::Signal::HUP);
-    sent.map_err(|error| format!("the supervisor can't be told: {error}"))
+}
+
+/// The supervisor that started this process.
+fn supervisor() -> Result<rustix::process::Pid, String> {
+    let parent = rustix::process::getppid();
+    let is_one = |parent: &rustix::process::Pid| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", parent.as_raw_nonzero()));
+        let line = line.unwrap_or_default();
+        line.split(|byte| *byte == 0).skip(1).any(|word| word == b"run" || word == b"up")
+    };
+    let nobody = || "no `everhold run` or `everhold up` supervises this agent".to_string();
+    parent.filter(is_one).ok_or_else(nobody)
 }
 
 /// Certificates of this machine that can't be renewed.

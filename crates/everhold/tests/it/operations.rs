@@ -1,7 +1,8 @@
 //! What operators do to a running cluster: drain, remove and add a node, roll out.
 
 use crate::hosts::{self, Hosts};
-use crate::stack::load::Load;
+use crate::stack::link::{self, Link};
+use crate::stack::load::{Load, block_on};
 use crate::stack::{NODES, Stack, Wanted, is_whole, signal};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -122,6 +123,38 @@ fn a_rollout_stops_at_the_first_doubt() {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("E307") && error.contains("no rollout runs"), "{error}");
     stack.whole();
+}
+
+/// A coordinator asks until it sees the effect, and two may do so at a time.
+#[test]
+fn everhold_is_renewed_once_however_often_it_is_asked() {
+    let mut stack = Stack::start(Wanted::default());
+    let status = stack.whole();
+    let (up, pid) = (stack.up_pid(), status["nodes"]["a"]["agent_pid"].as_i64().expect("a pid"));
+    assert!(up.is_some());
+    let ask = |pid: i64| json!({ "ask": "renew", "pid": pid, "who": "test" });
+    let (tls, addr) =
+        (link::client(&stack.data().join("pki")), format!("127.0.0.1:{}", stack.agent_port("a")));
+    let renewals = |stack: &Stack| stack.said().matches("goes on as").count();
+    // Meant for one that was before.
+    let refused =
+        block_on(async { Link::open("a", &addr, tls.clone()).await?.ask(&ask(pid + 1)).await });
+    let refused = refused.expect("an answer").to_string();
+    assert!(refused.contains(&format!("process {pid}, not {}", pid + 1)), "{refused}");
+    assert_eq!(renewals(&stack), 0);
+    // Asked by many for as long as it is there.
+    block_on(async {
+        let mut link = Link::open("a", &addr, tls.clone()).await.expect("the agent");
+        while link.ask(&ask(pid)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    stack.wait("another agent", |status| {
+        status["nodes"]["a"]["agent_pid"].as_i64().is_some_and(|now| now != pid)
+    });
+    stack.whole();
+    assert_eq!(stack.up_pid(), up, "the supervisor goes on");
+    assert_eq!(renewals(&stack), 1);
 }
 
 #[test]
