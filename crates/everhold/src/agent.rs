@@ -102,7 +102,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     let copy = layout.node(&node.name).join("spec.json");
-    let spec = spec_store::find(&node.cluster, &store, &copy).await?;
+    let spec = spec_store::find(&node.cluster, &store, &copy, |_| true).await?;
     let own = spec.nodes.get(&node.name).with_context(|| {
         format!("E221 {} is not a node of the spec; next step: add it and apply", node.name)
     })?;

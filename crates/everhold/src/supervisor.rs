@@ -12,6 +12,8 @@ use crate::troubles::Troubles;
 use crate::{disk, log, secrets};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki;
+use everhold_core::spec::Spec;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -24,6 +26,9 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// Between two looks at how long certificates last. They have a month left when they are renewed;
 /// one that could not be is, as soon as it can.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
+
+/// Between two looks at what is to run here.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The name of the gateway's directory on each machine, and of its process and certificate where
 /// there is only one.
@@ -116,6 +121,37 @@ pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) 
             say(format_args!("· {node}: {error}"));
         }
         supervised.end(node, STOP_WITHIN).await;
+    }
+}
+
+/// Keeps what runs here in step with the spec: `take_up` is given the spec that is in force here and
+/// the new one, again and again until it succeeds. Returns when it says so.
+pub async fn follow<End>(
+    cluster: &Cluster,
+    mut known: Spec,
+    take_up: impl AsyncFn(&Spec, &Spec) -> anyhow::Result<ControlFlow<End>>,
+) -> End {
+    let mut said = String::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let spec = cluster.spec();
+        if spec == known {
+            continue;
+        }
+        match take_up(&known, &spec).await {
+            Ok(ControlFlow::Break(end)) => return end,
+            Ok(ControlFlow::Continue(())) => {
+                known = spec;
+                said.clear();
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if error != said {
+                    say(format_args!("· the new spec is not in force here yet: {error}"));
+                    said = error;
+                }
+            }
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use everhold_core::spec::Spec;
 use everhold_store::Store;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +45,6 @@ pub struct Options {
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// Between two looks at what is to run here.
-const LOOK: Duration = Duration::from_secs(1);
 /// Between two starts of an etcd that doesn't start.
 const ETCD_AGAIN: Duration = Duration::from_secs(1);
 
@@ -174,34 +173,27 @@ async fn follow_spec(
     supervised: &Supervised,
     layout: &Layout,
     node_file: impl Fn(&str, &CertPair) -> NodeFile,
-    mut known: Spec,
+    known: Spec,
 ) -> Infallible {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let spec = cluster.spec();
-        if spec == known {
-            continue;
-        }
+    let take_up = async |known: &Spec, spec: &Spec| {
+        // What can fail comes first: tried again, the rest happens once.
+        let certs = certify(layout, spec)?;
+        let agents = certs
+            .nodes
+            .iter()
+            .map(|(name, pair)| child(layout, "agent", name, &node_file(name, pair)));
+        let agents = agents.collect::<anyhow::Result<Vec<_>>>()?;
         for gone in known.nodes.keys().filter(|name| !spec.nodes.contains_key(*name)) {
             say(format_args!("· {gone} is no node any more; its data stays"));
             supervised.let_end(gone, STOP_WITHIN).await;
         }
-        let begun = async {
-            let certs = certify(layout, &spec)?;
-            for (name, pair) in &certs.nodes {
-                let file = child(layout, "agent", name, &node_file(name, pair))?;
-                if !known.nodes.contains_key(name) {
-                    say(format_args!("· agent {name}"));
-                    supervised.add(file).await;
-                }
-            }
-            anyhow::Ok(())
-        };
-        if let Err(error) = begun.await {
-            say(format_args!("· the new spec: {error:#}"));
+        for agent in agents.into_iter().filter(|it| !known.nodes.contains_key(&it.name)) {
+            say(format_args!("· agent {}", agent.name));
+            supervised.add(agent).await;
         }
-        known = spec;
-    }
+        Ok(ControlFlow::Continue(()))
+    };
+    supervisor::follow(cluster, known, take_up).await
 }
 
 /// The spec to start with: its store is the one that the cluster of this directory began with.
