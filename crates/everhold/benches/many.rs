@@ -8,10 +8,9 @@
 #[path = "../tests/stack/mod.rs"]
 mod stack;
 
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use serde_json::Value;
+use rustls::ClientConfig;
+use serde_json::{Value, json};
+use stack::link::{self, Link};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,8 +18,6 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio_rustls::TlsConnector;
 
 /// Thirty servers are cloned on two cores.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -137,18 +134,11 @@ async fn listen(
     tls: Arc<ClientConfig>,
     heard: Arc<AtomicUsize>,
 ) -> std::io::Result<()> {
-    let stream = tokio::net::TcpStream::connect(addr).await?;
-    let name = ServerName::try_from(node).map_err(std::io::Error::other)?;
-    let mut stream = TlsConnector::from(tls).connect(name, stream).await?;
-    let hear = format!("{{\"Hear\":{{\"every_ms\":{every_ms}}}}}");
-    stream.write_u32(hear.len() as u32).await?;
-    stream.write_all(hear.as_bytes()).await?;
-    stream.flush().await?;
+    let mut link = Link::open(&node, &addr, tls).await?;
+    link.send(&json!({ "Hear": { "every_ms": every_ms } })).await?;
     let mut frame = Vec::new();
     loop {
-        let length = stream.read_u32().await?;
-        frame.resize(length as usize, 0);
-        stream.read_exact(&mut frame).await?;
+        link.receive(&mut frame).await?;
         heard.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -270,20 +260,11 @@ impl Many {
 
     /// So many links to the agent of a node, with the API's certificate.
     fn hear(&self, node: usize, links: usize) -> Ears {
-        let pki = self.dir.join("data/pki");
-        let cert = |name| CertificateDer::from_pem_file(pki.join(name)).expect("a certificate");
-        let key = PrivateKeyDer::from_pem_file(pki.join("api.key")).expect("a key");
-        let mut roots = RootCertStore::empty();
-        roots.add(cert("ca.pem")).expect("the authority");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider);
-        let builder = builder.with_safe_default_protocol_versions().expect("protocols");
-        let builder = builder.with_root_certificates(roots);
-        let tls = builder.with_client_auth_cert(vec![cert("api.pem")], key).expect("a client");
+        let tls = link::client(&self.dir.join("data/pki"));
         let port = self.base + node as u16 * RANGE + RANGE - 1;
         let at = (format!("n{node}"), format!("127.0.0.1:{port}"));
         // As a gateway of a cluster of that size asks.
-        Ears::open(at, (self.nodes * 20).clamp(100, 500), Arc::new(tls), links)
+        Ears::open(at, (self.nodes * 20).clamp(100, 500), tls, links)
     }
 }
 

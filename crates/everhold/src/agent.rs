@@ -9,7 +9,8 @@ use crate::machine;
 use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
-use crate::{clock, disk, log, plain, spec_store, supervisor};
+use crate::supervisor::Renewal;
+use crate::{clock, disk, log, plain, spec_store};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -75,8 +76,10 @@ pub enum Ask {
         pid: i32,
         who: String,
     },
-    /// Start everything of Everhold on this machine anew, by the program that is installed now.
+    /// Start everything of Everhold on this machine anew, by the program that is installed now, if
+    /// its agent is still this process.
     Renew {
+        pid: i32,
         who: String,
     },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
@@ -97,7 +100,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
     let copy = layout.node(&node.name).join("spec.json");
-    let spec = spec_store::find(&node.cluster, &store, &copy).await?;
+    let spec = spec_store::find(&node.cluster, &store, &copy, |_| true).await?;
     let own = spec.nodes.get(&node.name).with_context(|| {
         format!("E221 {} is not a node of the spec; next step: add it and apply", node.name)
     })?;
@@ -517,11 +520,13 @@ async fn answer(
     journal: &Journal,
     dir: &Path,
 ) {
+    let renewal = Arc::new(Renewal::default());
     while let Some(question) = asked.recv().await {
         let (keepers, journal, dir) = (keepers.clone(), journal.clone(), dir.to_path_buf());
+        let renewal = renewal.clone();
         tokio::spawn(async move {
             let answer = match serde_json::from_value(question.body) {
-                Ok(ask) => reply(ask, &keepers, &journal, &dir).await,
+                Ok(ask) => reply(ask, &keepers, &journal, &dir, &renewal).await,
                 Err(error) => Err(format!("the question is not understood: {error}")),
             };
             let _ = question.answer.send(answer);
@@ -534,6 +539,7 @@ async fn reply(
     keepers: &BTreeMap<String, Keeper>,
     journal: &Journal,
     dir: &Path,
+    renewal: &Renewal,
 ) -> Result<serde_json::Value, String> {
     let keeper = |service: &str| {
         keepers.get(service).ok_or_else(|| format!("{service} is not kept on this node"))
@@ -577,11 +583,12 @@ async fn reply(
             keeper(&service)?.restart(pid).await?;
             Ok(serde_json::json!({ "journal": id }))
         }
-        Ask::Renew { who } => {
-            let what = "a new start of Everhold on this machine".to_string();
-            let id = journal.append("", Event::Asked { who, what });
-            supervisor::ask_to_renew()?;
-            Ok(serde_json::json!({ "journal": id }))
+        Ask::Renew { pid, who } => {
+            let asked = || {
+                let what = format!("a new start of Everhold on this machine, pid {pid}");
+                journal.append("", Event::Asked { who, what })
+            };
+            Ok(serde_json::json!({ "journal": renewal.ask(pid, asked)? }))
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });

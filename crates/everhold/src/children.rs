@@ -18,6 +18,8 @@ const BACKOFF: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A process that ran for so long failed for a new reason: one that can't start ends sooner.
 const HEALTHY: Duration = Duration::from_secs(2);
+/// For one of an earlier supervisor, once it is told to.
+const LEFTOVER_ENDS: Duration = Duration::from_secs(5);
 /// A log is moved aside at a start when it is larger.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 
@@ -53,6 +55,19 @@ pub fn leftovers(layout: &Layout, names: &[String]) -> Vec<(String, i32)> {
     found.collect()
 }
 
+/// Lets what an earlier supervisor left of that name end by itself, and ends it when it takes too
+/// long.
+pub async fn end_leftover(layout: &Layout, name: &str, within: Duration) {
+    let name = [name.to_string()];
+    let until = Instant::now() + within;
+    while !leftovers(layout, &name).is_empty() && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for (_, pid) in leftovers(layout, &name) {
+        end_process(pid, LEFTOVER_ENDS).await;
+    }
+}
+
 fn pid_file(dir: &Path) -> PathBuf {
     dir.join("process.pid")
 }
@@ -85,7 +100,7 @@ impl Supervised {
     /// One more to keep running.
     pub async fn add(&self, child: Child) {
         if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
-            end_process(pid, Duration::from_secs(5)).await;
+            end_process(pid, LEFTOVER_ENDS).await;
         }
         lock(&self.pids).insert(child.name.clone(), Running { pid: None, ending: false });
         tokio::spawn(keep(child, self.pids.clone(), self.troubles.clone()));

@@ -102,7 +102,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
 async fn find_spec(cluster: &str, store: &Etcd, copy: &Path) -> anyhow::Result<Spec> {
     match std::fs::read_to_string(copy).ok().and_then(|text| record::from_json(&text).ok()) {
         Some(spec) => Ok(spec),
-        None => spec_store::find(cluster, store, copy).await,
+        None => spec_store::find(cluster, store, copy, |_| true).await,
     }
 }
 

@@ -3,9 +3,10 @@
 
 use crate::agent::{self, Ask};
 use crate::cluster::{Cluster, Reports, StoreWord};
+use crate::link::Report;
 use everhold_core::duty::{self, Service, Step};
 use everhold_core::spec::{Duty, Spec};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -14,6 +15,32 @@ const LOOK: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_secs(5);
 /// The word of an agent that is older says nothing about now.
 const FRESH_MS: u64 = 1_000;
+
+/// What a node's agent says about now, if it is heard.
+pub fn fresh<'a>(reports: &'a Reports, node: &str, now_ms: u64) -> Option<&'a Report> {
+    let (report, at) = reports.get(node)?;
+    (now_ms.saturating_sub(*at) <= FRESH_MS).then_some(report)
+}
+
+/// The nodes that could take a service over now: of its set, streaming, and allowed to lead.
+pub fn takers(
+    service: &str,
+    spec: &Spec,
+    reports: &Reports,
+    word: &StoreWord,
+    now_ms: u64,
+) -> BTreeSet<String> {
+    let (Some(declared), Some(term)) = (spec.postgres(service), word.terms.get(service)) else {
+        return BTreeSet::new();
+    };
+    let policy = agent::policy(spec, declared);
+    let may = |node: &String| {
+        let status = fresh(reports, node, now_ms).and_then(|report| report.services.get(service));
+        status.is_some_and(|it| it.streaming && term.target.members.contains(&it.member))
+            && policy.preferences.get(node).is_some_and(|it| it.failover)
+    };
+    declared.nodes.iter().filter(|node| may(node)).cloned().collect()
+}
 
 /// What is to be done about nodes that aren't active, and what is waited for.
 pub fn steps(spec: &Spec, reports: &Reports, word: &StoreWord, now_ms: u64) -> Vec<Step> {
@@ -25,23 +52,9 @@ pub fn steps(spec: &Spec, reports: &Reports, word: &StoreWord, now_ms: u64) -> V
 
 fn service(name: &str, spec: &Spec, reports: &Reports, word: &StoreWord, now_ms: u64) -> Service {
     let declared = spec.postgres(name);
-    let of = reports.iter().filter_map(|(node, (report, at))| {
-        Some((node, report.services.get(name)?, now_ms.saturating_sub(*at)))
-    });
-    let leader = of.clone().filter_map(|(node, s, _)| Some((s.serving?, node.clone()))).max();
+    let of = reports.iter();
+    let of = of.filter_map(|(node, (report, _))| Some((report.services.get(name)?.serving?, node)));
     let term = word.terms.get(name);
-    let policy = declared.map(|declared| agent::policy(spec, declared));
-    let fit = |node: &String| {
-        policy.as_ref().and_then(|p| p.preferences.get(node)).is_some_and(|p| p.failover)
-    };
-    let member = |node: &String| {
-        term.is_some_and(|term| term.target.members.iter().any(|it| it.node == *node))
-    };
-    let takers = of
-        .filter(|(node, status, ms)| {
-            *ms <= FRESH_MS && status.streaming && fit(node) && member(node)
-        })
-        .map(|(node, ..)| node.clone());
     let named = term.map(|term| {
         let sets = term.inforce.iter().chain([&term.target]);
         sets.flat_map(|set| set.members.iter().chain([&set.leader]))
@@ -50,8 +63,8 @@ fn service(name: &str, spec: &Spec, reports: &Reports, word: &StoreWord, now_ms:
     });
     Service {
         nodes: declared.map(|it| it.nodes.iter().cloned().collect()).unwrap_or_default(),
-        leader: leader.map(|(_, node)| node),
-        takers: takers.collect(),
+        leader: of.max().map(|(_, node)| node.clone()),
+        takers: takers(name, spec, reports, word, now_ms),
         named,
     }
 }
@@ -113,5 +126,72 @@ pub fn act(node: &str, duty: Duty) -> String {
         Duty::Active => format!("resume {node}"),
         Duty::Drained => format!("drain {node}"),
         Duty::Leaving => format!("remove {node}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::durable::Data;
+    use everhold_core::ids::{Lsn, Member};
+    use everhold_core::status::{State, Status};
+    use everhold_core::term::{Set, Term};
+    use std::sync::Arc;
+
+    const NOW_MS: u64 = 60_000;
+
+    fn report(incarnation: u32, streaming: bool) -> Report {
+        let status = Status {
+            member: Member::new("b", incarnation),
+            host: "127.0.0.1".into(),
+            port: 1,
+            pid: Some(1),
+            state: State::Streaming,
+            data: Data::Ok,
+            promise: 1,
+            sysid: Some(1),
+            term: 1,
+            report: None,
+            misses: None,
+            fell: None,
+            primary: None,
+            serving: None,
+            checkpoint: 1,
+            lsn: Lsn(1),
+            tli: 1,
+            streaming,
+            lag_ms: None,
+            call: None,
+            overrides: Vec::new(),
+            full: false,
+        };
+        let services = [("main".to_string(), Arc::new(status))].into();
+        Report { services, ..Report::default() }
+    }
+
+    /// Drains and rollouts go by the same.
+    #[test]
+    fn who_may_take_over_is_heard_streams_and_is_of_the_set() {
+        let spec = Spec::default_for_one_machine();
+        let members = [Member::new("b", 2)].into();
+        let set = Set { leader: Member::new("a", 1), members, k: 1 };
+        let (inforce, target) = (vec![set.clone()], set.clone());
+        let (leader, branches) = (set.leader, Vec::new());
+        let term = Term { epoch: 1, leader, open: true, inforce, target, branches, sysid: 1 };
+        let terms = [("main".to_string(), term)].into();
+        let word = StoreWord { terms, ..StoreWord::default() };
+        let check = |incarnation, streaming, ms_ago, expected: bool| {
+            let heard = (Arc::new(report(incarnation, streaming)), NOW_MS - ms_ago);
+            let reports = [("b".to_string(), heard)].into();
+            let drained = service("main", &spec, &reports, &word, NOW_MS).takers;
+            assert_eq!(drained.contains("b"), expected, "{incarnation} {streaming} {ms_ago}");
+            let rolled = crate::rollout::look(Some("main"), &spec, &reports, &word, NOW_MS);
+            assert_eq!(rolled.expect("a service")["b"].fit, expected);
+        };
+        check(2, true, FRESH_MS, true);
+        check(2, true, FRESH_MS + 1, false);
+        check(2, false, 0, false);
+        // What it was before it was cloned anew is not in the set.
+        check(1, true, 0, false);
     }
 }

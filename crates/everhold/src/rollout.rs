@@ -1,9 +1,10 @@
 //! Rollouts as the coordinator carries them out; `core/src/rollout.rs` decides each step.
 
 use crate::agent::{self, Ask};
-use crate::clock;
 use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
 use crate::failovers::Kind;
+use crate::link::Report;
+use crate::{clock, nodes};
 use everhold_core::ids::Time;
 use everhold_core::kv::{Expect, Txn};
 use everhold_core::records::encode;
@@ -17,8 +18,6 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(500);
 /// A step whose effect isn't seen is asked for again.
 const AGAIN: Duration = Duration::from_secs(5);
-/// The word of an agent that is older says nothing about now.
-const FRESH_MS: u64 = 1_000;
 
 /// The key of the newest rollout.
 pub fn key(cluster: &str) -> String {
@@ -37,15 +36,17 @@ pub fn look(
         Some(name) => spec.services.get(name)?.nodes().to_vec(),
         None => spec.nodes.keys().cloned().collect(),
     };
+    let services: Vec<&String> =
+        spec.services.keys().filter(|name| service.is_none_or(|it| it == *name)).collect();
+    let takers = services.iter().flat_map(|name| nodes::takers(name, spec, reports, word, now_ms));
+    let takers: BTreeSet<String> = takers.collect();
     let nodes = names.into_iter().map(|node| {
-        let services = spec.services.keys().filter(|name| service.is_none_or(|it| it == *name));
-        let heard = reports.get(&node).filter(|(_, at)| now_ms.saturating_sub(*at) <= FRESH_MS);
-        let Some((report, _)) = heard else {
+        let Some(report) = nodes::fresh(reports, &node, now_ms) else {
             let unwell = Some("its agent is not heard".to_string());
             return (node, Node { pid: None, leads: false, fit: false, unwell });
         };
         let on: Vec<Instance> =
-            services.filter_map(|name| instance(spec, word, reports, name, &node)).collect();
+            services.iter().filter_map(|name| instance(spec, word, report, name, &node)).collect();
         let pid = match service {
             Some(_) => on.first().and_then(|instance| instance.pid),
             None => i32::try_from(report.pid).ok(),
@@ -53,7 +54,7 @@ pub fn look(
         let found = Node {
             pid,
             leads: on.iter().any(|instance| instance.leads),
-            fit: on.iter().any(|instance| instance.fit),
+            fit: takers.contains(&node),
             unwell: on.into_iter().find_map(|instance| instance.unwell),
         };
         (node, found)
@@ -64,23 +65,21 @@ pub fn look(
 struct Instance {
     pid: Option<i32>,
     leads: bool,
-    fit: bool,
     unwell: Option<String>,
 }
 
 fn instance(
     spec: &Spec,
     word: &StoreWord,
-    reports: &Reports,
+    report: &Report,
     service: &str,
     node: &str,
 ) -> Option<Instance> {
     let declared = spec.postgres(service).filter(|it| it.nodes.iter().any(|n| n == node))?;
     let policy = agent::policy(spec, declared);
-    let Some(status) = reports.get(node).and_then(|(report, _)| report.services.get(service))
-    else {
+    let Some(status) = report.services.get(service) else {
         let unwell = Some(format!("nothing is known of its {service}"));
-        return Some(Instance { pid: None, leads: false, fit: false, unwell });
+        return Some(Instance { pid: None, leads: false, unwell });
     };
     let term = word.terms.get(service);
     let leader = term.map(|term| term.leader.node.clone()).unwrap_or_default();
@@ -95,8 +94,7 @@ fn instance(
         InstanceState::Streaming => Some(format!("its {service} does not acknowledge yet")),
         state => Some(format!("its {service} is {}", crate::status::word(&state))),
     };
-    let fit = member && policy.preferences.get(node).is_some_and(|it| it.failover);
-    Some(Instance { pid: status.pid, leads, fit, unwell })
+    Some(Instance { pid: status.pid, leads, unwell })
 }
 
 /// A failover that happened since, in words: no rollout makes one.
@@ -165,10 +163,10 @@ async fn carry_out(
             if !record(cluster, rollout, doing(&[node]), rev).await? {
                 return Ok(false);
             }
-            let ask = match (&rollout.service, nodes.get(node).and_then(|it| it.pid)) {
-                (Some(service), Some(pid)) => Ask::Restart { service: service.clone(), pid, who },
-                (Some(_), None) => return Ok(false),
-                (None, _) => Ask::Renew { who },
+            let Some(pid) = nodes.get(node).and_then(|it| it.pid) else { return Ok(false) };
+            let ask = match &rollout.service {
+                Some(service) => Ask::Restart { service: service.clone(), pid, who },
+                None => Ask::Renew { pid, who },
             };
             cluster.ask(node, &ask).await.map(|_| true)
         }

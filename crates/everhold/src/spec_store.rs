@@ -17,15 +17,23 @@ pub fn key(cluster: &str) -> String {
     format!("/everhold/{cluster}/spec")
 }
 
-/// The spec from the store; from `copy` while the store is gone. Waits for one of the two.
-pub async fn find(cluster: &str, store: &Etcd, copy: &Path) -> anyhow::Result<Spec> {
+/// The spec from the store; from `copy` while the store is gone. Waits for one of the two. What the
+/// store has becomes the copy if it `is_kept`.
+pub async fn find(
+    cluster: &str,
+    store: &Etcd,
+    copy: &Path,
+    is_kept: impl Fn(&Spec) -> bool,
+) -> anyhow::Result<Spec> {
     let key = key(cluster);
     loop {
         match store.get_prefix(&key).await {
             Ok(snapshot) => {
                 if let Some(kv) = snapshot.get(&key) {
                     let spec = record::from_json(&kv.value)?;
-                    if let Err(error) = disk::write_whole(copy, &kv.value) {
+                    if is_kept(&spec)
+                        && let Err(error) = disk::write_whole(copy, &kv.value)
+                    {
                         tracing::warn!(%error, "cannot keep a copy of the spec");
                     }
                     return Ok(spec);

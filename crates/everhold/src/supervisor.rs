@@ -12,9 +12,12 @@ use crate::troubles::Troubles;
 use crate::{disk, log, secrets};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki;
+use everhold_core::spec::Spec;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// For a clean stop of everything.
@@ -23,6 +26,9 @@ pub const STOP_WITHIN: Duration = Duration::from_secs(20);
 /// Between two looks at how long certificates last. They have a month left when they are renewed;
 /// one that could not be is, as soon as it can.
 const RENEW_EVERY: Duration = Duration::from_secs(30);
+
+/// Between two looks at what is to run here.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The name of the gateway's directory on each machine, and of its process and certificate where
 /// there is only one.
@@ -118,13 +124,35 @@ pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) 
     }
 }
 
-/// What a supervisor is asked for by a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// SIGINT or SIGTERM: stop everything cleanly.
-    End,
-    /// SIGHUP: go on as the program that is installed now.
-    Renew,
+/// Keeps what runs here in step with the spec: `take_up` is given the spec that is in force here and
+/// the new one, again and again until it succeeds. Returns when it says so.
+pub async fn follow<End>(
+    cluster: &Cluster,
+    mut known: Spec,
+    take_up: impl AsyncFn(&Spec, &Spec) -> anyhow::Result<ControlFlow<End>>,
+) -> End {
+    let mut said = String::new();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let spec = cluster.spec();
+        if spec == known {
+            continue;
+        }
+        match take_up(&known, &spec).await {
+            Ok(ControlFlow::Break(end)) => return end,
+            Ok(ControlFlow::Continue(())) => {
+                known = spec;
+                said.clear();
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if error != said {
+                    say(format_args!("· the new spec is not in force here yet: {error}"));
+                    said = error;
+                }
+            }
+        }
+    }
 }
 
 /// Where signals arrive. Made first of all: one that came earlier would end the process without
@@ -144,12 +172,15 @@ impl Signals {
         })
     }
 
-    /// Returns when somebody asks this process for something, or has asked already.
-    pub async fn asked(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.interrupt.recv() => Asked::End,
-            _ = self.terminate.recv() => Asked::End,
-            _ = self.hangup.recv() => Asked::Renew,
+    /// Returns when this process is asked to end, or was already. Asked to renew, it becomes the
+    /// program that is installed now, or says why it can't and goes on.
+    pub async fn end(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return,
+                _ = self.hangup.recv() => say(format_args!("· {:#}", become_new())),
+            }
         }
     }
 }
@@ -157,7 +188,7 @@ impl Signals {
 /// Becomes the program that is installed now, with the same arguments and pid. PostgreSQL and the
 /// store run on; agents and gateways are started anew by the new one. Returns only on failure, and
 /// then everything is as before.
-pub fn become_new() -> anyhow::Error {
+fn become_new() -> anyhow::Error {
     use std::os::unix::process::CommandExt;
     let program = match std::env::current_exe() {
         Ok(path) => installed(&path),
@@ -180,18 +211,44 @@ fn installed(path: &Path) -> PathBuf {
     PathBuf::from(std::ffi::OsStr::from_bytes(text))
 }
 
-/// Asks the supervisor that started this process to renew everything.
-pub fn ask_to_renew() -> Result<(), String> {
-    let nobody = || "no `everhold run` or `everhold up` supervises this agent".to_string();
-    let parent = rustix::process::getppid().ok_or_else(nobody)?;
-    let line = std::fs::read(format!("/proc/{}/cmdline", parent.as_raw_nonzero()));
-    let line = line.unwrap_or_default();
-    let mut words = line.split(|byte| *byte == 0).skip(1);
-    if !words.any(|word| word == b"run" || word == b"up") {
-        return Err(nobody());
+/// A supervisor that could not become the installed program goes on as it was, and is asked again
+/// no sooner. Asked while it begins anew, it would end for good: nobody listens for signals yet.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// What an agent remembers of asking its supervisor to renew everything, itself too.
+#[derive(Default)]
+pub struct Renewal(Mutex<Option<Instant>>);
+
+impl Renewal {
+    /// Asks it, if `pid` is this process and it wasn't asked lately; `note` is called before that.
+    pub fn ask<N>(&self, pid: i32, note: impl FnOnce() -> N) -> Result<Option<N>, String> {
+        let own = std::process::id();
+        if i64::from(pid) != i64::from(own) {
+            return Err(format!("this agent is process {own}, not {pid}"));
+        }
+        let supervisor = supervisor()?;
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if asked.is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER) {
+            return Ok(None);
+        }
+        let noted = note();
+        let sent = rustix::process::kill_process(supervisor, rustix::process::Signal::HUP);
+        sent.map_err(|error| format!("the supervisor can't be told: {error}"))?;
+        *asked = Some(Instant::now());
+        Ok(Some(noted))
     }
-    let sent = rustix::process::kill_process(parent, rustix::process::Signal::HUP);
-    sent.map_err(|error| format!("the supervisor can't be told: {error}"))
+}
+
+/// The supervisor that started this process.
+fn supervisor() -> Result<rustix::process::Pid, String> {
+    let parent = rustix::process::getppid();
+    let is_one = |parent: &rustix::process::Pid| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", parent.as_raw_nonzero()));
+        let line = line.unwrap_or_default();
+        line.split(|byte| *byte == 0).skip(1).any(|word| word == b"run" || word == b"up")
+    };
+    let nobody = || "no `everhold run` or `everhold up` supervises this agent".to_string();
+    parent.filter(is_one).ok_or_else(nobody)
 }
 
 /// Certificates of this machine that can't be renewed.

@@ -16,7 +16,7 @@ use crate::node_file::{NodeFile, StoreTls};
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{self, StorePorts, record};
 use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
+    self, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
 use crate::{disk, secrets, spec_store, store as care};
@@ -26,7 +26,9 @@ use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::spec::Spec;
 use everhold_store::Store;
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,8 +45,6 @@ pub struct Options {
 const API: &str = "api";
 /// A clone of an empty database takes seconds; one of a large one goes on after the ready line.
 const READY_WITHIN: Duration = Duration::from_secs(120);
-/// Between two looks at what is to run here.
-const LOOK: Duration = Duration::from_secs(1);
 /// Between two starts of an etcd that doesn't start.
 const ETCD_AGAIN: Duration = Duration::from_secs(1);
 
@@ -121,11 +121,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let supervised = Arc::new(Supervised::start(children).await);
     let cluster = Cluster::connect(&own, None, &layout, spec.clone(), store.clone()).await?;
-    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store.clone(), false));
-    if let Some(member) = &member {
+    if member.is_some() {
         care::care(&spec.cluster, &store, &layout, supervised.troubles());
-        tokio::spawn(care::upkeep::run(spec.cluster.clone(), store, member.quota_bytes));
     }
+    let servers = member.is_some().then_some(coordinator::Servers::Alone);
+    tokio::spawn(coordinator::run(cluster.clone(), "up".to_string(), store, servers));
     let token_file = layout.api_token();
     let token = secrets::read(&token_file).context("read the API's token")?;
     let faults = api::Faults { supervised: supervised.clone(), layout: layout.clone() };
@@ -149,16 +149,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let troubles = supervised.troubles().clone();
     let server = etcd.zip(member.clone());
     let etcd = server.map(|(etcd, member)| tokio::spawn(keep_etcd(etcd, member, troubles)));
-    let follow = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone());
-    tokio::pin!(follow);
-    loop {
-        tokio::select! {
-            asked = signals.asked() => match asked {
-                Asked::End => break,
-                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
-            },
-            () = &mut follow => {}
-        }
+    tokio::select! {
+        () = signals.end() => {}
+        never = follow_spec(&cluster, &supervised, &layout, node_file, spec.clone()) => match never {},
     }
     say("· stopping");
     stop(&cluster, &supervised, &cluster.nodes()).await;
@@ -180,34 +173,27 @@ async fn follow_spec(
     supervised: &Supervised,
     layout: &Layout,
     node_file: impl Fn(&str, &CertPair) -> NodeFile,
-    mut known: Spec,
-) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let spec = cluster.spec();
-        if spec == known {
-            continue;
-        }
+    known: Spec,
+) -> Infallible {
+    let take_up = async |known: &Spec, spec: &Spec| {
+        // What can fail comes first: tried again, the rest happens once.
+        let certs = certify(layout, spec)?;
+        let agents = certs
+            .nodes
+            .iter()
+            .map(|(name, pair)| child(layout, "agent", name, &node_file(name, pair)));
+        let agents = agents.collect::<anyhow::Result<Vec<_>>>()?;
         for gone in known.nodes.keys().filter(|name| !spec.nodes.contains_key(*name)) {
             say(format_args!("· {gone} is no node any more; its data stays"));
             supervised.let_end(gone, STOP_WITHIN).await;
         }
-        let begun = async {
-            let certs = certify(layout, &spec)?;
-            for (name, pair) in &certs.nodes {
-                let file = child(layout, "agent", name, &node_file(name, pair))?;
-                if !known.nodes.contains_key(name) {
-                    say(format_args!("· agent {name}"));
-                    supervised.add(file).await;
-                }
-            }
-            anyhow::Ok(())
-        };
-        if let Err(error) = begun.await {
-            say(format_args!("· the new spec: {error:#}"));
+        for agent in agents.into_iter().filter(|it| !known.nodes.contains_key(&it.name)) {
+            say(format_args!("· agent {}", agent.name));
+            supervised.add(agent).await;
         }
-        known = spec;
-    }
+        Ok(ControlFlow::Continue(()))
+    };
+    supervisor::follow(cluster, known, take_up).await
 }
 
 /// The spec to start with: its store is the one that the cluster of this directory began with.

@@ -6,7 +6,8 @@
 use super::{joined_prefix, url};
 use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
-use crate::{nodes, rollout, spec_store, store as care};
+use crate::store::upkeep;
+use crate::{nodes, rollout, spec_store};
 use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
@@ -51,12 +52,24 @@ impl Members {
     }
 }
 
-/// Coordinates whenever nobody else does, for ever. `members`: nodes are machines, and some of them
-/// keep the store.
-pub async fn run(cluster: Arc<Cluster>, me: String, store: Etcd, members: bool) {
+/// The store's servers that the coordinator tends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Servers {
+    /// One, and it stays the only one.
+    Alone,
+    /// A member on each of some nodes, which follow the spec.
+    Members,
+}
+
+/// Coordinates whenever nobody else does, for ever. `servers`: the store's, if it is Everhold's own.
+pub async fn run(cluster: Arc<Cluster>, me: String, store: Etcd, servers: Option<Servers>) {
     loop {
-        if let Err(error) = term(&cluster, &me, &store, members).await {
+        if let Err(error) = term(&cluster, &me, &store, servers).await {
             tracing::debug!(%error, "cannot coordinate now");
+            // A full store grants no lease, so nobody would begin who makes room.
+            if servers.is_some() {
+                upkeep::free(&cluster.name, &store, QUOTA_BYTES).await;
+            }
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -67,7 +80,7 @@ async fn term(
     cluster: &Arc<Cluster>,
     me: &str,
     store: &Etcd,
-    members: bool,
+    servers: Option<Servers>,
 ) -> Result<(), StoreError> {
     let key = key(&cluster.name);
     if store.get_prefix(&key).await?.get(&key).is_some() {
@@ -82,14 +95,16 @@ async fn term(
     let mut told = None;
     // They wait for others, which the lease doesn't; with the term they end.
     let mut tasks = JoinSet::new();
-    if members {
-        tasks.spawn(care::upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
+    if servers.is_some() {
+        tasks.spawn(upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
     }
     let (nodes, rollouts) = (cluster.clone(), cluster.clone());
     tasks.spawn(async move { nodes::tend(&nodes).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {
-        if members && let Err(error) = tend_members(&cluster.name, store, &mut told).await {
+        if servers == Some(Servers::Members)
+            && let Err(error) = tend_members(&cluster.name, store, &mut told).await
+        {
             tracing::info!(%error, "the store's members are not as wanted yet");
         }
         tokio::time::sleep(LOOK).await;

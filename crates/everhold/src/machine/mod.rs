@@ -7,11 +7,12 @@
 pub mod coordinator;
 pub mod init;
 pub mod join;
+mod leave;
 mod member;
 mod place;
 
 use crate::api;
-use crate::children::{Child, Supervised, leftovers};
+use crate::children::{Child, Supervised, end_leftover, leftovers};
 use crate::cluster::Cluster;
 use crate::context::Context;
 use crate::keeper::chain;
@@ -19,23 +20,20 @@ use crate::layout::Layout;
 use crate::node_file::NodeFile;
 use crate::spec::local::{Local, RunAs, Search, check_local};
 use crate::spec::{StorePorts, record};
-use crate::supervisor::{
-    self, Asked, Faults, GATEWAY, STOP_WITHIN, Signals, child, say, stop, take_lock,
-};
+use crate::supervisor::{self, Faults, GATEWAY, STOP_WITHIN, Signals, child, say, stop, take_lock};
 use crate::{agent, disk, notify, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
 use everhold_core::spec::{Address, NodeSpec, Spec};
 use everhold_store::{Etcd, Store};
+use leave::Leaving;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Where the node file of a machine stands unless another place is named.
 pub const NODE_FILE: &str = "/etc/everhold/node.toml";
-
-/// Between two looks at what is to run here.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The record that a machine has joined as this node.
 pub fn joined_key(cluster: &str, node: &str) -> String {
@@ -170,9 +168,15 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     if keeps {
         say("· a member of the store");
     }
-    let spec = spec_store::find(&node.cluster, &store, &copy).await?;
-    if !spec.nodes.contains_key(&me) {
-        return Err(removed(&me, &layout));
+    // The copy stays one in which this is a node: at the next start it says how to leave.
+    let is_node = |spec: &Spec| spec.nodes.contains_key(&me);
+    let spec = spec_store::find(&node.cluster, &store, &copy, is_node).await?;
+    let leaving = Leaving { me: &me, layout: &layout, node: own, store: &store };
+    if !is_node(&spec) {
+        notify::ready();
+        end_leftover(&layout, GATEWAY, Duration::ZERO).await;
+        end_leftover(&layout, &me, STOP_WITHIN).await;
+        return leaving.leave(member, &mut signals).await;
     }
     secrets::make_all(&layout, &spec).context("make the secrets")?;
 
@@ -197,8 +201,8 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
         care::care(&node.cluster, &store, &layout, supervised.troubles());
     }
     tokio::spawn(place.keep(store.clone(), supervised.troubles().clone()));
-    let tended = spec.store.is_none();
-    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), tended));
+    let servers = spec.store.is_none().then_some(coordinator::Servers::Members);
+    tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), servers));
     let (at, of) = (own.clone(), me.clone());
     let Certs { agent, gateway, api, etcd } = &machine.certs;
     let paths = [agent, gateway, api, etcd].map(|pair| pair.cert.clone()).to_vec();
@@ -215,39 +219,26 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
-    let end = loop {
-        tokio::select! {
-            asked = signals.asked() => match asked {
-                Asked::End => break None,
-                Asked::Renew => say(format_args!("· {:#}", supervisor::become_new())),
-            },
-            () = machine.follow(&cluster, &supervised, spec.clone()) => {
-                break Some(removed(&me, &layout));
-            }
-        }
+    let gone = tokio::select! {
+        () = signals.end() => false,
+        () = machine.follow(&cluster, &supervised, spec) => true,
     };
-    notify::stopping();
     say("· stopping");
-    match end {
-        None => stop(&cluster, &supervised, std::slice::from_ref(&me)).await,
-        // Its agent stops everything by itself.
-        Some(_) => {
-            supervised.end(GATEWAY, STOP_WITHIN).await;
-            supervised.let_end(&me, STOP_WITHIN).await;
-        }
+    if gone {
+        supervised.end(GATEWAY, STOP_WITHIN).await;
+        // It stops everything by itself.
+        supervised.let_end(&me, STOP_WITHIN).await;
+        context.withdraw();
+        return leaving.leave(member, &mut signals).await;
     }
+    notify::stopping();
+    stop(&cluster, &supervised, std::slice::from_ref(&me)).await;
     if let Some(member) = member {
-        if end.is_some() {
-            // The others need its vote until they have taken it out.
-            while keeps_store(&store, own).await {
-                tokio::time::sleep(LOOK).await;
-            }
-        }
         member.stop(STOP_WITHIN).await?;
     }
     context.withdraw();
     say("· stopped; the data stays");
-    end.map_or(Ok(()), Err)
+    Ok(())
 }
 
 /// What this machine runs of its node.
@@ -277,21 +268,14 @@ impl Machine {
     }
 
     /// Keeps what runs here in step with the spec. Returns when this node is none any more.
-    async fn follow(&self, cluster: &Cluster, supervised: &Supervised, mut known: Spec) {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            let spec = cluster.spec();
-            if spec == known {
-                continue;
-            }
+    async fn follow(&self, cluster: &Cluster, supervised: &Supervised, known: Spec) {
+        let take_up = async |known: &Spec, spec: &Spec| {
             if !spec.nodes.contains_key(&self.me) {
-                return;
+                return Ok(ControlFlow::Break(()));
             }
-            if let Err(error) = self.take_up(supervised, &known, &spec).await {
-                say(format_args!("· the new spec: {error:#}"));
-            }
-            known = spec;
-        }
+            self.take_up(supervised, known, spec).await.map(ControlFlow::Continue)
+        };
+        supervisor::follow(cluster, known, take_up).await
     }
 
     async fn take_up(
@@ -312,23 +296,6 @@ impl Machine {
         }
         Ok(())
     }
-}
-
-/// The members still count on this machine's, or nobody can say.
-async fn keeps_store(store: &Etcd, own: &NodeSpec) -> bool {
-    let peer = url(&own.address, StorePorts::default().peer);
-    match store.members().await {
-        Ok(members) => members.iter().any(|member| member.peer_urls.contains(&peer)),
-        Err(_) => true,
-    }
-}
-
-fn removed(me: &str, layout: &Layout) -> anyhow::Error {
-    anyhow::anyhow!(
-        "E260 {me} is no node of the cluster any more; its data is kept in {}; next step: delete \
-         the data when nobody needs it, or move it and the node file away and `everhold join`",
-        layout.root().display()
-    )
 }
 
 /// The directory of a machine that begins: fresh, or begun by an earlier try for this cluster.

@@ -206,18 +206,40 @@ impl Hosts {
         self.done(host, &["join", &token, "--node-file", &file]);
     }
 
-    /// Starts everything on a machine (again).
+    /// Starts everything on a machine (again), and waits until it answers.
     pub fn run(&mut self, host: &str) {
+        self.spawn(host, env!("CARGO_BIN_EXE_everhold").as_ref());
+        let until = Instant::now() + PATIENCE;
+        while self.status(host).is_none() {
+            assert!(Instant::now() < until, "{host} does not run: {}", self.tail(host));
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Starts it from this binary.
+    pub fn spawn(&mut self, host: &str, program: &Path) {
         let log = self.dir.join(format!("{host}.log"));
         let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
-        let mut command = self.on(host, env!("CARGO_BIN_EXE_everhold"));
+        let mut command = self.on(host, &program.display().to_string());
         command.arg("run").arg("--node-file").arg(self.node_file(host));
         command.envs(self.preloads.get(place(host)).into_iter().flat_map(Preload::environment));
         command.stderr(log.try_clone().expect("a log")).stdout(log);
         self.running[place(host)] = Some(command.spawn().expect("everhold starts"));
+    }
+
+    /// Its `run`.
+    pub fn run_pid(&self, host: &str) -> i32 {
+        self.running[place(host)].as_ref().expect("it was started").id() as i32
+    }
+
+    /// Waits until something is so.
+    pub fn until(&self, what: &str, is: impl Fn() -> bool) {
         let until = Instant::now() + PATIENCE;
-        while self.status(host).is_none() {
-            assert!(Instant::now() < until, "{host} does not run: {}", self.tail(host));
+        while !is() {
+            if Instant::now() > until {
+                NAMES.iter().for_each(|name| eprintln!("--- {name}\n{}", self.tail(name)));
+                panic!("no {what} within {PATIENCE:?}");
+            }
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -370,27 +392,23 @@ impl Hosts {
         self.processes(host).into_iter().find(|pid| etcd(pid))
     }
 
+    /// `etcdctl` as the machine's member of the store answers it.
+    pub fn etcdctl(&self, host: &str, arguments: &[&str]) -> Output {
+        let certs = self.data(host).join("pki");
+        let mut command = self.on(host, "etcdctl");
+        let url = format!("https://{}:15300", address(host));
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &url]);
+        let (cert, key) = (format!("etcd.{host}.pem"), format!("etcd.{host}.key"));
+        for (flag, file) in [("--cacert", "ca.pem"), ("--cert", &cert), ("--key", &key)] {
+            command.arg(flag).arg(certs.join(file));
+        }
+        command.args(arguments).output().expect("etcdctl runs")
+    }
+
     /// The machine on which the store's leader runs.
     pub fn store_leader(&self) -> Option<String> {
         let find = |host: &&'static str| {
-            let certs = self.data(host).join("pki");
-            let file = |name: &str| certs.join(name).display().to_string();
-            let mut command = self.on(host, "etcdctl");
-            command.env("ETCDCTL_API", "3").args([
-                "--endpoints",
-                &format!("https://{}:15300", address(host)),
-                "--cacert",
-                &file("ca.pem"),
-                "--cert",
-                &file(&format!("etcd.{host}.pem")),
-                "--key",
-                &file(&format!("etcd.{host}.key")),
-                "endpoint",
-                "status",
-                "-w",
-                "json",
-            ]);
-            let output = command.output().ok()?;
+            let output = self.etcdctl(host, &["endpoint", "status", "-w", "json"]);
             let told: Value = serde_json::from_slice(&output.stdout).ok()?;
             let status = &told[0]["Status"];
             let leads = status["leader"] == status["header"]["member_id"];

@@ -142,6 +142,60 @@ fn who_started_a_machine_hears_of_it() {
     assert!(run.wait().expect("it ends").success());
 }
 
+/// What can't be taken up is said once and tried again; a program that can't be started leaves
+/// everything as it is.
+#[test]
+fn what_fails_on_a_machine_is_mended_without_a_new_start() {
+    let mut hosts = Hosts::bare();
+    let spec = |gateway: &str| {
+        let spec = hosts.spec(&Wanted::default());
+        spec.replace("[listener]", &format!("[gateway]\nnodes = [\"{gateway}\"]\n[listener]"))
+    };
+    let (without, with) = (spec("b"), spec("a"));
+    fs::write(hosts.spec_file(), without).expect("the spec is written");
+    let path = hosts.spec_file().display().to_string();
+    let file = hosts.node_file("a").display().to_string();
+    hosts.done("a", &["init", "--node", "a", "--spec", &path, "--node-file", &file]);
+    let program = hosts.dir().join("everhold");
+    let install = || fs::copy(env!("CARGO_BIN_EXE_everhold"), &program).expect("installed");
+    install();
+    hosts.spawn("a", &program);
+    hosts.until("answer", || hosts.status("a").is_some());
+    let gateway = |hosts: &Hosts| {
+        let gateway = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).nth(1) == Some(b"gateway")
+        };
+        hosts.processes("a").into_iter().find(|pid| gateway(pid))
+    };
+    assert_eq!(gateway(&hosts), None);
+
+    let copy = hosts.data("a").join("run/spec.json");
+    fs::remove_file(&copy).expect("removed");
+    fs::create_dir(&copy).expect("made");
+    fs::write(hosts.spec_file(), with).expect("the spec is written");
+    hosts.done("a", &["apply", &path]);
+    let said = |words: &str| hosts.said("a").matches(words).count();
+    hosts.until("word of the spec", || said("the new spec") > 0);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!((said("the new spec"), gateway(&hosts)), (1, None));
+    fs::remove_dir(&copy).expect("mended");
+    hosts.until("gateway", || gateway(&hosts).is_some());
+
+    let (run, before) = (hosts.run_pid("a"), gateway(&hosts));
+    fs::remove_file(&program).expect("removed");
+    hosts::signal("HUP", &[run]);
+    hosts.until("word of the program", || said(&format!("start {}", program.display())) > 0);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(gateway(&hosts), before, "all goes on");
+    install();
+    hosts::signal("HUP", &[run]);
+    hosts.until("new gateway", || gateway(&hosts).is_some_and(|pid| Some(pid) != before));
+    hosts.until("answer", || hosts.status("a").is_some());
+    hosts::signal("TERM", &[run]);
+    assert!(hosts.ended("a").success(), "{}", hosts.said("a"));
+}
+
 /// Errors name their code, and neither the machine nor the cluster has changed after them.
 #[test]
 fn a_machine_that_may_not_join_changes_nothing() {

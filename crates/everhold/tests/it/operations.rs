@@ -1,12 +1,14 @@
 //! What operators do to a running cluster: drain, remove and add a node, roll out.
 
 use crate::hosts::{self, Hosts};
-use crate::stack::load::Load;
-use crate::stack::{NODES, Stack, Wanted, is_whole, signal};
+use crate::stack::link::{self, Link};
+use crate::stack::load::{Load, block_on};
+use crate::stack::{NODES, PATIENCE, Stack, Wanted, is_whole, signal};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The pids of each node's agent and PostgreSQL.
 fn pids(stack: &mut Stack) -> BTreeMap<&'static str, (Value, Value)> {
@@ -124,6 +126,42 @@ fn a_rollout_stops_at_the_first_doubt() {
     stack.whole();
 }
 
+/// A coordinator asks until it sees the effect, and two may do so at a time.
+#[test]
+fn everhold_is_renewed_once_however_often_it_is_asked() {
+    let mut stack = Stack::start(Wanted::default());
+    let status = stack.whole();
+    let (up, pid) = (stack.up_pid(), status["nodes"]["a"]["agent_pid"].as_i64().expect("a pid"));
+    assert!(up.is_some());
+    let ask = |pid: i64| json!({ "ask": "renew", "pid": pid, "who": "test" });
+    let (tls, addr) =
+        (link::client(&stack.data().join("pki")), format!("127.0.0.1:{}", stack.agent_port("a")));
+    let renewals = |stack: &Stack| stack.said().matches("goes on as").count();
+    // Meant for one that was before.
+    let refused =
+        block_on(async { Link::open("a", &addr, tls.clone()).await?.ask(&ask(pid + 1)).await });
+    let refused = refused.expect("an answer").to_string();
+    assert!(refused.contains(&format!("process {pid}, not {}", pid + 1)), "{refused}");
+    assert_eq!(renewals(&stack), 0);
+    // Asked by many for as long as it is there.
+    block_on(async {
+        let mut link = Link::open("a", &addr, tls.clone()).await.expect("the agent");
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until && link.ask(&ask(pid)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    });
+    assert_eq!(stack.up_pid(), up, "the supervisor goes on");
+    stack.wait("another agent", |status| {
+        status["nodes"]["a"]["agent_pid"].as_i64().is_some_and(|now| now != pid)
+    });
+    stack.whole();
+    assert_eq!(renewals(&stack), 1);
+    // A signal that the supervisor has not yet taken hides those that follow; the journal doesn't.
+    let journal = stack.done(&["journal", "--limit", "500"]);
+    assert_eq!(journal.matches("a new start of Everhold").count(), 1, "{journal}");
+}
+
 #[test]
 fn a_node_is_added_and_another_one_removed_while_clients_write() {
     let mut stack = Stack::start(Wanted::default());
@@ -219,6 +257,98 @@ fn a_machine_is_taken_out_of_many_and_everhold_is_renewed_on_the_others() {
     assert!(error.contains("E260"), "nor when it is started again: {error}");
     let seen = load.finish();
     assert_eq!(seen.lost, 0);
+}
+
+/// A spec without the node, wherever it is named.
+fn without(node: &str, spec: &mut Value) {
+    match spec {
+        Value::Object(all) => {
+            all.remove(node);
+            all.values_mut().for_each(|value| without(node, value));
+        }
+        Value::Array(all) => {
+            all.retain(|value| value != node);
+            all.iter_mut().for_each(|value| without(node, value));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The machine that was taken out dies before the others have taken its member out, which they do
+/// only with its vote.
+#[test]
+fn a_machine_that_was_taken_out_votes_until_the_others_do_without_it() {
+    let mut hosts = Hosts::start(&hosts::Wanted::default());
+    if hosts.leader("a") == "c" {
+        hosts.done("a", &["switchover", "main", "--to", "b"]);
+        hosts.wait("a", "whole cluster", hosts::is_whole);
+    }
+    let etcdctl = |hosts: &Hosts, arguments: &[&str]| {
+        let output = hosts.etcdctl("a", arguments);
+        let told = String::from_utf8_lossy(&output.stdout).trim().to_string();
+        output.status.success().then_some(told)
+    };
+    // Nobody coordinates, so nobody changes the members.
+    let coordinator = "/everhold/shop/coordinator";
+    let held = etcdctl(&hosts, &["get", coordinator, "-w", "json"]).expect("read");
+    let held: Value = serde_json::from_str(&held).expect("JSON");
+    let lease = held["kvs"][0]["lease"].as_i64().expect("a lease");
+    etcdctl(&hosts, &["put", coordinator, "nobody"]).expect("written");
+    etcdctl(&hosts, &["lease", "revoke", &format!("{lease:x}")]).expect("revoked");
+    std::thread::sleep(Duration::from_secs(3));
+    // Its supervisor is lost while the node goes.
+    hosts::signal("STOP", &[hosts.run_pid("c")]);
+    let key = "/everhold/shop/spec";
+    let spec = etcdctl(&hosts, &["get", key, "--print-value-only"]).expect("read");
+    let mut spec: Value = serde_json::from_str(&spec).expect("JSON");
+    without("c", &mut spec);
+    etcdctl(&hosts, &["put", key, &spec.to_string()]).expect("written");
+    hosts::signal("KILL", &[hosts.run_pid("c")]);
+    hosts.ended("c");
+
+    let is_lean = |hosts: &Hosts| {
+        let (run, store) = (hosts.run_pid("c"), hosts.store_pid("c"));
+        let mut running = hosts.processes("c");
+        running.retain(|pid| *pid != run && Some(*pid) != store);
+        store.is_some() && running.is_empty()
+    };
+    let program = Path::new(env!("CARGO_BIN_EXE_everhold"));
+    // Asked to end it does, and goes on at the next start, as after a crash.
+    for crash in [false, true] {
+        hosts.spawn("c", program);
+        hosts.until("member of the store and nothing else", || is_lean(&hosts));
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(hosts.runs("c") && is_lean(&hosts), "{}", hosts.said("c"));
+        if crash {
+            hosts.end("c");
+        } else {
+            hosts::signal("TERM", &[hosts.run_pid("c")]);
+            assert!(hosts.ended("c").success(), "{}", hosts.said("c"));
+            assert_eq!(hosts.processes("c"), [0; 0]);
+        }
+    }
+    hosts.spawn("c", program);
+    hosts.until("member of the store", || is_lean(&hosts));
+    let frozen = hosts.store_pid("b").expect("a member");
+    hosts::signal("STOP", &[frozen]);
+    hosts.until("vote of the machine that goes", || {
+        etcdctl(&hosts, &["put", "/everhold/shop/test", "agreed"]).is_some()
+    });
+    hosts::signal("CONT", &[frozen]);
+    assert!(!hosts.said("c").contains("E260"), "not yet");
+
+    etcdctl(&hosts, &["del", coordinator]).expect("somebody coordinates again");
+    assert_eq!(hosts.ended("c").code(), Some(3), "{}", hosts.said("c"));
+    assert!(hosts.said("c").contains("E260"), "{}", hosts.said("c"));
+    assert_eq!(hosts.processes("c"), [0; 0]);
+    let file = hosts.node_file("c").display().to_string();
+    let again = hosts.everhold("c", &["run", "--node-file", &file]);
+    let error = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(error.contains("E260"), "{error}");
+    hosts.wait("a", "cluster of two", |status| {
+        let main = &status["services"]["main"];
+        main["serving"] == true && main["instances"].as_object().is_some_and(|all| all.len() == 2)
+    });
 }
 
 #[test]

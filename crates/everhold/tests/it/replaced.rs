@@ -49,15 +49,7 @@ fn held(status: &Value, rule: &str, word: &str) -> bool {
 }
 
 fn etcdctl(hosts: &Hosts, arguments: &[&str]) -> String {
-    let mut command = hosts.on("a", "etcdctl");
-    let pki = hosts.data("a").join("pki");
-    let url = format!("https://{}:15300", hosts::address("a"));
-    command.env("ETCDCTL_API", "3").args(["--endpoints", &url]);
-    for (flag, file) in [("--cacert", "ca.pem"), ("--cert", "etcd.a.pem"), ("--key", "etcd.a.key")]
-    {
-        command.arg(flag).arg(pki.join(file));
-    }
-    let output = command.args(arguments).output().expect("etcdctl runs");
+    let output = hosts.etcdctl("a", arguments);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

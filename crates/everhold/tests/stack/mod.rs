@@ -5,6 +5,7 @@
 #![allow(dead_code)] // Each user needs another part of it.
 
 pub mod disk;
+pub mod link;
 pub mod load;
 pub mod preload;
 pub mod random;
@@ -186,6 +187,16 @@ impl Stack {
         self.postgres_port(node) + RANGE - 3
     }
 
+    /// Where its agent is dialled.
+    pub fn agent_port(&self, node: &str) -> u16 {
+        self.postgres_port(node) + RANGE - 1
+    }
+
+    /// What `everhold up` said so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.dir.join("up.log")).unwrap_or_default()
+    }
+
     /// Where the gateway tells its metrics.
     pub fn gateway_port(&self) -> u16 {
         self.postgres_port(NODES[0]) + RANGE - 4
@@ -224,6 +235,12 @@ impl Stack {
     pub fn up_output(&self) -> std::process::Output {
         let mut command = self.command(&["up", "--spec"]);
         command.arg(self.spec_file()).output().expect("everhold runs")
+    }
+
+    /// The supervisor itself, while it runs.
+    pub fn up_pid(&mut self) -> Option<i32> {
+        let up = self.up.as_mut()?;
+        matches!(up.try_wait(), Ok(None)).then(|| up.id() as i32)
     }
 
     /// Ends `up` as Ctrl-C does, and waits.

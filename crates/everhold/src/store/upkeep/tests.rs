@@ -1,10 +1,16 @@
 //! One real server: what is free is given back, and a full one writes again.
 
 use super::*;
+use crate::cluster::Cluster;
+use crate::layout::Layout;
+use crate::machine::coordinator::{self, Servers};
+use crate::node_file::{NodeFile, StoreTls};
 use everhold_adapters::etcd::{Beginning, Etcd as Server, EtcdConfig};
-use everhold_adapters::pki::{Authority, Host, Usage};
+use everhold_adapters::pki::{Authority, CertPair, Host, Usage};
+use everhold_core::spec::Spec;
 use everhold_store::TlsFiles;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// One real server, and a client of it.
@@ -44,6 +50,30 @@ impl Bed {
         Bed { server, store: store.await.expect("a client"), config, dir }
     }
 
+    /// A cluster with this store and no nodes.
+    async fn cluster(&self) -> Arc<Cluster> {
+        let CertPair { ca, cert, key } = self.config.certs.clone();
+        let own = NodeFile {
+            name: "api".to_string(),
+            cluster: "shop".to_string(),
+            data: self.dir.path().to_path_buf(),
+            store: vec![self.config.client_addr.to_string()],
+            ca,
+            cert,
+            key,
+            store_tls: StoreTls::Own,
+        };
+        let layout = Layout::new(self.dir.path()).expect("a layout");
+        let spec = Spec { nodes: [].into(), ..Spec::default_for_one_machine() };
+        let cluster = Cluster::connect(&own, None, &layout, spec, self.store.clone()).await;
+        cluster.expect("a cluster")
+    }
+
+    async fn coordinated(&self) -> bool {
+        let key = coordinator::key("shop");
+        self.store.get_prefix(&key).await.expect("read").get(&key).is_some()
+    }
+
     /// Writes so many megabytes over and over under one key, until a write is refused.
     async fn fill(&self, megabytes: usize) -> bool {
         let value = "x".repeat(1 << 20);
@@ -77,6 +107,38 @@ async fn a_full_store_is_compacted_defragmented_and_disarmed() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     watching.abort();
+    bed.server.stop(Duration::from_secs(5)).await.expect("stopped");
+}
+
+async fn until(what: &str, is: impl AsyncFn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is().await {
+        assert!(Instant::now() < until, "no {what}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Whoever coordinates makes room. A full store lets nobody begin to coordinate, and has room again
+/// all the same.
+#[tokio::test]
+async fn a_full_store_is_freed_with_a_coordinator_and_without() {
+    let bed = Bed::new(24 << 20).await;
+    let cluster = bed.cluster().await;
+    let coordinate = || {
+        let (cluster, store) = (cluster.clone(), bed.store.clone());
+        tokio::spawn(coordinator::run(cluster, "up".to_string(), store, Some(Servers::Alone)))
+    };
+    let coordinates = coordinate();
+    until("coordinator", async || bed.coordinated().await).await;
+    assert!(!bed.fill(100).await, "the quota holds");
+    until("room by the coordinator", async || bed.fill(1).await).await;
+    coordinates.abort();
+    until("end of the lease", async || !bed.coordinated().await).await;
+    assert!(!bed.fill(100).await, "the quota holds");
+    let coordinates = coordinate();
+    until("room by nobody else", async || bed.fill(1).await).await;
+    until("coordinator", async || bed.coordinated().await).await;
+    coordinates.abort();
     bed.server.stop(Duration::from_secs(5)).await.expect("stopped");
 }
 
@@ -121,7 +183,7 @@ async fn free_space_is_given_back_once_and_says_what_it_costs() {
     // One round an hour, whoever coordinates.
     assert!(!begins("shop", &bed.store).await.expect("asked"));
     // A copy taken now is whole, and the next three stay.
-    let layout = crate::layout::Layout::new(bed.dir.path()).expect("a layout");
+    let layout = Layout::new(bed.dir.path()).expect("a layout");
     for _ in 0..4 {
         crate::store::copies::take(&bed.store, &layout.store_copies()).await.expect("copied");
     }
