@@ -1,5 +1,6 @@
 //! The role `agent`: one node's part in every service that has an instance on it.
 
+use crate::backup::desk::Desk;
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
@@ -15,6 +16,7 @@ use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
+use everhold_core::backup::Kind;
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
@@ -80,6 +82,12 @@ pub enum Ask {
     /// its agent is still this process.
     Renew {
         pid: i32,
+        who: String,
+    },
+    /// Make a backup of a service, if none is being made here.
+    BackUp {
+        service: String,
+        kind: Kind,
         who: String,
     },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
@@ -170,19 +178,27 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
-    answer(asked, &keepers, &journal, &layout.node(&node.name).join("journal")).await;
+    let clerk = Clerk {
+        keepers,
+        backups: Desk::new(file, journal.clone(), report.clone()),
+        journal,
+        dir: layout.node(&node.name).join("journal"),
+        renewal: Renewal::default(),
+    };
+    answer(asked, Arc::new(clerk)).await;
     drop(links);
     Ok(())
 }
 
-struct Site<'a> {
-    node: &'a NodeFile,
-    layout: &'a Layout,
-    spec: &'a Spec,
+/// Where an agent's instance is described.
+pub struct Site<'a> {
+    pub node: &'a NodeFile,
+    pub layout: &'a Layout,
+    pub spec: &'a Spec,
 }
 
 /// What has to be sound before a service can be kept: the node's record, programs, addresses.
-fn open(
+pub fn open(
     site: &Site<'_>,
     name: &str,
     service: &PostgresSpec,
@@ -514,19 +530,12 @@ async fn mirror_head(journal: Journal, store: Etcd, node: NodeFile) {
     }
 }
 
-async fn answer(
-    mut asked: mpsc::Receiver<Question>,
-    keepers: &BTreeMap<String, Keeper>,
-    journal: &Journal,
-    dir: &Path,
-) {
-    let renewal = Arc::new(Renewal::default());
+async fn answer(mut asked: mpsc::Receiver<Question>, clerk: Arc<Clerk>) {
     while let Some(question) = asked.recv().await {
-        let (keepers, journal, dir) = (keepers.clone(), journal.clone(), dir.to_path_buf());
-        let renewal = renewal.clone();
+        let clerk = clerk.clone();
         tokio::spawn(async move {
             let answer = match serde_json::from_value(question.body) {
-                Ok(ask) => reply(ask, &keepers, &journal, &dir, &renewal).await,
+                Ok(ask) => reply(ask, &clerk).await,
                 Err(error) => Err(format!("the question is not understood: {error}")),
             };
             let _ = question.answer.send(answer);
@@ -534,17 +543,22 @@ async fn answer(
     }
 }
 
-async fn reply(
-    ask: Ask,
-    keepers: &BTreeMap<String, Keeper>,
-    journal: &Journal,
-    dir: &Path,
-    renewal: &Renewal,
-) -> Result<serde_json::Value, String> {
+/// What answers come from.
+struct Clerk {
+    keepers: BTreeMap<String, Keeper>,
+    journal: Journal,
+    /// The journal's.
+    dir: PathBuf,
+    renewal: Renewal,
+    backups: Desk,
+}
+
+async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
+    let Clerk { keepers, journal, renewal, backups, .. } = clerk;
     let keeper = |service: &str| {
         keepers.get(service).ok_or_else(|| format!("{service} is not kept on this node"))
     };
-    let dir = dir.to_path_buf();
+    let dir = clerk.dir.clone();
     let text = |error: serde_json::Error| error.to_string();
     match ask {
         Ask::View { service } => {
@@ -589,6 +603,11 @@ async fn reply(
                 journal.append("", Event::Asked { who, what })
             };
             Ok(serde_json::json!({ "journal": renewal.ask(pid, asked)? }))
+        }
+        Ask::BackUp { service, kind, who } => {
+            keeper(&service)?;
+            let id = backups.begin(&service, kind, who)?;
+            Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });

@@ -7,6 +7,7 @@ mod word;
 pub use word::StoreWord;
 
 use crate::agent::Ask;
+use crate::backup::shown::Summary;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
 use crate::layout::Layout;
@@ -267,6 +268,13 @@ impl Cluster {
         let txn = if on { txn.put(&key, encode(&clock::wall())) } else { txn.delete(&key) };
         self.store.txn(&txn).await?;
         self.read_again().await
+    }
+
+    /// Tells every API what the repositories hold of a service.
+    pub async fn put_backups(&self, service: &str, summary: &Summary) -> Result<(), ClusterError> {
+        let key = format!("{}backups", Keys::new(&self.name, service).prefix);
+        self.store.txn(&Txn::new().put(&key, encode(summary))).await?;
+        Ok(())
     }
 
     /// A token with which one machine can join as `node`.

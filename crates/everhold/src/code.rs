@@ -166,15 +166,20 @@ codes! {
     OfPackage "E272" "file of a package" "use apt, or choose another --prefix";
     StillRuns "E273" "still runs" "`systemctl disable --now everhold`";
     CannotInstall "E274" "cannot install" "mend what is named, then again";
-    RepositoryAway "E280" "repository out of reach" "mend what is named; nothing was lost";
-    RepositoryMissing "E281" "no repository there"
+    RepositoryAway "E280" SERVICE_UNAVAILABLE "repository out of reach" "mend what is named; nothing was lost";
+    RepositoryMissing "E281" SERVICE_UNAVAILABLE "no repository there"
         "`everhold repository init` makes it; if it was made before, mount it";
-    RepositoryKey "E282" "password can't be used" "correct the file that key_file names";
-    RepositoryForeign "E283" "another repository" "declare another place, or use that cluster's";
-    RepositoryUnfit "E284" "store without conditional writes"
+    RepositoryKey "E282" SERVICE_UNAVAILABLE "password can't be used" "correct the file that key_file names";
+    RepositoryForeign "E283" SERVICE_UNAVAILABLE "another repository" "declare another place, or use that cluster's";
+    RepositoryUnfit "E284" SERVICE_UNAVAILABLE "store without conditional writes"
         "use a store that honours If-None-Match, or a directory";
-    RepositoryDamaged "E285" "damage in a repository"
+    RepositoryDamaged "E285" SERVICE_UNAVAILABLE "damage in a repository"
         "`everhold repository check`; a second repository heals it";
+    NoBackup "E286" NOT_FOUND "no backup for that" "`everhold backup list SERVICE` shows what there is";
+    TargetUnknown "E287" "point that can't be restored"
+        "choose a point that `everhold backup list SERVICE` shows as covered";
+    RestoreTo "E288" "directory can't be restored into" "name an empty or new directory";
+    BackupFailed "E289" "no backup was made" "mend what is named; the schedule tries again";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

@@ -5,8 +5,8 @@
 //! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
 
-use crate::clock;
 use crate::backup::desk::Making;
+use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;

@@ -1,5 +1,6 @@
 //! The answer of `everhold status`: one shape for command line, API and console. Pure.
 
+use crate::backup::shown;
 use crate::cluster::{Reports, StoreWord};
 use crate::link::{Hold, Report};
 use crate::nodes;
@@ -171,7 +172,7 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         Some(Durability::Required) | None => "required",
         Some(Durability::Preferred) => "preferred",
     };
-    json!({
+    let mut value = json!({
         "kind": declared.map_or("postgres", |service| service.kind()),
         "health": health,
         "serving": serving,
@@ -187,7 +188,11 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "tolerates": term.map(|term| tolerates(term, durability == "preferred")),
         "last_failover": from.word.last_failover.get(name),
         "instances": instances,
-    })
+    });
+    if from.spec.postgres(name).is_some_and(|it| it.backup.is_some()) {
+        value["backup"] = shown::status(name, from.reports, from.word.backups.get(name));
+    }
+    value
 }
 
 /// Whether clients are served. `None`: nobody is there who could know. An agent that is gone says

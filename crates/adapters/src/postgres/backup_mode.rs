@@ -12,6 +12,12 @@ const END_MS_MAX: u64 = 60_000;
 /// A server in backup mode, which ends with this.
 pub struct BackupMode {
     session: Session,
+    /// From where the log is needed.
+    pub start: Lsn,
+    /// As it calls itself.
+    pub server_version: String,
+    /// Whether its pages have checksums.
+    pub checksums: bool,
 }
 
 /// What a copy is completed with.
@@ -31,9 +37,16 @@ impl BackupMode {
     /// Begins with a checkpoint (on a standby: goes back to the last one).
     pub async fn begin(config: &PgConfig) -> Result<BackupMode, PgError> {
         let session = Session::open(config, "backup", "").await?;
-        let sql = "SELECT pg_backup_start('everhold', true)";
-        within("begin a backup", BEGIN_MS_MAX, session.ask("begin a backup", sql)).await?;
-        Ok(BackupMode { session })
+        let sql = "SELECT pg_backup_start('everhold', true), current_setting('server_version'), \
+                   current_setting('data_checksums')";
+        let answers = within("begin a backup", BEGIN_MS_MAX, session.ask("begin a backup", sql));
+        let row = answers.await?.into_iter().next().and_then(|rows| rows.into_iter().next());
+        let mut row = row.unwrap_or_default().into_iter().flatten();
+        let start = row.next().and_then(|it| it.parse().ok());
+        let start = start.ok_or_else(|| PgError::refused("the backup's start can't be read"))?;
+        let server_version = row.next().unwrap_or_default();
+        let checksums = row.next().as_deref() == Some("on");
+        Ok(BackupMode { session, start, server_version, checksums })
     }
 
     /// Ends it. On a standby that was promoted meanwhile this fails, and the copy is worth nothing.

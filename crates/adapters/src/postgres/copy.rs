@@ -43,7 +43,7 @@ pub async fn rewind(
     let _copying = Copying::begin(site);
     kept::keep(site, fork, epoch).await?;
     write_proofs(site).await?;
-    let mut command = tool::command(config, "pg_rewind", None);
+    let mut command = tool::command(config, "pg_rewind", &[]);
     command.arg("--target-pgdata").arg(&config.data_dir);
     let from = settings::tool_conninfo(source, config, "everhold rewind");
     command.arg("--source-server").arg(from).arg("--config-file").arg(&Paths::of(config).main);
@@ -82,7 +82,7 @@ pub async fn clone(
         files::private_dir(&fresh, owner)
     })
     .await?;
-    let mut command = tool::command(config, "pg_basebackup", None);
+    let mut command = tool::command(config, "pg_basebackup", &[]);
     command.arg("--pgdata").arg(&dir);
     command.arg("--dbname").arg(settings::tool_conninfo(source, config, "everhold clone"));
     command.args(["--checkpoint=fast", "--wal-method=stream", "--progress", "--no-password"]);

@@ -160,7 +160,7 @@ async fn read_commits(
     if end.is_some_and(|end| end <= begin) {
         return Ok(());
     }
-    let mut command = tool::command(&site.config, "pg_waldump", None);
+    let mut command = tool::command(&site.config, "pg_waldump", &[]);
     command.arg("--path").arg(site.config.pg_wal());
     command.args(["--timeline", &tli.to_string(), "--start", &begin.to_string()]);
     if let Some(end) = end {

@@ -49,14 +49,14 @@ pub async fn bootstrap(site: &Site) -> Result<PgOutcome, PgError> {
         files::private_dir(&fresh, owner)
     })
     .await?;
-    let mut command = tool::command(config, "initdb", None);
+    let mut command = tool::command(config, "initdb", &[]);
     command.arg("-D").arg(&dir).args(["--username", SUPERUSER, "--data-checksums"]);
     // A promotion copies the last segment, and a rewind copies segments whole.
     command.args(["--wal-segsize", SEGMENT_MB]);
     command.args(["--auth=reject", "--encoding=UTF8", "--locale=C.UTF-8", "--no-instructions"]);
     tool::run("initdb", command, None).await?;
     // A single-user server: nobody can connect, and it ends with a checkpoint.
-    let mut command = tool::command(config, "postgres", None);
+    let mut command = tool::command(config, "postgres", &[]);
     command.args(["--single", "-j", "-D"]).arg(&dir);
     for setting in [
         "exit_on_error=on",

@@ -2,6 +2,7 @@
 //!
 //! What an action has to guarantee is the failover protocol's to say; nothing here decides.
 
+mod aside;
 mod backup_mode;
 mod config;
 mod control;
@@ -22,6 +23,7 @@ mod settings;
 mod standby;
 mod tool;
 
+pub use aside::{Aside, AsideConfig, Target};
 pub use backup_mode::{BackupEnds, BackupMode};
 pub use config::PgConfig;
 pub use error::PgError;

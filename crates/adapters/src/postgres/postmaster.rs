@@ -91,7 +91,7 @@ impl Watch {
 /// own. The agent may die at any moment without the server noticing.
 pub async fn spawn(config: &PgConfig, watch: &Watch) -> Result<(), PgError> {
     let control = tool::control(config).await?;
-    let mut command = tool::command(config, "postgres", Some("setsid"));
+    let mut command = tool::command(config, "postgres", &["setsid"]);
     command.arg("-D").arg(&config.data_dir);
     for (name, value) in settings::forced(config, Some(&control)) {
         command.arg("-c").arg(format!("{name}={value}"));

@@ -11,16 +11,17 @@ use tokio::process::Command;
 const SAID_LINES_MAX: usize = 12;
 
 /// A program with the server's user and a clean environment: variables that libpq or the server
-/// would listen to are left out, all others passed on. `through` runs it by way of another.
-pub fn command(config: &PgConfig, program: &str, through: Option<&str>) -> Command {
+/// would listen to are left out, all others passed on. `through`: a program and its arguments that
+/// run it.
+pub fn command(config: &PgConfig, program: &str, through: &[&str]) -> Command {
     let path = config.bin_dir.join(program);
     let mut command = match through {
-        Some(outer) => {
+        [outer, arguments @ ..] => {
             let mut command = Command::new(outer);
-            command.arg(path);
+            command.args(arguments).arg(path);
             command
         }
-        None => Command::new(path),
+        [] => Command::new(path),
     };
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("PG") || name == "LC_ALL") {
@@ -83,7 +84,7 @@ pub fn tail(text: &str) -> String {
 
 /// The control file of the data directory.
 pub async fn control(config: &PgConfig) -> Result<Control, PgError> {
-    let mut command = command(config, "pg_controldata", None);
+    let mut command = command(config, "pg_controldata", &[]);
     command.arg("-D").arg(&config.data_dir);
     let output = run("pg_controldata", command, None).await?;
     Ok(Control::parse(&String::from_utf8_lossy(&output.stdout)))

@@ -2,7 +2,7 @@
 //! whom, and a next step.
 
 use crate::cluster::ClusterError;
-use crate::code::Code;
+use crate::code::{self, Code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -37,6 +37,17 @@ impl ApiError {
 }
 
 impl ApiError {
+    /// From an error's text, `CODE what was tried; next step: what to do`.
+    pub fn of_text(text: &str) -> ApiError {
+        let Some((code, rest)) = code::split(text) else {
+            return ApiError::new(Code::Internal, text);
+        };
+        match rest.split_once("; next step: ") {
+            Some((what, next)) => ApiError::new(code, what).next(next),
+            None => ApiError::new(code, rest),
+        }
+    }
+
     /// `{ "error": … }`
     pub fn body(self) -> Value {
         let next = self.next.unwrap_or_else(|| self.code.next().to_string());

@@ -1,6 +1,7 @@
 //! The HTTP API: JSON on loopback behind a bearer token. Commands, console and scripts use it.
 
 mod acts;
+mod backups;
 mod error;
 mod guard;
 mod input;
@@ -92,6 +93,8 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/v1/services/{service}/switchover", post(acts::switchover)),
         (Method::POST, "/v1/services/{service}/failover", post(acts::failover)),
         (Method::POST, "/v1/services/{service}/maintenance", post(acts::maintenance)),
+        (Method::GET, "/v1/services/{service}/backups", get(backups::list)),
+        (Method::POST, "/v1/services/{service}/backups", post(backups::begin)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

@@ -59,27 +59,22 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn new(
-        node_file: &Path,
-        journal: Journal,
-        report: watch::Sender<Arc<Report>>,
-    ) -> Desk {
+    pub fn new(node_file: &Path, journal: Journal, report: watch::Sender<Arc<Report>>) -> Desk {
         Desk { node_file: node_file.to_path_buf(), journal, report, turn: Arc::default() }
     }
 
     /// Begins one; the entry of the journal about it.
     pub fn begin(&self, service: &str, kind: Kind, who: String) -> Result<String, String> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let runs = |report: &Report| report.backups.get(service).is_some_and(|it| it.running.is_some());
+        let runs =
+            |report: &Report| report.backups.get(service).is_some_and(|it| it.running.is_some());
         if runs(&self.report.borrow()) {
             return Err(format!("a backup of {service} is being made on this node"));
         }
-        let what = match kind {
-            Kind::Full => "a full backup",
-            Kind::Incremental => "an incremental backup",
-        };
-        let id = self.journal.append(service, Event::Asked { who, what: what.to_string() });
-        let child = self.spawn(service, kind).map_err(|error| format!("cannot begin it: {error}"))?;
+        let what = format!("backup, {}", super::word(kind));
+        let id = self.journal.append(service, Event::Asked { who, what });
+        let child =
+            self.spawn(service, kind).map_err(|error| format!("cannot begin it: {error}"))?;
         let running = Running { kind, began_s: clock::unix_s(), done_bytes: 0, of_bytes: 0 };
         self.tell(service, |making| making.running = Some(running));
         tokio::spawn(self.clone().follow(service.to_string(), child));

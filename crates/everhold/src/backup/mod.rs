@@ -1,11 +1,18 @@
 //! Backups of services: their repositories, opened as the spec says.
 
 pub mod desk;
+pub mod restore;
+pub mod shown;
+pub mod tend;
+pub mod worker;
 
 use crate::code::Code;
 use anyhow::{Context, anyhow, bail};
+use everhold_core::backup::Kind;
 use everhold_core::spec::{RepositorySpec, Spec};
+use everhold_repository::backup::Info;
 use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
+use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -31,6 +38,36 @@ pub fn place(spec: &Spec, name: &str) -> anyhow::Result<(PlaceConfig, Password)>
     let repository: &RepositorySpec = spec.repositories.get(name).with_context(declared)?;
     let password = password(Path::new(&repository.key_file))?;
     Ok((PlaceConfig::new(name, repository), password))
+}
+
+/// All backups of a service that its places hold, the oldest first.
+pub fn list(repository: &Repository, service: &str) -> anyhow::Result<Vec<Info>> {
+    let listed = everhold_repository::backup::list(repository, service).map_err(told)?;
+    for (id, error) in listed.unreadable {
+        tracing::warn!(service, backup = id, %error, "a backup can't be read");
+    }
+    Ok(listed.backups)
+}
+
+/// As the API shows it.
+pub fn shown(info: &Info) -> Value {
+    let about = &info.about;
+    json!({
+        "id": info.id, "kind": info.kind, "node": about.node, "base": info.base,
+        "began_at": shown::time(about.began_s), "ended_at": shown::time(about.ended_s),
+        "took_s": about.ended_s.saturating_sub(about.began_s),
+        "start": about.start.to_string(), "stop": about.stop.to_string(), "timeline": about.tli,
+        "files": info.files, "bytes": info.bytes, "bytes_read": info.bytes_read,
+        "bytes_added": info.bytes_added, "bad_pages": info.bad_pages.len(),
+        "copies": info.copies,
+    })
+}
+
+pub fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Full => "full",
+        Kind::Incremental => "incremental",
+    }
 }
 
 /// The password in a file that nobody else may read.

@@ -1,12 +1,13 @@
 //! Backups as the coordinator has them made, kept and forgotten; `core/src/backup` decides.
 
 use super::desk::Making;
-use super::{catalogue, open};
+use super::shown::{Summary, makings};
+use super::{list, open};
 use crate::agent::Ask;
 use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::{clock, nodes};
 use everhold_core::backup::schedule::{self, Failed, Next, Place};
-use everhold_core::backup::Backup;
+use everhold_core::backup::{Backup, Proof};
 use everhold_core::spec::{BackupSpec, Spec};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,6 +25,7 @@ struct Known {
     /// The end of a backup that the list knows of.
     of: Option<u64>,
     said: Option<String>,
+    told: Option<Summary>,
 }
 
 /// Tends the backups of every service for as long as this node coordinates.
@@ -58,18 +60,30 @@ async fn one(
     known: &mut Known,
 ) -> anyhow::Result<()> {
     let (reports, word, now) = (cluster.reports(), cluster.word(), clock::now().0);
-    let makings = makings(&reports, service);
+    let makings: Vec<&Making> = makings(&reports, service).map(|(_, making)| making).collect();
     let ended = makings.iter().filter_map(|it| Some(it.ended.as_ref()?.at_s)).max();
     let stale = known.read.is_none_or(|at| at.elapsed() >= READ_EVERY) || known.of != ended;
     if stale {
-        let (spec, name, copies) = (spec.clone(), service.to_string(), backup.copies);
-        let names = backup.repositories.clone();
-        let read = move || {
-            let repository = open(&spec, &names)?;
-            catalogue(&repository, &name, copies)
-        };
-        known.backups = tokio::task::spawn_blocking(read).await??;
+        // Also a try that fails is not repeated at once.
         (known.read, known.of) = (Some(Instant::now()), ended);
+        let (spec, name) = (spec.clone(), service.to_string());
+        let names = backup.repositories.clone();
+        let read = move || list(&open(&spec, &names)?, &name);
+        let read = tokio::task::spawn_blocking(read).await?;
+        let summary = match &read {
+            Ok(infos) => {
+                let wanted = backup.copies as usize;
+                known.backups = infos.iter().map(|it| it.backup(wanted, Proof::Unproven)).collect();
+                let copies = infos.last().map_or(0, |it| it.copies);
+                Summary::new(&known.backups, copies, backup, clock::unix_s())
+            }
+            Err(error) => Summary { error: Some(format!("{error:#}")), ..Summary::default() },
+        };
+        if known.told.as_ref() != Some(&summary) {
+            cluster.put_backups(service, &summary).await?;
+            known.told = Some(summary);
+        }
+        read?;
     }
     let running = makings.iter().any(|it| it.running.is_some());
     let places = places(service, spec, &reports, &word, now);
@@ -89,8 +103,9 @@ async fn one(
     Ok(())
 }
 
-fn makings<'r>(reports: &'r Reports, service: &str) -> Vec<&'r Making> {
-    reports.values().filter_map(|(report, _)| report.backups.get(service)).collect()
+/// The node that makes one of the service now.
+pub fn making<'r>(reports: &'r Reports, service: &str) -> Option<&'r String> {
+    makings(reports, service).find(|(_, it)| it.running.is_some()).map(|(node, _)| node)
 }
 
 /// Failures since the last backup that was made.

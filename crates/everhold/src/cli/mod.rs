@@ -3,6 +3,7 @@
 //! Data goes to stdout, the rest to stderr. Exit 0 done, 1 failed, 2 wrong usage or spec.
 
 mod acts;
+mod backup;
 mod client;
 mod connect;
 mod failure;
@@ -11,9 +12,11 @@ mod manual;
 mod operations;
 mod output;
 mod repository;
+mod restore;
 mod spec;
 mod status;
 
+use crate::backup::worker;
 use crate::spec::StorePorts;
 use crate::{agent, context, gateway, install, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
@@ -182,6 +185,11 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Make a backup, or show which there are
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// Bring a service's database back as it was at some point, into a directory beside the cluster
+    Restore(restore::Options),
     /// Make and check the repositories of backups
     #[command(subcommand)]
     Repository(repository::Command),
@@ -209,6 +217,9 @@ enum Command {
     /// Write the manual's pages into a directory
     #[command(hide = true)]
     Manual { into: PathBuf },
+    /// Make one backup, started by an agent
+    #[command(hide = true)]
+    Worker(worker::Worker),
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
@@ -266,6 +277,8 @@ pub fn main() -> ExitCode {
             let options = store::restore::Options { copy, lost, file: node_file, data };
             serve(log, store::restore::restore(options))
         }
+        Command::Worker(worker) => serve(log, worker::run(worker)),
+        Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
@@ -305,6 +318,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Rollout { service, stop, no_wait } => {
             operations::rollout(client, service.as_deref(), stop, no_wait)
         }
+        Command::Backup(command) => backup::run(client, &command),
         Command::Repository(command) => repository::run(client, &command),
         Command::Fault(fault) => acts::fault(client, &fault),
         Command::Journal { verify: true, .. } => journal::verify(client),
@@ -323,6 +337,8 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Install(_)
         | Command::Completions { .. }
         | Command::Manual { .. }
+        | Command::Restore(_)
+        | Command::Worker(_)
         | Command::Minder(_) => Ok(()),
     }
 }

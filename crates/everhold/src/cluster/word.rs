@@ -1,5 +1,6 @@
 //! What the store says that agents don't, learnt key by key.
 
+use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
@@ -24,6 +25,8 @@ pub struct StoreWord {
     /// Services in maintenance.
     pub maintenance: BTreeMap<String, bool>,
     pub terms: BTreeMap<String, Term>,
+    /// What the coordinator last read of services' backups.
+    pub backups: BTreeMap<String, Summary>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
     /// The newest rollout and its revision.
@@ -138,6 +141,10 @@ impl StoreWord {
             ("maintenance", None) => {
                 self.maintenance.remove(service);
             }
+            ("backups", kv) => match kv.and_then(|kv| decode(&kv.value).ok()) {
+                Some(summary) => drop(self.backups.insert(service.to_string(), summary)),
+                None => drop(self.backups.remove(service)),
+            },
             ("last-failover", kv) => self.relearn_failover(service, kv),
             ("term", Some(kv)) => match decode::<Term>(&kv.value) {
                 Ok(term) => {

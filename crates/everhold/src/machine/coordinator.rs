@@ -7,7 +7,7 @@ use super::{joined_prefix, url};
 use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
 use crate::store::upkeep;
-use crate::{nodes, rollout, spec_store};
+use crate::{backup, nodes, rollout, spec_store};
 use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
@@ -98,7 +98,8 @@ async fn term(
     if servers.is_some() {
         tasks.spawn(upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
     }
-    let (nodes, rollouts) = (cluster.clone(), cluster.clone());
+    let (nodes, rollouts, backups) = (cluster.clone(), cluster.clone(), cluster.clone());
+    tasks.spawn(async move { backup::tend::tend(&backups).await });
     tasks.spawn(async move { nodes::tend(&nodes).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {

@@ -1,0 +1,256 @@
+//! A server on a restored directory, beside the cluster: reached over a socket and by its superuser
+//! only, archiving nothing and following nobody. It is recovered to a point and then looked at.
+
+use super::config::PgConfig;
+use super::control::Control;
+use super::error::PgError;
+use super::files::{self, Keep, Owner};
+use super::session::Session;
+use super::settings::SUPERUSER;
+use super::{postmaster, tool};
+use everhold_core::ids::{Lsn, Tli};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Child;
+
+/// Its only port names its socket.
+const PORT: u16 = 5432;
+const LOOK: Duration = Duration::from_millis(50);
+/// A shutdown checkpoint of what was recovered.
+const STOP_WITHIN: Duration = Duration::from_secs(300);
+
+/// Up to where the log is replayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// All there is.
+    End,
+    /// As PostgreSQL reads a time, with its zone: the last commit at or before it.
+    Time(String),
+    /// The last record that begins before this place is replayed whole.
+    Lsn(Lsn),
+    /// Of pg_create_restore_point().
+    Name(String),
+    /// Only what the backup needs to be whole.
+    Consistent,
+}
+
+/// A server beside the cluster. It ends with this.
+pub struct Aside {
+    config: PgConfig,
+    child: Child,
+}
+
+/// Where it is and whose.
+#[derive(Clone, Debug)]
+pub struct AsideConfig {
+    pub bin_dir: PathBuf,
+    pub data_dir: PathBuf,
+    /// For its socket and its own configuration; made with mode 0700.
+    pub run_dir: PathBuf,
+    pub run_as: Owner,
+    /// The line that is followed ends with this timeline.
+    pub tli: Tli,
+    /// It may be thrown away after a crash, so nothing waits for the disk.
+    pub throwaway: bool,
+}
+
+impl AsideConfig {
+    /// Of a segment of its log. Blocks briefly.
+    pub fn segment_bytes(&self) -> Result<u64, PgError> {
+        let config = config(self);
+        let output =
+            std::process::Command::from(tool::command(&config, "pg_controldata", &[]).into_std())
+                .arg("-D")
+                .arg(&config.data_dir)
+                .output();
+        let output = output.map_err(PgError::file("look at", &config.data_dir))?;
+        Control::parse(&String::from_utf8_lossy(&output.stdout)).segment_bytes()
+    }
+}
+
+impl Aside {
+    /// Starts it and waits until it has recovered to `target` and takes writes; then it is a branch
+    /// of its own.
+    pub async fn recover(aside: &AsideConfig, target: &Target) -> Result<Aside, PgError> {
+        let config = config(aside).prepare()?;
+        write_files(&config)?;
+        let signal = config.data_dir.join("recovery.signal");
+        files::write(&signal, b"", config.run_as, Keep::Synced)?;
+        files::remove(&config.data_dir.join("standby.signal"))?;
+        files::remove(&config.data_dir.join("postmaster.pid"))?;
+        let mut aside = Aside { child: spawn(aside, &config, target).await?, config };
+        loop {
+            if let Some(status) = aside.child.try_wait().map_err(not_waited)? {
+                let said = postmaster::logged_since(&aside.config.log_file, 0);
+                return Err(PgError::DidNotStart { said: format!("{said} ({status})") });
+            }
+            if let Ok(session) = aside.session("postgres").await {
+                let sql = "SELECT pg_is_in_recovery()";
+                if session.value("ask whether it has recovered", sql).await?.as_deref() == Some("f")
+                {
+                    return Ok(aside);
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// A session of the superuser.
+    pub async fn session(&self, database: &str) -> Result<Session, PgError> {
+        Session::open_in(&self.config, database, "restore", "").await
+    }
+
+    /// The rows of the last statement, as text; NULL is `None`.
+    pub async fn rows(
+        &self,
+        database: &str,
+        sql: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, PgError> {
+        let session = self.session(database).await?;
+        let answers = session.ask("look at what was restored", sql).await?;
+        Ok(answers.into_iter().next_back().unwrap_or_default())
+    }
+
+    pub fn run_dir(&self) -> &Path {
+        &self.config.run_dir
+    }
+
+    /// Stops it in order.
+    pub async fn stop(mut self) -> Result<(), PgError> {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32));
+        if let Some(pid) = pid {
+            let _ = kill_process(pid, Signal::INT);
+        }
+        let ended = tokio::time::timeout(STOP_WITHIN, self.child.wait()).await;
+        match ended {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(not_waited(error)),
+            Err(_) => Err(PgError::refused("the restored server did not stop in order")),
+        }
+    }
+}
+
+fn not_waited(error: std::io::Error) -> PgError {
+    PgError::refused(format!("the restored server can't be waited for: {error}"))
+}
+
+fn config(aside: &AsideConfig) -> PgConfig {
+    PgConfig {
+        node: "aside".to_string(),
+        bin_dir: aside.bin_dir.clone(),
+        data_dir: aside.data_dir.clone(),
+        run_dir: aside.run_dir.clone(),
+        kept_dir: aside.run_dir.join("kept"),
+        log_file: aside.run_dir.join("postgres.log"),
+        listen: std::net::Ipv4Addr::LOCALHOST.into(),
+        port: PORT,
+        run_as: aside.run_as,
+        database: "postgres".to_string(),
+        owner: SUPERUSER.to_string(),
+        owner_password_file: PathBuf::new(),
+        replication_password_file: PathBuf::new(),
+        tls: None,
+        parameters: Default::default(),
+    }
+}
+
+/// Nobody gets in but the superuser, and that only as the user who restores.
+fn write_files(config: &PgConfig) -> Result<(), PgError> {
+    let file = |name: &str, text: &str| {
+        let path = config.run_dir.join(name);
+        files::write(&path, text.as_bytes(), config.run_as, Keep::UntilReboot)
+    };
+    let mut ident = String::new();
+    for name in config.local_names()? {
+        ident += &format!("everhold \"{name}\" {SUPERUSER}\n");
+    }
+    file("postgresql.conf", "")?;
+    file("pg_hba.conf", &format!("local all {SUPERUSER} peer map=everhold\n"))?;
+    file("pg_ident.conf", &ident)
+}
+
+async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Result<Child, PgError> {
+    let control = tool::control(config).await?;
+    // It ends with whoever restores, however that ends.
+    let through = ["setpriv", "--pdeathsig", "INT"];
+    let mut command = tool::command(config, "postgres", &through);
+    command.arg("-D").arg(&config.data_dir);
+    let at = |name: &str| config.run_dir.join(name).display().to_string();
+    let mut settings = vec![
+        ("config_file".to_string(), at("postgresql.conf")),
+        ("hba_file".to_string(), at("pg_hba.conf")),
+        ("ident_file".to_string(), at("pg_ident.conf")),
+        ("unix_socket_directories".to_string(), config.run_dir.display().to_string()),
+        ("port".to_string(), PORT.to_string()),
+    ];
+    let mut set = |name: &str, value: &str| settings.push((name.to_string(), value.to_string()));
+    for (name, value) in [
+        ("listen_addresses", ""),
+        ("hot_standby", "off"),
+        ("archive_mode", "off"),
+        ("primary_conninfo", ""),
+        ("primary_slot_name", ""),
+        ("synchronous_standby_names", ""),
+        ("ssl", "off"),
+        ("logging_collector", "off"),
+        ("log_destination", "stderr"),
+        ("shared_preload_libraries", ""),
+        ("session_preload_libraries", ""),
+        ("max_wal_size", "1GB"),
+        ("default_transaction_read_only", "off"),
+        // All of the log is in its directory.
+        ("restore_command", "/bin/false"),
+        ("recovery_end_command", ""),
+        ("archive_cleanup_command", ""),
+        ("recovery_min_apply_delay", "0"),
+        ("recovery_target_action", "promote"),
+        ("recovery_target_inclusive", "on"),
+    ] {
+        set(name, value);
+    }
+    for (name, of) in [
+        (
+            "recovery_target_time",
+            match target {
+                Target::Time(time) => time.as_str(),
+                _ => "",
+            },
+        ),
+        (
+            "recovery_target_name",
+            match target {
+                Target::Name(name) => name.as_str(),
+                _ => "",
+            },
+        ),
+        ("recovery_target", if *target == Target::Consistent { "immediate" } else { "" }),
+        ("recovery_target_xid", ""),
+    ] {
+        set(name, of);
+    }
+    let lsn = match target {
+        Target::Lsn(lsn) => lsn.to_string(),
+        _ => String::new(),
+    };
+    set("recovery_target_lsn", &lsn);
+    set("recovery_target_timeline", &aside.tli.to_string());
+    for limit in ["max_connections", "max_prepared_transactions", "max_locks_per_transaction"] {
+        if let Some(value) = control.limit(limit) {
+            set(limit, &value.to_string());
+        }
+    }
+    if aside.throwaway {
+        ["fsync", "full_page_writes", "synchronous_commit"].iter().for_each(|it| set(it, "off"));
+    }
+    for (name, value) in settings {
+        command.arg("-c").arg(format!("{name}={value}"));
+    }
+    let log = OpenOptions::new().create(true).write(true).truncate(true).open(&config.log_file);
+    let log = log.map_err(PgError::file("open", &config.log_file))?;
+    let errors = log.try_clone().map_err(PgError::file("open", &config.log_file))?;
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
+    command.spawn().map_err(|error| PgError::DidNotStart { said: error.to_string() })
+}

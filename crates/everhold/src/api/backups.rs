@@ -1,0 +1,79 @@
+//! Backups: asked for, and what there is.
+
+use super::input::{Body, Name, Who};
+use super::look::known;
+use super::{ApiError, Code, Shared};
+use crate::agent::Ask;
+use crate::backup::{self, tend};
+use crate::clock;
+use axum::Json;
+use axum::extract::State;
+use everhold_core::backup::{Kind, schedule};
+use everhold_core::spec::BackupSpec;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+type Answer = Result<Json<Value>, ApiError>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupBody {
+    kind: Kind,
+}
+
+/// Begins a backup on the node that is best for it. `status` shows how far it is.
+pub async fn begin(
+    State(api): State<Shared>,
+    Name(service): Name,
+    Who(who): Who,
+    Body(body): Body<BackupBody>,
+) -> Answer {
+    let cluster = &api.cluster;
+    asked_for(&api, &service)?;
+    let reports = cluster.reports();
+    let places = tend::places(&service, &cluster.spec(), &reports, &cluster.word(), clock::now().0);
+    if let Some(node) = tend::making(&reports, &service) {
+        let error = ApiError::new(Code::Refused, format!("{node} makes a backup of {service}"));
+        return Err(error.next("wait for it; `everhold status` shows how far it is"));
+    }
+    let Some(node) = schedule::choose(&places) else {
+        let error = ApiError::new(Code::Refused, format!("no instance of {service} streams"));
+        return Err(error.next("`everhold status` says what it waits for"));
+    };
+    let ask = Ask::BackUp { service: service.clone(), kind: body.kind, who };
+    let answer = cluster.ask(node, &ask).await?;
+    Ok(Json(json!({
+        "service": service, "node": node, "kind": body.kind, "journal": answer["journal"],
+    })))
+}
+
+/// The backups of a service, the newest first, and the repositories that don't answer.
+pub async fn list(State(api): State<Shared>, Name(service): Name) -> Answer {
+    let (spec, backup) = (api.cluster.spec(), asked_for(&api, &service)?);
+    let read = move || -> anyhow::Result<Value> {
+        let repository = backup::open(&spec, &backup.repositories)?;
+        let backups = backup::list(&repository, &service)?;
+        let absent = repository
+            .absent()
+            .iter()
+            .map(|(name, error)| json!({ "repository": name, "error": error.to_string() }));
+        Ok(json!({
+            "service": service,
+            "copies_wanted": backup.copies,
+            "backups": backups.iter().rev().map(backup::shown).collect::<Vec<_>>(),
+            "absent": absent.collect::<Vec<_>>(),
+        }))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    let read = read.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
+    read.map(Json).map_err(|error| ApiError::of_text(&format!("{error:#}")))
+}
+
+fn asked_for(api: &Shared, service: &str) -> Result<BackupSpec, ApiError> {
+    known(&api.cluster, service)?;
+    let spec = api.cluster.spec();
+    spec.postgres(service).and_then(|it| it.backup.clone()).ok_or_else(|| {
+        let error = ApiError::new(Code::Refused, format!("no backups of {service} are declared"));
+        error.next(format!("add [service.{service}.backup] and `everhold apply`"))
+    })
+}

@@ -1,0 +1,255 @@
+//! Restores a service's database into a directory of its own, beside whatever runs: the files of a
+//! backup, the log up to a point, and a recovery that shows that both fit.
+
+use super::{list, open, shown, told};
+use crate::spec::local::{RunAs, Search};
+use anyhow::{Context, anyhow, bail};
+use everhold_adapters::postgres::{Aside, AsideConfig, Target};
+use everhold_core::ids::Lsn;
+use everhold_core::spec::Spec;
+use everhold_core::term::{Branch, line_to};
+use everhold_repository::backup::{Info, Progress, Restore, THREADS, Watch};
+use everhold_repository::log::{Log, coverage, missing};
+use everhold_repository::{Repository, backup};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// A full disk in the middle is worse than a refusal: what it takes for the log's own growth.
+const SPARE_BYTES: u64 = 256 << 20;
+
+/// What to restore, and where.
+#[derive(Clone, Debug)]
+pub struct Order {
+    pub service: String,
+    pub to: PathBuf,
+    /// The newest that serves, if none is named.
+    pub backup: Option<String>,
+    pub until: Until,
+    /// Over the files of a stopped server: what is as it should be stays.
+    pub over: bool,
+    /// It may be thrown away after a crash.
+    pub throwaway: bool,
+}
+
+/// The point to restore to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Until {
+    Latest,
+    /// Seconds since 1970, and as it was written.
+    Time(i64, String),
+    Lsn(Lsn),
+    Name(String),
+}
+
+/// A restored server that runs.
+pub struct Standing {
+    pub server: Aside,
+    pub backup: Info,
+    /// Where the log ended that was there.
+    pub log_end: Lsn,
+    pub bytes_written: u64,
+    /// From the first byte read to the first write taken, in milliseconds.
+    pub took_ms: u64,
+}
+
+impl Standing {
+    /// For people and scripts.
+    pub fn report(&self, order: &Order) -> Value {
+        json!({
+            "service": order.service, "to": order.to, "backup": self.backup.id,
+            "backup_ended_at": shown::time(self.backup.about.ended_s),
+            "log_end": self.log_end.to_string(), "bytes_written": self.bytes_written,
+            "took_ms": self.took_ms,
+        })
+    }
+}
+
+/// Restores, recovers and leaves the server running. `say` hears what goes on.
+pub async fn restore(
+    spec: &Spec,
+    order: &Order,
+    say: impl Fn(&str) + Send + Sync + 'static,
+) -> anyhow::Result<Standing> {
+    let begun = Instant::now();
+    let declared = spec.postgres(&order.service);
+    let service = declared.with_context(|| format!("E306 no service {}", order.service))?;
+    let names = match &service.backup {
+        Some(backup) => backup.repositories.clone(),
+        None => bail!("E286 no backups of {} are declared", order.service),
+    };
+    let fault = |fault: crate::spec::Fault| anyhow!("{fault}");
+    let run_as = RunAs::discover().map_err(fault)?;
+    let bin_dir = Search::from_env().postgres(service.version).map_err(fault)?;
+    let to = std::path::absolute(&order.to)?;
+    let mut run_dir = to.clone().into_os_string();
+    run_dir.push(".run");
+    let mut aside = AsideConfig {
+        bin_dir,
+        data_dir: to.clone(),
+        run_dir: run_dir.into(),
+        run_as: run_as.is_other().then(|| (run_as.uid, run_as.gids[0])),
+        tli: 1,
+        throwaway: order.throwaway,
+    };
+    let (order, of, config) = (order.clone(), spec.clone(), aside.clone());
+    let until = order.until.clone();
+    let files = move || files(&of, &order, &names, &to, &config, &say);
+    let files = tokio::task::spawn_blocking(files).await??;
+    let Files { backup, line, log_end, bytes_written } = files;
+    aside.tli = line.last().map_or(1, |branch| branch.tli);
+    let target = match &until {
+        Until::Latest => Target::End,
+        Until::Time(_, text) => Target::Time(text.clone()),
+        Until::Lsn(lsn) => Target::Lsn(*lsn),
+        Until::Name(name) => Target::Name(name.clone()),
+    };
+    let server = Aside::recover(&aside, &target).await.map_err(|error| {
+        let text = error.to_string();
+        match text.contains("recovery ended before configured recovery target was reached") {
+            true => anyhow!(
+                "E287 the log ends at {log_end}, before the point that was asked for was reached"
+            ),
+            false => anyhow!("E287 the restored server does not recover: {text}"),
+        }
+    })?;
+    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(Standing { server, backup, log_end, bytes_written, took_ms })
+}
+
+struct Files {
+    backup: Info,
+    line: Vec<Branch>,
+    log_end: Lsn,
+    bytes_written: u64,
+}
+
+fn files(
+    spec: &Spec,
+    order: &Order,
+    names: &[String],
+    to: &Path,
+    aside: &AsideConfig,
+    say: &(dyn Fn(&str) + Sync),
+) -> anyhow::Result<Files> {
+    let repository = open(spec, names)?;
+    for (name, error) in repository.absent() {
+        say(&format!("{name} does not answer: {error}"));
+    }
+    let backups = list(&repository, &order.service)?;
+    let (chosen, line, log_end) = choose(&repository, order, &backups)?;
+    room(to, chosen, log_end)?;
+    say(&format!(
+        "backup {} of {}, then the log to {log_end}",
+        chosen.id,
+        shown::time(chosen.about.ended_s)
+    ));
+    let stop = AtomicBool::new(false);
+    let told_percent = std::sync::Mutex::new(0);
+    let progress = |progress: Progress| {
+        let percent = progress.done * 100 / progress.total.max(1);
+        if let Ok(mut told) = told_percent.lock()
+            && percent >= *told + 10
+        {
+            *told = percent;
+            say(&format!("{percent} %"));
+        }
+    };
+    let how = Restore { over: order.over, owner: aside.run_as, threads: THREADS, files: &[] };
+    let watch = Watch { progress: &progress, stop: &stop };
+    let restored = backup::restore(&repository, &order.service, &chosen.id, to, &how, &watch);
+    let restored = restored.map_err(told)?;
+    let segment_bytes = aside.segment_bytes()?;
+    let about = &chosen.about;
+    let log = Log::new(&repository, &order.service, about.sysid);
+    let wal = to.join("pg_wal");
+    let segments = log.segments(&line, about.start..log_end, segment_bytes, &wal).map_err(told)?;
+    if let Some((uid, gid)) = aside.run_as {
+        for file in &segments.files {
+            std::os::unix::fs::chown(file, Some(uid), Some(gid))
+                .with_context(|| format!("give {} to PostgreSQL's user", file.display()))?;
+        }
+    }
+    let line = line_to(&line, segments.tli);
+    Ok(Files { backup: chosen.clone(), line, log_end, bytes_written: restored.bytes_written })
+}
+
+/// The backup to begin with, the line of history to follow, and where the log on it ends.
+fn choose<'b>(
+    repository: &Repository,
+    order: &Order,
+    backups: &'b [Info],
+) -> anyhow::Result<(&'b Info, Vec<Branch>, Lsn)> {
+    let mut why = None;
+    let fit = |it: &&Info| match &order.until {
+        _ if order.backup.is_some() => order.backup.as_ref() == Some(&it.id),
+        Until::Time(at_s, _) => i64::try_from(it.about.ended_s).is_ok_and(|ended| ended <= *at_s),
+        Until::Lsn(lsn) => it.about.stop <= *lsn,
+        Until::Latest | Until::Name(_) => true,
+    };
+    for backup in backups.iter().rev().filter(fit) {
+        match followed(repository, order, backup) {
+            Ok((line, end)) => return Ok((backup, line, end)),
+            Err(error) => why = Some(why.unwrap_or(error)),
+        }
+    }
+    let none = match &order.backup {
+        Some(id) => anyhow!("E286 no backup {id} of {}", order.service),
+        None => anyhow!("E286 no backup of {} ended before that point", order.service),
+    };
+    Err(why.unwrap_or(none))
+}
+
+/// How far the log goes on from a backup, on the newest line if that leads through it.
+fn followed(
+    repository: &Repository,
+    order: &Order,
+    backup: &Info,
+) -> anyhow::Result<(Vec<Branch>, Lsn)> {
+    let about = &backup.about;
+    let log = Log::new(repository, &order.service, about.sysid);
+    let newest = log.newest_line().map_err(told)?.map(|(_, line)| line);
+    let through = |line: &Vec<Branch>| {
+        let after = line.iter().skip_while(|it| it.tli != about.tli).nth(1);
+        let own = line.iter().any(|it| it.tli == about.tli);
+        own && after.is_none_or(|next| about.stop <= next.fork)
+    };
+    let line = newest.filter(through).unwrap_or_else(|| about.line.clone());
+    let covered = coverage(&log.pieces(1).map_err(told)?, &line);
+    let end = match missing(&covered, about.start, Lsn(u64::MAX)) {
+        Some(hole) => hole.start,
+        None => Lsn(u64::MAX),
+    };
+    if end < about.stop {
+        bail!(
+            "E287 the log of backup {} ends at {end}, and it is whole from {} on",
+            backup.id,
+            about.stop
+        );
+    }
+    match order.until {
+        Until::Lsn(lsn) if lsn > end => bail!("E287 the log ends at {end}, before {lsn}"),
+        _ => Ok((line, end)),
+    }
+}
+
+/// Whether the disk has room for it.
+fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
+    let there = to.ancestors().find(|it| it.exists()).unwrap_or(Path::new("/"));
+    let disk =
+        rustix::fs::statvfs(there).with_context(|| format!("look at {}", there.display()))?;
+    let free = disk.f_bavail * disk.f_frsize;
+    let log = log_end.0.saturating_sub(backup.about.start.0);
+    let wanted = backup.bytes + log + SPARE_BYTES;
+    // What an earlier try wrote is written over.
+    if free < wanted && !to.exists() {
+        bail!(
+            "E288 {} has {} MB free, and the restore takes {} MB; next step: choose another disk",
+            there.display(),
+            free >> 20,
+            wanted >> 20
+        );
+    }
+    Ok(())
+}

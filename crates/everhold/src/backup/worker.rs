@@ -1,0 +1,195 @@
+//! The role `worker`: makes one backup and ends. An agent starts it, hears of it on its stdout, and
+//! ends it by closing its stdin.
+
+use super::desk::Said;
+use super::{list, open, told};
+use crate::agent::{self, Site};
+use crate::layout::Layout;
+use crate::node_file::NodeFile;
+use crate::spec::record;
+use crate::{clock, log};
+use anyhow::Context;
+use everhold_adapters::postgres::{BackupMode, PgConfig};
+use everhold_core::backup::Kind;
+use everhold_core::spec::Spec;
+use everhold_core::term::line_to;
+use everhold_repository::Repository;
+use everhold_repository::backup::{About, Backup, Info, Plan, Progress, THREADS, Watch};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Whoever is asked to end takes its announcement back, and is ended when that takes longer.
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// Between two words on how far it is.
+const TELL_EVERY_MS: u64 = 500;
+/// Behind everything else that wants the processor.
+const NICE: i32 = 10;
+
+/// What to back up.
+#[derive(clap::Args)]
+pub struct Worker {
+    #[arg(long)]
+    node_file: PathBuf,
+    #[arg(long)]
+    service: String,
+    #[arg(long)]
+    full: bool,
+}
+
+/// Makes the backup and says so; what failed is said too, and is no error of this process.
+pub async fn run(worker: Worker) -> anyhow::Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    end_with_stdin(stop.clone());
+    let _ = rustix::process::nice(NICE);
+    let said = match make(&worker, stop).await {
+        Ok(info) => Said::Made { id: info.id },
+        Err(error) => Said::Failed { why: format!("{error:#}") },
+    };
+    say(&said);
+    Ok(())
+}
+
+fn say(said: &Said) {
+    let mut out = std::io::stdout().lock();
+    // Nobody listens to one whose agent is gone.
+    let _ = serde_json::to_writer(&mut out, said).map(|()| out.write_all(b"\n"));
+    let _ = out.flush();
+}
+
+fn end_with_stdin(stop: Arc<AtomicBool>) {
+    std::thread::spawn(move || {
+        let mut rest = Vec::new();
+        let _ = std::io::stdin().take(1 << 20).read_to_end(&mut rest);
+        stop.store(true, Ordering::Relaxed);
+        std::thread::sleep(ENDS_WITHIN);
+        std::process::exit(1);
+    });
+}
+
+async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
+    let node = NodeFile::read(&worker.node_file)?;
+    log::name(&node.name);
+    let layout = Layout::new(&node.data)?;
+    let copy = layout.node(&node.name).join("spec.json");
+    let text = std::fs::read_to_string(&copy).context("read the spec")?;
+    let spec = record::from_json(&text).context("read the spec")?;
+    let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
+    let wanted = service.backup.clone().context("no backups of the service are declared")?;
+    let site = Site { node: &node, layout: &layout, spec: &spec };
+    let (_, config, _) = agent::open(&site, &worker.service, service)?;
+    let (of, names) = (spec.clone(), wanted.repositories.clone());
+    let repository = tokio::task::spawn_blocking(move || open(&of, &names)).await??;
+    let repository = Arc::new(repository);
+
+    let mode = BackupMode::begin(&config).await.context("E289 begin a backup")?;
+    let began_s = clock::unix_s();
+    let job = Job {
+        service: worker.service.clone(),
+        kind: if worker.full { Kind::Full } else { Kind::Incremental },
+        copies: wanted.copies as usize,
+        began_s,
+        stop,
+    };
+    let (files, pg) = (repository.clone(), (config.clone(), mode.start, mode.checksums));
+    let server_version = mode.server_version.clone();
+    // The session that holds backup mode is attended to meanwhile. The files' worker waits for how
+    // backup mode ended and writes the manifest.
+    let (ended, end) = std::sync::mpsc::channel::<anyhow::Result<About>>();
+    let (stored, is_stored) = tokio::sync::oneshot::channel();
+    let worker_thread = tokio::task::spawn_blocking(move || -> anyhow::Result<Info> {
+        let backup = job.store(&files, &pg.0, pg.1, pg.2)?;
+        let _ = stored.send(());
+        let about = end.recv().context("backup mode was not ended")??;
+        backup.finish(about).map_err(told)
+    });
+    if is_stored.await.is_ok() {
+        let about = about(mode, &spec, &site, worker, began_s, server_version).await;
+        let _ = ended.send(about);
+    }
+    worker_thread.await?
+}
+
+/// What is known of the backup once its files are stored.
+async fn about(
+    mode: BackupMode,
+    spec: &Spec,
+    site: &Site<'_>,
+    worker: &Worker,
+    began_s: u64,
+    pg_version: String,
+) -> anyhow::Result<About> {
+    let ends = mode.end().await.context("E289 end a backup")?;
+    // The line can only have got longer since.
+    let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
+    let (durable, ..) = agent::open(site, &worker.service, service)?;
+    let line = line_to(&durable.line, ends.tli);
+    anyhow::ensure!(!line.is_empty(), "E289 timeline {} is not on this node's line", ends.tli);
+    Ok(About {
+        cluster: spec.cluster.clone(),
+        service: worker.service.clone(),
+        node: site.node.name.clone(),
+        pg_version,
+        sysid: durable.sysid.context("this node's system identifier is not known")?,
+        began_s,
+        ended_s: clock::unix_s(),
+        start: ends.start,
+        stop: ends.stop,
+        tli: ends.tli,
+        line,
+        backup_label: ends.label,
+        tablespace_map: ends.tablespace_map,
+    })
+}
+
+struct Job {
+    service: String,
+    kind: Kind,
+    copies: usize,
+    began_s: u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn store<'r>(
+        &self,
+        repository: &'r Repository,
+        config: &PgConfig,
+        start: everhold_core::ids::Lsn,
+        checksums: bool,
+    ) -> anyhow::Result<Backup<'r>> {
+        let listed = list(repository, &self.service)?;
+        let base = listed.iter().rev().find(|it| it.copies >= self.copies).map(|it| it.id.clone());
+        // Without anything to compare with every byte is read.
+        let kind = if base.is_none() { Kind::Full } else { self.kind };
+        let last_told = AtomicU64::new(0);
+        let progress = |progress: Progress| {
+            let now = clock::now().0;
+            let before = last_told.load(Ordering::Relaxed);
+            let late = now >= before + TELL_EVERY_MS;
+            let mine = || {
+                let swapped = (Ordering::Relaxed, Ordering::Relaxed);
+                last_told.compare_exchange(before, now, swapped.0, swapped.1).is_ok()
+            };
+            if late && mine() {
+                say(&Said::Progress { done_bytes: progress.done, of_bytes: progress.total });
+            }
+        };
+        let plan = Plan {
+            service: &self.service,
+            kind,
+            base: base.as_deref(),
+            data_dir: &config.data_dir,
+            began_s: self.began_s,
+            start,
+            checksums,
+            allow_bad_pages: false,
+            threads: THREADS,
+            copies: self.copies,
+        };
+        let watch = Watch { progress: &progress, stop: &self.stop };
+        Backup::begin(repository, &plan, &watch).map_err(told)
+    }
+}

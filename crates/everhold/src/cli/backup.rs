@@ -1,0 +1,117 @@
+//! `backup`: made now, and listed.
+
+use super::client::{Client, segment};
+use super::failure::{Failure, say};
+use super::output::{bytes, plain, print, print_json, table};
+use crate::code::Code;
+use clap::Subcommand;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(500);
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Make a backup now, on the node that is best for it
+    Now {
+        service: String,
+        /// Read every byte, also of what seems unchanged
+        #[arg(long)]
+        full: bool,
+        /// Don't wait until it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Show what the repositories hold
+    List { service: String },
+}
+
+pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Now { service, full, no_wait } => now(client, service, *full, *no_wait),
+        Command::List { service } => list(client, service),
+    }
+}
+
+fn now(client: &Client, service: &str, full: bool, no_wait: bool) -> Result<(), Failure> {
+    let path = format!("/v1/services/{}/backups", segment(service));
+    let before = ended(&client.get("/v1/status")?, service, None);
+    let kind = if full { "full" } else { "incremental" };
+    let answer = client.post(&path, &json!({ "kind": kind }))?;
+    let node = plain(&answer["node"]);
+    if no_wait {
+        return match client.json {
+            true => print_json(&answer),
+            false => print(&format!("{node} makes it; `everhold status` shows how far it is")),
+        };
+    }
+    say(&format!("{node} makes it; Ctrl-C ends the waiting, not the act."));
+    let mut shown = String::new();
+    loop {
+        std::thread::sleep(LOOK);
+        let status = client.get("/v1/status")?;
+        let backup = &status["services"][service]["backup"];
+        if let Some(running) = backup["running"].as_object() {
+            let count = |key: &str| running.get(key).and_then(Value::as_u64).unwrap_or(0);
+            let (done, of) = (count("done_bytes"), count("of_bytes").max(1));
+            let percent = format!("{} %", done.min(of) * 100 / of);
+            if percent != shown {
+                say(&percent);
+                shown = percent;
+            }
+            continue;
+        }
+        let Some(end) = ended(&status, service, Some(&node))
+            .filter(|_| ended(&status, service, None) != before)
+        else {
+            continue;
+        };
+        return match (end["id"].as_str(), client.json) {
+            (Some(_), true) => print_json(&end),
+            (Some(id), false) => print(&format!("backup {id} is made")),
+            (None, _) => {
+                let why = plain(&end["failed"]);
+                let failure = Failure::of_text(&why);
+                Err(match failure {
+                    Failure::Error { ref error, .. } if error.contains_key("code") => failure,
+                    _ => Failure::new(Code::BackupFailed, why, Code::BackupFailed.next()),
+                })
+            }
+        };
+    }
+}
+
+/// How the last backup ended, as status tells it.
+fn ended(status: &Value, service: &str, node: Option<&str>) -> Option<Value> {
+    let last = &status["services"][service]["backup"]["last"];
+    (last.is_object() && node.is_none_or(|node| last["node"] == node)).then(|| last.clone())
+}
+
+fn list(client: &Client, service: &str) -> Result<(), Failure> {
+    let answer = client.get(&format!("/v1/services/{}/backups", segment(service)))?;
+    for absent in answer["absent"].as_array().into_iter().flatten() {
+        let (name, error) = (plain(&absent["repository"]), plain(&absent["error"]));
+        say(&format!("{name} does not answer: {error}"));
+    }
+    if client.json {
+        return print_json(&answer);
+    }
+    let wanted = plain(&answer["copies_wanted"]);
+    let head = ["id", "kind", "ended", "size", "added", "copies", "node", "took"];
+    let mut rows = vec![head.map(str::to_string).to_vec()];
+    for backup in answer["backups"].as_array().into_iter().flatten() {
+        let size = |key: &str| bytes(backup[key].as_u64().unwrap_or(0));
+        rows.push(vec![
+            plain(&backup["id"]),
+            plain(&backup["kind"]),
+            plain(&backup["ended_at"]),
+            size("bytes"),
+            size("bytes_added"),
+            format!("{}/{wanted}", plain(&backup["copies"])),
+            plain(&backup["node"]),
+            format!("{} s", plain(&backup["took_s"])),
+        ]);
+    }
+    print(&table("", &rows))
+}

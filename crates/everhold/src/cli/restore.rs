@@ -1,0 +1,113 @@
+//! `restore`: a database as it was, beside the cluster, with or without one that runs.
+
+use super::client::Client;
+use super::failure::{Failure, say};
+use super::output::{bytes, duration, print, print_json};
+use super::{repository, serve};
+use crate::backup::restore::{Order, Standing, Until, restore};
+use crate::log;
+use crate::spec::{StorePorts, load_file};
+use anyhow::anyhow;
+use everhold_core::ids::Lsn;
+use everhold_core::spec::Spec;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub struct Options {
+    service: String,
+    /// An empty or new directory
+    #[arg(long, value_name = "DIR")]
+    to: PathBuf,
+    /// Begin with this backup; without it: the newest that serves
+    #[arg(long, value_name = "ID")]
+    backup: Option<String>,
+    /// The last commit at or before then, in RFC 3339, as in 2026-11-20T10:00:00Z
+    #[arg(long, group = "until")]
+    time: Option<String>,
+    /// A place in the log, as in 0/5012A8
+    #[arg(long, group = "until")]
+    lsn: Option<String>,
+    /// A point that pg_create_restore_point() named
+    #[arg(long, group = "until")]
+    name: Option<String>,
+    /// The directory is that of a stopped server: write only what differs
+    #[arg(long)]
+    over: bool,
+    /// Leave the server running until Ctrl-C, to look at it
+    #[arg(long)]
+    run: bool,
+    /// The spec to go by; without it: that of the running cluster
+    #[arg(long, value_name = "FILE")]
+    spec: Option<PathBuf>,
+}
+
+pub fn run(
+    log: log::Format,
+    data: Option<&Path>,
+    json: bool,
+    options: Options,
+) -> Result<(), Failure> {
+    let spec = match &options.spec {
+        Some(file) => load_file(file, StorePorts::default()).map_err(Failure::Faults)?,
+        None => repository::spec(&Client::find(data, json)?)?,
+    };
+    let order = order(&options)?;
+    serve(log, async move { restored(&spec, &order, options.run, json).await })
+}
+
+fn order(options: &Options) -> Result<Order, Failure> {
+    let unclear = |what: &str, error: String| {
+        let next = "write it as `everhold restore --help` shows";
+        Failure::new(crate::code::Code::TargetUnknown, format!("{what}: {error}"), next)
+    };
+    let until = match (&options.time, &options.lsn, &options.name) {
+        (Some(text), ..) => {
+            let time = text.parse::<jiff::Timestamp>();
+            let time = time.map_err(|error| unclear(text, error.to_string()))?;
+            // As PostgreSQL reads it, whatever its own zone.
+            Until::Time(time.as_second(), time.to_string())
+        }
+        (_, Some(text), _) => {
+            Until::Lsn(text.parse::<Lsn>().map_err(|error| unclear(text, error))?)
+        }
+        (_, _, Some(name)) => Until::Name(name.clone()),
+        (None, None, None) => Until::Latest,
+    };
+    Ok(Order {
+        service: options.service.clone(),
+        to: options.to.clone(),
+        backup: options.backup.clone(),
+        until,
+        over: options.over,
+        throwaway: false,
+    })
+}
+
+async fn restored(spec: &Spec, order: &Order, stay: bool, json: bool) -> anyhow::Result<()> {
+    let standing = restore(spec, order, say).await?;
+    let report = standing.report(order);
+    let Standing { server, backup, took_ms, bytes_written, log_end } = standing;
+    let failed = |_| anyhow!("cannot print");
+    if json {
+        print_json(&report).map_err(failed)?;
+    } else {
+        let text = format!(
+            "{} is restored in {}: backup {}, the log to {log_end}; {} written, {}",
+            order.service,
+            order.to.display(),
+            backup.id,
+            bytes(bytes_written),
+            duration(took_ms),
+        );
+        print(&text).map_err(failed)?;
+    }
+    if stay {
+        let socket = server.run_dir().display().to_string();
+        say(&format!("It runs: psql -h {socket} -U everhold postgres. Ctrl-C stops it."));
+        tokio::signal::ctrl_c().await?;
+    }
+    let run_dir = server.run_dir().to_path_buf();
+    server.stop().await?;
+    let _ = std::fs::remove_dir_all(run_dir);
+    Ok(())
+}
