@@ -68,7 +68,7 @@ pub fn extents(line: &[Branch]) -> impl Iterator<Item = (&Branch, Range<Lsn>)> {
 type Part<'p> = (&'p Piece, Range<Lsn>);
 
 fn parts<'p>(pieces: &'p [Piece], line: &[Branch]) -> Vec<Part<'p>> {
-    let mut parts: Vec<Part> = extents(line)
+    let mut parts: Vec<Part<'_>> = extents(line)
         .flat_map(|(branch, extent)| {
             let of_branch = pieces.iter().filter(|piece| piece.branch == branch.id());
             of_branch.map(move |it| (it, it.start.max(extent.start)..it.end.min(extent.end)))
@@ -116,7 +116,7 @@ pub fn plan(
     let mut plan = Vec::new();
     let mut at = wanted.start;
     let mut next = 0;
-    let mut best: Option<&Part> = None;
+    let mut best: Option<&Part<'_>> = None;
     while at < wanted.end {
         while let Some(part) = parts.get(next).filter(|(_, part)| part.start <= at) {
             if best.is_none_or(|(_, best)| part.1.end > best.end) {
