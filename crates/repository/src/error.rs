@@ -1,5 +1,6 @@
 //! What can go wrong with a repository.
 
+use everhold_core::ids::Lsn;
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
@@ -36,6 +37,8 @@ pub enum RepositoryError {
     Missing { name: String },
     #[error("{name} is there with another content: two have written it")]
     Conflict { name: String },
+    #[error("the log has a hole: {from} to {to} was never archived, or was dropped")]
+    NotArchived { from: Lsn, to: Lsn },
     #[error("no place answers: {said}")]
     Unreachable { said: String },
     #[error("{what} is not readable: {said}")]

@@ -7,11 +7,13 @@
 
 mod error;
 mod key;
+pub mod log;
 mod place;
 mod repository;
 mod seal;
 
 pub use error::RepositoryError;
 pub use key::{Kit, Password};
+pub use log::Log;
 pub use place::{Place, PlaceConfig};
 pub use repository::{Identity, Put, Repository};

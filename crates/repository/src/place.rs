@@ -75,6 +75,15 @@ impl Place {
         &self.name
     }
 
+    /// Makes an empty place ready for a repository.
+    pub fn prepare(&self) -> Result<(), RepositoryError> {
+        match &self.kind {
+            Kind::Directory(directory) => directory.prepare(),
+            // A bucket is somebody else's to make.
+            Kind::S3(_) => Ok(()),
+        }
+    }
+
     /// Stores an object whole or not at all. False: there was one, and it was kept.
     pub fn put(
         &self,

@@ -85,6 +85,7 @@ impl Repository {
                 cluster: identity.cluster,
             });
         }
+        place.prepare()?;
         place.probe()?;
         add_key(&place, &self.master, password)?;
         let sealed = self.master.seal(SEALED, self.identity.id.as_bytes())?;
@@ -299,8 +300,12 @@ impl Repository {
         })?;
         let ((sealed, packed), harmed) = sealed;
         for place in harmed {
-            tracing::warn!(place = place.name(), object = name, "put back from another place");
-            place.put(name, &sealed, Existing::Replace)?;
+            // It was found all the same: a place that is away or full is another's to complain of.
+            let put = place.put(name, &sealed, Existing::Replace);
+            match put {
+                Ok(_) => tracing::warn!(place = place.name(), object = name, "put back"),
+                Err(error) => tracing::warn!(object = name, %error, "not put back"),
+            }
         }
         unpack(name, &packed)
     }

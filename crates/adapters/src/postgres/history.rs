@@ -67,6 +67,12 @@ impl Segment {
         (name.len() == 24).then(|| Segment { tli, place: (high, low), name: name.to_string() })
     }
 
+    /// The file name of the one that begins there.
+    pub fn name(tli: Tli, begin: Lsn, segment_bytes: u64) -> String {
+        let (per_id, number) = ((1 << 32) / segment_bytes, begin.0 / segment_bytes);
+        format!("{tli:08X}{:08X}{:08X}", number / per_id, number % per_id)
+    }
+
     /// Where its first byte is.
     pub fn begin(&self, segment_bytes: u64) -> Lsn {
         Lsn((u64::from(self.place.0) << 32) + u64::from(self.place.1) * segment_bytes)
@@ -156,6 +162,7 @@ mod tests {
     fn segments_know_their_place() {
         let segment = Segment::parse("000000020000000100000003").unwrap();
         assert_eq!((segment.tli, segment.begin(16 << 20)), (2, Lsn(0x1_0300_0000)));
+        assert_eq!(Segment::name(2, Lsn(0x1_0300_0000), 16 << 20), segment.name);
         for name in ["00000002.history", "000000020000000100000003.partial", "archive_status"] {
             assert_eq!(Segment::parse(name), None, "{name}");
         }

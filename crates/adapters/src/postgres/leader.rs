@@ -173,8 +173,40 @@ pub async fn advance_slots(session: &Session) -> Result<(), PgError> {
     let sql = "SELECT pg_replication_slot_advance(slot_name, redo_lsn) \
                FROM pg_replication_slots, pg_control_checkpoint() \
                WHERE pg_is_in_recovery() AND slot_type = 'physical' AND NOT temporary \
-               AND NOT active AND restart_lsn < redo_lsn";
+               AND NOT active AND slot_name <> 'everhold_log' AND restart_lsn < redo_lsn";
     session.ask_soon("advance the slots", sql).await.map(drop)
+}
+
+/// What becomes of the slot `everhold_log`, which keeps WAL that isn't archived yet: on every member,
+/// since any may be the next leader. No member has that name, so nobody streams by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogSlot {
+    Gone,
+    /// Up to there nothing is needed any more, as far as that is known.
+    Kept {
+        archived: Option<Lsn>,
+    },
+}
+
+/// Makes the slot for the log, moves it on, or drops it.
+pub async fn log_slot(site: &Site, wanted: LogSlot) -> Result<(), PgError> {
+    let session = Session::open(&site.config, "log slot", "").await?;
+    let of = "FROM pg_replication_slots WHERE slot_name = 'everhold_log' AND NOT active";
+    let remove = |which: &str| format!("SELECT pg_drop_replication_slot(slot_name) {of} {which}");
+    let LogSlot::Kept { archived } = wanted else {
+        return session.ask_soon("drop the log's slot", &remove("")).await.map(drop);
+    };
+    let lost = "AND (restart_lsn IS NULL OR wal_status = 'lost')";
+    session.ask_soon("drop the log's lost slot", &remove(lost)).await?;
+    let make = "SELECT pg_create_physical_replication_slot('everhold_log', true) WHERE NOT EXISTS \
+                (SELECT FROM pg_replication_slots WHERE slot_name = 'everhold_log')";
+    session.ask_soon("make the log's slot", make).await?;
+    let Some(archived) = archived else { return Ok(()) };
+    let advance = format!(
+        "SELECT pg_replication_slot_advance(slot_name, '{archived}') {of} \
+         AND restart_lsn < '{archived}'"
+    );
+    session.ask_soon("move the log's slot on", &advance).await.map(drop)
 }
 
 /// Where the names of slots that Everhold made stand: in the data directory, so that the list goes

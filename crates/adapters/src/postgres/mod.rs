@@ -22,6 +22,7 @@ mod session;
 mod settings;
 mod standby;
 mod tool;
+mod wal;
 
 pub use aside::{Aside, AsideConfig, Target};
 pub use backup_mode::{BackupEnds, BackupMode};
@@ -29,8 +30,10 @@ pub use config::PgConfig;
 pub use error::PgError;
 pub use files::Owner;
 pub use kept::KeptWal;
+pub use leader::LogSlot;
 pub use probe::probe;
 pub use settings::{REPLICATION_ROLE, SUPERUSER};
+pub use wal::{Flushed, WalFiles, WalSource};
 
 use everhold_core::ids::Member;
 use everhold_core::postgres::{PgAction, PgFacts, PgOutcome};
@@ -204,6 +207,11 @@ impl Postgres {
     /// One look at the server, in about a second at most. What can't be known stays unknown.
     pub async fn observe(&self, me: &Member) -> PgFacts {
         observe::observe(&self.site, &mut *self.look.lock().await, me).await
+    }
+
+    /// Sees to the slot that keeps WAL until it is archived. Runs beside everything else.
+    pub async fn log_slot(&self, wanted: LogSlot) -> Result<(), PgError> {
+        leader::log_slot(&self.site, wanted).await
     }
 
     /// Changes at once when the postmaster ends, for whatever reason.

@@ -28,7 +28,7 @@ SELECT r.application_name, r.state = 'streaming', r.sync_priority, r.flush_lsn, 
  LEFT JOIN pg_replication_slots s ON s.slot_name = r.application_name \
  WHERE r.application_name NOT LIKE 'everhold %' ORDER BY r.application_name, r.pid;
 SELECT slot_name FROM pg_replication_slots WHERE slot_type = 'physical' AND NOT temporary \
- AND wal_status IN ('reserved', 'extended', 'unreserved') ORDER BY slot_name;
+ AND slot_name <> 'everhold_log' AND wal_status IN ('reserved', 'extended', 'unreserved') ORDER BY slot_name;
 SELECT status = 'streaming', \
  (extract(epoch FROM clock_timestamp() - last_msg_receipt_time) * 1000)::bigint, flushed_lsn \
  FROM pg_stat_wal_receiver;

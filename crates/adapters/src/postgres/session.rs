@@ -7,6 +7,7 @@ use everhold_core::ids::Tli;
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -74,11 +75,22 @@ impl Session {
         purpose: &str,
         options: &str,
     ) -> Result<Session, PgError> {
-        let mut to = tokio_postgres::Config::new();
-        to.host_path(&config.run_dir).port(config.port).user(SUPERUSER).dbname(database);
-        to.application_name(format!("{APPLICATION} {purpose}"));
-        to.options(format!("{OPTIONS} {options}"));
+        let mut to = Session::to(&config.run_dir, config.port, purpose);
+        to.dbname(database).options(format!("{OPTIONS} {options}"));
         within("connect", ANSWER_MS_MAX, Session::connect(&to)).await
+    }
+
+    /// The same as [`Session::open`] where no more is known than where its socket is.
+    pub async fn open_at(run_dir: &Path, port: u16, purpose: &str) -> Result<Session, PgError> {
+        let to = Session::to(run_dir, port, purpose);
+        within("connect", ANSWER_MS_MAX, Session::connect(&to)).await
+    }
+
+    fn to(run_dir: &Path, port: u16, purpose: &str) -> tokio_postgres::Config {
+        let mut to = tokio_postgres::Config::new();
+        to.host_path(run_dir).port(port).user(SUPERUSER).dbname("postgres");
+        to.application_name(format!("{APPLICATION} {purpose}")).options(OPTIONS);
+        to
     }
 
     async fn connect(to: &tokio_postgres::Config) -> Result<Session, PgError> {

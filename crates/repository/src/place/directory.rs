@@ -9,7 +9,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where files are written before they get their names. What a crash leaves here is nobody's.
+/// Where files are written before they get their names. What a crash leaves here is nobody's. Made
+/// with the repository: a directory without it is the place where one is mounted, and isn't now.
 const UNFINISHED: &str = "unfinished";
 
 pub struct Directory {
@@ -25,15 +26,27 @@ impl Directory {
         self.root.join(object)
     }
 
+    /// Makes it a place that objects can be put in.
+    pub fn prepare(&self) -> Result<(), RepositoryError> {
+        self.lasting_dir(&self.root.join(UNFINISHED))
+    }
+
+    /// An error unless it is such a place.
+    fn is_here(&self) -> Result<(), RepositoryError> {
+        let unfinished = self.root.join(UNFINISHED);
+        let meta = fs::metadata(&unfinished).map(drop);
+        meta.map_err(RepositoryError::file("find", &unfinished))
+    }
+
     pub fn put(
         &self,
         object: &str,
         content: &[u8],
         existing: Existing,
     ) -> Result<bool, RepositoryError> {
+        self.is_here()?;
         let path = self.path(object);
         let unfinished = self.root.join(UNFINISHED);
-        private_dir(&unfinished)?;
         let parent = path.parent().unwrap_or(&self.root);
         self.lasting_dir(parent)?;
         let temporary = unfinished.join(hex(&random::<16>()?));
@@ -108,6 +121,7 @@ impl Directory {
     }
 
     pub fn list(&self, prefix: &str) -> Result<Vec<Object>, RepositoryError> {
+        self.is_here()?;
         // Only the directory that the prefix names is walked.
         let dir = prefix.rsplit_once('/').map_or("", |(dir, _)| dir);
         let mut objects = Vec::new();
@@ -147,6 +161,7 @@ impl Directory {
     }
 
     pub fn delete(&self, object: &str) -> Result<(), RepositoryError> {
+        self.is_here()?;
         let path = self.path(object);
         match fs::remove_file(&path) {
             Ok(()) => Ok(()),

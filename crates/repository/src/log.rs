@@ -1,0 +1,330 @@
+//! The log of a database: pieces of what PostgreSQL wrote ahead, and which line of history each
+//! leader was on.
+//!
+//! ```text
+//! SERVICE/log/SYSID/TLI.EPOCH/START-END.EPOCH   bytes of a branch, and the epoch of who wrote them
+//! SERVICE/log/SYSID/lines/EPOCH                 that leader's line, put before its first piece
+//! ```
+
+mod coverage;
+
+pub use coverage::{PIECE_BYTES_MAX, Piece, coverage, extents, missing};
+
+use crate::{Put, Repository, RepositoryError};
+use coverage::{doubled, gathered, gatherings, plan, unneeded};
+use everhold_core::backup::keep;
+use everhold_core::ids::{Epoch, Lsn, Tli};
+use everhold_core::term::Branch;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Pieces read at once: 64 MB in memory at most.
+const READ_AHEAD: usize = 4;
+/// How often pieces that went while they were read are looked for anew, gathered in larger ones.
+const ANEW_MAX: u32 = 3;
+/// Rounds of gathering in one go; the next one comes soon.
+const GATHERINGS_MAX: usize = 32;
+
+/// The log of one database in a repository.
+pub struct Log<'r> {
+    repository: &'r Repository,
+    prefix: String,
+}
+
+/// Segment files as they were written for PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments {
+    /// The timeline of the last byte.
+    pub tli: Tli,
+    pub files: Vec<PathBuf>,
+}
+
+impl<'r> Log<'r> {
+    /// Of the service's database with this system identifier.
+    pub fn new(repository: &'r Repository, service: &str, sysid: u64) -> Log<'r> {
+        Log { repository, prefix: Log::prefix(service, sysid) }
+    }
+
+    /// How the names of all its objects begin.
+    pub fn prefix(service: &str, sysid: u64) -> String {
+        format!("{service}/log/{sysid}/")
+    }
+
+    fn name(&self, piece: &Piece) -> String {
+        format!("{}{}", self.prefix, piece.name())
+    }
+
+    fn line_name(&self, epoch: Epoch) -> String {
+        format!("{}lines/{epoch:016X}", self.prefix)
+    }
+
+    /// Puts the line of the leader of `epoch`, before its first piece.
+    pub fn put_line(&self, epoch: Epoch, line: &[Branch]) -> Result<Put, RepositoryError> {
+        // Numbers only.
+        let text = serde_json::to_vec(line).expect("plain data");
+        self.repository.put(&self.line_name(epoch), &text)
+    }
+
+    pub fn put_piece(&self, piece: &Piece, bytes: &[u8]) -> Result<Put, RepositoryError> {
+        let name = self.name(piece);
+        if piece.bytes() != bytes.len() as u64 || bytes.is_empty() {
+            let said = format!("{} bytes for a piece of {}", bytes.len(), piece.bytes());
+            return Err(RepositoryError::Malformed { what: name, said });
+        }
+        self.repository.put(&name, bytes)
+    }
+
+    /// The pieces that at least `copies` places have, in order of branch and place.
+    pub fn pieces(&self, copies: usize) -> Result<Vec<Piece>, RepositoryError> {
+        let listed = self.repository.list(&self.prefix)?;
+        let enough = listed.into_iter().filter(|(_, has)| *has >= copies);
+        Ok(enough.filter_map(|(name, _)| Piece::parse(name.strip_prefix(&self.prefix)?)).collect())
+    }
+
+    fn epochs(&self) -> Result<BTreeSet<Epoch>, RepositoryError> {
+        let prefix = format!("{}lines/", self.prefix);
+        let listed = self.repository.list(&prefix)?.into_keys();
+        let epoch = |name: String| Epoch::from_str_radix(name.strip_prefix(&prefix)?, 16).ok();
+        Ok(listed.filter_map(epoch).collect())
+    }
+
+    /// The line of the last leader that shipped anything.
+    pub fn newest_line(&self) -> Result<Option<(Epoch, Vec<Branch>)>, RepositoryError> {
+        let Some(epoch) = self.epochs()?.pop_last() else { return Ok(None) };
+        let name = self.line_name(epoch);
+        let line = serde_json::from_slice(&self.repository.get(&name)?)
+            .map_err(|error| RepositoryError::Malformed { what: name, said: error.to_string() })?;
+        Ok(Some((epoch, line)))
+    }
+
+    /// Gives the bytes of `line` in `wanted` to `take`, in order.
+    pub fn read(
+        &self,
+        line: &[Branch],
+        wanted: Range<Lsn>,
+        mut take: impl FnMut(Lsn, &[u8]) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        let mut at = wanted.start;
+        for anew in 0.. {
+            let pieces = self.pieces(1)?;
+            let plan = plan(&pieces, line, at..wanted.end)
+                .map_err(|gap| RepositoryError::NotArchived { from: gap.start, to: gap.end })?;
+            let mut gone = None;
+            for ahead in plan.chunks(READ_AHEAD) {
+                for ((_, part), bytes) in ahead.iter().zip(self.fetch(ahead)) {
+                    match bytes {
+                        Ok(bytes) if gone.is_none() => {
+                            take(part.start, &bytes)?;
+                            at = part.end;
+                        }
+                        Ok(_) => {}
+                        Err(error @ RepositoryError::Missing { .. }) if anew < ANEW_MAX => {
+                            gone = Some(error);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                if gone.is_some() {
+                    break;
+                }
+            }
+            if gone.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The wanted part of each.
+    fn fetch(&self, of: &[(Piece, Range<Lsn>)]) -> Vec<Result<Vec<u8>, RepositoryError>> {
+        let one = |piece: &Piece, part: &Range<Lsn>| {
+            let name = self.name(piece);
+            let mut bytes = self.repository.get(&name)?;
+            if bytes.len() as u64 != piece.bytes() {
+                let said = format!("{} bytes", bytes.len());
+                return Err(RepositoryError::Malformed { what: name, said });
+            }
+            bytes.truncate((part.end.0 - piece.start.0) as usize);
+            bytes.drain(..(part.start.0 - piece.start.0) as usize);
+            Ok(bytes)
+        };
+        std::thread::scope(|scope| {
+            let asked: Vec<_> =
+                of.iter().map(|(piece, part)| scope.spawn(move || one(piece, part))).collect();
+            let ended = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|_| {
+                    let said = "its thread ended".to_string();
+                    Err(RepositoryError::Unreachable { said })
+                })
+            };
+            asked.into_iter().map(ended).collect()
+        })
+    }
+
+    /// Writes `line` from the segment of `wanted.start` to `wanted.end` into `dir`, as the files that
+    /// PostgreSQL reads: each under the newest timeline that has bytes in it, the last one filled
+    /// with zeros, and the histories of all timelines. What is there under such a name is replaced.
+    pub fn segments(
+        &self,
+        line: &[Branch],
+        wanted: Range<Lsn>,
+        segment_bytes: u64,
+        dir: &Path,
+    ) -> Result<Segments, RepositoryError> {
+        // A branch that begins where the wanted part ends has none of it.
+        let root = |branch: &Branch| branch.parent == 0;
+        let reached = line.iter().take_while(|it| root(it) || it.fork < wanted.end).count();
+        let line = &line[..reached];
+        let Some(tip) = line.last().filter(|_| segment_bytes.is_power_of_two()) else {
+            let what = "what is to be restored".to_string();
+            let said = format!("{reached} branches, segments of {segment_bytes} bytes");
+            return Err(RepositoryError::Malformed { what, said });
+        };
+        let begin = Lsn(wanted.start.0 - wanted.start.0 % segment_bytes);
+        let mut into = Files { dir, line, segment_bytes, open: None, files: Vec::new() };
+        into.histories()?;
+        self.read(line, begin..wanted.end, |at, bytes| into.take(at, bytes))?;
+        into.finish()?;
+        Ok(Segments { tli: tip.tli, files: into.files })
+    }
+
+    /// Makes many small pieces into few large ones. The large one is there before the small ones go,
+    /// and nothing goes while a place is away: so nothing is ever lost, only doubled for a while.
+    /// Returns how many went.
+    pub fn compact(&self) -> Result<usize, RepositoryError> {
+        if !self.repository.absent().is_empty() {
+            return Ok(0);
+        }
+        let all = self.repository.places().count();
+        let pieces = self.pieces(all)?;
+        let mut gone = doubled(&pieces);
+        let pieces: Vec<Piece> = pieces.into_iter().filter(|it| !gone.contains(it)).collect();
+        for group in gatherings(&pieces).into_iter().take(GATHERINGS_MAX) {
+            let Some(whole) = gathered(&group) else { continue };
+            let parts: Vec<_> = group.iter().map(|it| (*it, it.start..it.end)).collect();
+            let mut bytes = Vec::with_capacity(whole.bytes() as usize);
+            for ahead in parts.chunks(READ_AHEAD) {
+                for part in self.fetch(ahead) {
+                    bytes.extend_from_slice(&part?);
+                }
+            }
+            let put = self.put_piece(&whole, &bytes)?;
+            if put.copies == all {
+                gone.extend(group);
+            }
+        }
+        for piece in &gone {
+            self.repository.delete(&self.name(piece))?;
+        }
+        Ok(gone.len())
+    }
+
+    /// Removes what nothing kept needs, and the lines of leaders of which no piece is left but the
+    /// newest. Returns how many pieces went.
+    pub fn drop_before(
+        &self,
+        needed: &keep::Log,
+        segment_bytes: u64,
+    ) -> Result<usize, RepositoryError> {
+        let mut epochs = self.epochs()?;
+        let pieces = self.pieces(1)?;
+        let unneeded = unneeded(&pieces, needed, segment_bytes);
+        for piece in &unneeded {
+            self.repository.delete(&self.name(piece))?;
+        }
+        epochs.pop_last();
+        let used: BTreeSet<Epoch> =
+            pieces.iter().filter(|it| !unneeded.contains(it)).map(|it| it.epoch).collect();
+        for epoch in epochs.difference(&used) {
+            self.repository.delete(&self.line_name(*epoch))?;
+        }
+        Ok(unneeded.len())
+    }
+}
+
+/// Segment files under way.
+struct Files<'f> {
+    dir: &'f Path,
+    line: &'f [Branch],
+    segment_bytes: u64,
+    /// The one being written, where it begins, and how many bytes it has.
+    open: Option<(File, Lsn, u64)>,
+    files: Vec<PathBuf>,
+}
+
+impl Files<'_> {
+    fn take(&mut self, at: Lsn, mut bytes: &[u8]) -> Result<(), RepositoryError> {
+        let mut at = at.0;
+        while !bytes.is_empty() {
+            let (begin, offset) = (at - at % self.segment_bytes, at % self.segment_bytes);
+            if self.open.as_ref().is_none_or(|(_, open, _)| open.0 != begin) {
+                self.finish()?;
+                self.begin(Lsn(begin))?;
+            }
+            let room = (self.segment_bytes - offset).min(bytes.len() as u64);
+            let (part, rest) = bytes.split_at(room as usize);
+            if let Some((file, _, has)) = &mut self.open {
+                let path = self.files.last().map(PathBuf::as_path).unwrap_or(self.dir);
+                file.write_all(part).map_err(RepositoryError::file("write", path))?;
+                *has += room;
+            }
+            (at, bytes) = (at + room, rest);
+        }
+        Ok(())
+    }
+
+    /// The newest timeline that begins before the segment ends: its file has what came before too.
+    fn begin(&mut self, at: Lsn) -> Result<(), RepositoryError> {
+        let end = at.0 + self.segment_bytes;
+        let newest = self.line.iter().rev().find(|it| it.fork.0 < end || it.parent == 0);
+        let per_id = (1_u64 << 32) / self.segment_bytes;
+        let number = at.0 / self.segment_bytes;
+        let tli = newest.map_or(0, |branch| branch.tli);
+        let name = format!("{tli:08X}{:08X}{:08X}", number / per_id, number % per_id);
+        let path = self.dir.join(name);
+        self.open = Some((create(&path)?, at, 0));
+        self.files.push(path);
+        Ok(())
+    }
+
+    /// Fills the last segment, and has it on disk.
+    fn finish(&mut self) -> Result<(), RepositoryError> {
+        let Some((file, ..)) = self.open.take() else { return Ok(()) };
+        let path = self.files.last().map(PathBuf::as_path).unwrap_or(self.dir);
+        let done = file.set_len(self.segment_bytes).and_then(|()| file.sync_all());
+        done.map_err(RepositoryError::file("write", path))
+    }
+
+    /// For each timeline but the first: whence it came.
+    fn histories(&mut self) -> Result<(), RepositoryError> {
+        let mut text = String::new();
+        for pair in self.line.windows(2) {
+            let [parent, branch] = pair else { continue };
+            let Branch { tli, epoch, fork, .. } = branch;
+            text += &format!("{}\t{fork}\tepoch {epoch}\n", parent.tli);
+            let path = self.dir.join(format!("{tli:08X}.history"));
+            let mut file = create(&path)?;
+            let done = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+            done.map_err(RepositoryError::file("write", &path))?;
+        }
+        Ok(())
+    }
+}
+
+fn create(path: &Path) -> Result<File, RepositoryError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(RepositoryError::file("replace", path)(error));
+        }
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.map_err(RepositoryError::file("make", path))
+}
+
+#[cfg(test)]
+mod tests;
