@@ -107,6 +107,8 @@ fn code(error: &RepositoryError) -> Code {
         RepositoryError::File { .. }
         | RepositoryError::Remote { .. }
         | RepositoryError::Unreachable { .. }
+        | RepositoryError::FewCopies { .. }
+        | RepositoryError::PlaceAbsent { .. }
         | RepositoryError::NoRandomness => Code::RepositoryAway,
         RepositoryError::NoRepository { .. } => Code::RepositoryMissing,
         RepositoryError::WrongPassword { .. } | RepositoryError::LastPassword { .. } => {
@@ -116,9 +118,17 @@ fn code(error: &RepositoryError) -> Code {
         | RepositoryError::Foreign { .. }
         | RepositoryError::Newer { .. } => Code::RepositoryForeign,
         RepositoryError::NoConditionalPut { .. } => Code::RepositoryUnfit,
+        RepositoryError::NotArchived { .. } => Code::TargetUnknown,
+        RepositoryError::Occupied { .. } => Code::RestoreTo,
+        RepositoryError::BadPages { .. }
+        | RepositoryError::Tablespace { .. }
+        | RepositoryError::GivenUp { .. }
+        | RepositoryError::Stopped => Code::BackupFailed,
+
         RepositoryError::Damaged { .. }
         | RepositoryError::Missing { .. }
         | RepositoryError::Conflict { .. }
+        | RepositoryError::Differs { .. }
         | RepositoryError::Malformed { .. } => Code::RepositoryDamaged,
     }
 }

@@ -1,0 +1,117 @@
+//! Backups of a running stack: made by schedule and by hand, listed, restored beside it.
+
+use crate::stack::load::Load;
+use crate::stack::{Stack, Wanted};
+use serde_json::Value;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A stack with one repository, which is made.
+fn stack() -> Stack {
+    let mut stack = Stack::new(Wanted::default());
+    let key = stack.dir().join("vault.key");
+    fs::write(&key, "correct horse\n").expect("a key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a mode");
+    let spec = format!(
+        "{}[repository]\nvault = {{ url = \"file://{}\", key_file = \"{}\" }}\n\
+         [service.main.backup]\nrepositories = [\"vault\"]\n",
+        stack.spec(false),
+        vault(&stack).display(),
+        key.display()
+    );
+    fs::write(stack.spec_file(), spec).expect("the spec");
+    stack.up();
+    stack.whole();
+    stack
+}
+
+fn vault(stack: &Stack) -> PathBuf {
+    stack.dir().join("vault")
+}
+
+fn json(stack: &Stack, arguments: &[&str]) -> Value {
+    let mut all = arguments.to_vec();
+    all.push("--json");
+    serde_json::from_str(&stack.done(&all)).expect("JSON")
+}
+
+/// A command that is refused: what it says.
+fn refused(stack: &Stack, arguments: &[&str]) -> String {
+    let output = stack.command(arguments).output().expect("it runs");
+    assert!(!output.status.success(), "{arguments:?} succeeds");
+    String::from_utf8_lossy(&output.stderr).to_string()
+}
+
+fn restore(stack: &Stack, to: &Path, more: &[&str]) -> Value {
+    let to = to.display().to_string();
+    let mut arguments = vec!["restore", "main", "--to", &to];
+    arguments.extend(more);
+    json(stack, &arguments)
+}
+
+/// What a restored directory holds, asked of a server on it.
+fn ask(stack: &Stack, dir: &Path, sql: &str) -> String {
+    let _ = (stack, dir, sql);
+    String::new()
+}
+
+#[test]
+fn a_database_is_backed_up_and_comes_back() {
+    let mut stack = stack();
+    let hold = stack.wait("no repository", |status| {
+        status["services"]["main"]["backup"]["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("E281"))
+    });
+    assert!(hold["services"]["main"]["backup"]["newest"].is_null());
+    let made = json(&stack, &["repository", "init"]);
+    assert!(made["kit"].as_str().is_some_and(|kit| kit.starts_with("everhold-kit-1 test ")));
+    let again = json(&stack, &["repository", "init"]);
+    assert!(again["kit"].is_null() && again["there"][0] == "vault", "{again}");
+
+    // The first one is made by itself.
+    let load = Load::start(stack.write_port(), &stack.password());
+    load.flows();
+    let status = stack.wait("first backup", |status| {
+        status["services"]["main"]["backup"]["newest"].is_string()
+    });
+    let backup = &status["services"]["main"]["backup"];
+    assert_eq!((&backup["count"], &backup["copies"]), (&1.into(), &1.into()), "{backup}");
+    let leader = &status["services"]["main"]["leader"];
+    assert_ne!(&backup["last"]["node"], leader, "a standby makes it");
+
+    // And one by hand.
+    let second = json(&stack, &["backup", "now", "main"]);
+    let listed = json(&stack, &["backup", "list", "main"]);
+    let ids: Vec<&Value> =
+        listed["backups"].as_array().expect("a list").iter().map(|it| &it["id"]).collect();
+    assert_eq!(ids.len(), 2, "{listed}");
+    assert_eq!(ids[0], &second["id"]);
+    assert_eq!(listed["backups"][0]["kind"], "incremental");
+    let bytes = |at: usize, key: &str| listed["backups"][at][key].as_u64().expect("bytes");
+    assert!(bytes(0, "bytes_added") < bytes(1, "bytes_added") / 2, "{listed}");
+
+    let acknowledged = load.acknowledged();
+    let to = stack.dir().join("restored");
+    let report = restore(&stack, &to, &[]);
+    let lost = load.finish().lost;
+    assert_eq!(lost, 0);
+    println!("{acknowledged} acknowledged; {report}");
+    let error = refused(&stack, &["restore", "main", "--to", &to.display().to_string()]);
+    assert!(error.contains("E288"), "{error}");
+    let other = stack.dir().join("other").display().to_string();
+    for (more, code) in [
+        (["--backup", "20200101T000000Z-0000"], "E286"),
+        (["--time", "2020-01-01T00:00:00Z"], "E286"),
+        (["--time", "tomorrow"], "E287"),
+        (["--lsn", "FFFF/0"], "E287"),
+        (["--name", "never-named"], "E287"),
+    ] {
+        let mut arguments = vec!["restore", "main", "--to", &other];
+        arguments.extend(more);
+        let error = refused(&stack, &arguments);
+        assert!(error.contains(code), "{more:?}: {error}");
+    }
+    let _ = ask(&stack, &to, "SELECT 1");
+}
