@@ -43,6 +43,22 @@ pub enum RepositoryError {
     Unreachable { said: String },
     #[error("{what} is not readable: {said}")]
     Malformed { what: String, said: String },
+    #[error("{name} reached {copies} of {wanted} places: {said}")]
+    FewCopies { name: String, copies: usize, wanted: usize, said: String },
+    #[error("{pages} pages of {count} files fail their checksums, first {first}")]
+    BadPages { pages: usize, count: usize, first: String },
+    #[error("{path} is a tablespace outside the data directory, which is not supported")]
+    Tablespace { path: PathBuf },
+    #[error("{path} has to be empty or a stopped server's: {said}")]
+    Occupied { path: PathBuf, said: String },
+    #[error("{path} is not what was backed up, though all it was read from is whole")]
+    Differs { path: String },
+    #[error("backup {id} took so long that it was given up, and what it stored may be gone")]
+    GivenUp { id: String },
+    #[error("{place} does not answer; without it what is still needed is not known: {said}")]
+    PlaceAbsent { place: String, said: String },
+    #[error("stopped as asked")]
+    Stopped,
     #[error("the system gives no randomness")]
     NoRandomness,
 }

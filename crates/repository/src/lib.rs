@@ -5,6 +5,7 @@
 //! goes to every place; what is damaged or gone in one is healed from another. Everything here
 //! blocks: callers in asynchronous code give it a thread.
 
+pub mod backup;
 mod error;
 mod key;
 pub mod log;

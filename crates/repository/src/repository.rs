@@ -2,7 +2,7 @@
 
 use crate::RepositoryError;
 use crate::key::{Kit, Password, Wrapped, hex};
-use crate::place::{Existing, Place, PlaceConfig};
+use crate::place::{Existing, Object, Place, PlaceConfig};
 use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -338,16 +338,68 @@ impl Repository {
         })
     }
 
+    /// Puts an object back where it is damaged, or gone, if some place has it whole. What
+    /// `is_final` says of stays as it is. In how many places it is whole now, and what was wrong.
+    pub(crate) fn mend(
+        &self,
+        name: &str,
+        is_whole: impl Fn(&[u8]) -> bool,
+        is_final: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<Mended, RepositoryError> {
+        let mut mended = Mended::default();
+        let mut whole = None;
+        let mut harmed = Vec::new();
+        for place in &self.places {
+            match place.get(name) {
+                Ok(Some(there)) if is_whole(&there) => {
+                    mended.copies += 1;
+                    whole = Some(there);
+                }
+                Ok(Some(there)) if is_final(&there) => {}
+                Ok(there) => harmed.push((place, there.is_some())),
+                Err(error) => mended.unreachable.push((place.name().to_string(), error)),
+            }
+        }
+        for (place, damaged) in harmed {
+            mended.harmed.push(place.name().to_string());
+            let Some(whole) = &whole else { continue };
+            // Only what is damaged is written over: what was taken away since stays away.
+            let existing = if damaged { Existing::Replace } else { Existing::Keep };
+            if place.put(name, whole, existing)? {
+                tracing::warn!(place = place.name(), object = name, "put back from another place");
+                mended.copies += 1;
+            }
+        }
+        Ok(mended)
+    }
+
+    /// All objects whose names begin so in the places that answer; an error if none does.
+    pub(crate) fn held(&self, prefix: &str) -> Result<BTreeMap<String, Held>, RepositoryError> {
+        let listed: Vec<_> = self.places.iter().map(|place| place.list(prefix)).collect();
+        if listed.iter().any(Result::is_ok) {
+            return Ok(merge(listed.into_iter().flatten()));
+        }
+        self.held_surely(prefix)
+    }
+
+    /// The same; an error if a place does not answer: what it has is not known then.
+    pub(crate) fn held_surely(
+        &self,
+        prefix: &str,
+    ) -> Result<BTreeMap<String, Held>, RepositoryError> {
+        let listed = self.places.iter().map(|place| place.list(prefix));
+        Ok(merge(listed.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    pub(crate) fn all_places(&self) -> &[Place] {
+        &self.places
+    }
+
     /// All objects whose names begin so, with how many places have each. An error if a place does
     /// not answer: what it has is not known then.
     pub fn list(&self, prefix: &str) -> Result<BTreeMap<String, usize>, RepositoryError> {
-        let mut objects = BTreeMap::new();
-        for place in &self.places {
-            for object in place.list(prefix)? {
-                *objects.entry(object.name).or_insert(0) += 1;
-            }
-        }
-        Ok(objects)
+        let held = self.held_surely(prefix)?;
+        Ok(held.into_iter().map(|(name, held)| (name, held.copies)).collect())
     }
 
     /// Removes an object from every place.
@@ -385,11 +437,39 @@ impl Repository {
     }
 }
 
+/// What became of an object that may be damaged.
+#[derive(Debug, Default)]
+pub(crate) struct Mended {
+    /// Places that hold it whole now.
+    pub copies: usize,
+    /// Places where it was damaged or gone.
+    pub harmed: Vec<String>,
+    pub unreachable: Vec<(String, RepositoryError)>,
+}
+
+/// How places hold an object.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Held {
+    pub copies: usize,
+    /// In all places together.
+    pub bytes: u64,
+}
+
 /// What a place has of an object.
 pub(crate) enum Found<T> {
     Whole(T),
     Damaged,
     Nothing,
+}
+
+fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held> {
+    let mut objects: BTreeMap<String, Held> = BTreeMap::new();
+    for object in listed.into_iter().flatten() {
+        let held = objects.entry(object.name).or_default();
+        held.copies += 1;
+        held.bytes += object.bytes;
+    }
+    objects
 }
 
 /// Passwords and identity are each place's own.

@@ -47,6 +47,15 @@ impl Master {
         blake3::keyed_hash(&self.0, bytes)
     }
 
+    /// A checksum of an object's bytes that holds under its name only.
+    pub fn check(&self, name: &str, bytes: &[u8]) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.0);
+        hasher.update(bytes).update(name.as_bytes());
+        let mut check = [0; 16];
+        hasher.finalize_xof().fill(&mut check);
+        check
+    }
+
     /// The beginning of a new object of that name, and its key.
     pub fn begin(&self, name: &str) -> Result<([u8; HEAD], ObjectKey), RepositoryError> {
         let mut head = [0; HEAD];

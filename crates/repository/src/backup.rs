@@ -1,0 +1,111 @@
+//! Backups of a data directory: taken, listed, restored, verified, pruned.
+//!
+//! A file is stored by blocks of 256 KB. A block's pages are compared by hash with those of an
+//! older backup, and only what differs is stored, as a difference. Blobs lie in packs; a leaf says
+//! where the pages of 16 MB are; a manifest names leaves and packs. Each backup names all it needs.
+//! `docs/decisions/2026-11-20-backup-format.md` has the reasons.
+
+mod leaf;
+mod list;
+mod manifest;
+mod pack;
+mod page;
+mod prune;
+mod restore;
+mod store;
+mod take;
+mod tree;
+mod verify;
+
+pub use list::{Listed, list};
+pub use manifest::Info;
+pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
+pub use restore::{Restore, Restored, restore};
+pub use take::{Backup, Plan};
+pub use tree::MARKER;
+pub use verify::{Harm, Verified, verify};
+
+use crate::RepositoryError;
+use everhold_core::ids::{Lsn, Tli};
+use everhold_core::term::Branch;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Workers where nothing is said: a backup shares its machine with a server.
+pub const THREADS: usize = 2;
+
+/// What PostgreSQL and whoever asked for it say of a backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    pub cluster: String,
+    pub service: String,
+    pub node: String,
+    pub pg_version: String,
+    pub sysid: u64,
+    /// Seconds since 1970, by the clock of the machine that made it.
+    pub began_s: u64,
+    pub ended_s: u64,
+    /// From where the log is needed, and to where to be consistent.
+    pub start: Lsn,
+    pub stop: Lsn,
+    pub tli: Tli,
+    /// The branches that lead to it, oldest first.
+    pub line: Vec<Branch>,
+    /// Files that PostgreSQL wants beside the data.
+    pub backup_label: String,
+    pub tablespace_map: Option<String>,
+}
+
+/// A page that is not as it was written.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BadPage {
+    pub path: String,
+    /// In the file, from zero.
+    pub page: u64,
+}
+
+/// How far it is, in bytes of files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    pub done: u64,
+    pub total: u64,
+}
+
+/// How a long run is watched and stopped.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    /// Called by any worker.
+    pub progress: &'a (dyn Fn(Progress) + Sync),
+    /// Once true, the run ends soon with an error.
+    pub stop: &'a AtomicBool,
+}
+
+impl Watch<'_> {
+    fn check(&self) -> Result<(), RepositoryError> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(RepositoryError::Stopped),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Info {
+    /// As decisions see it.
+    pub fn backup(
+        &self,
+        copies_wanted: usize,
+        proof: everhold_core::backup::Proof,
+    ) -> everhold_core::backup::Backup {
+        everhold_core::backup::Backup {
+            id: self.id.clone(),
+            kind: self.kind,
+            began_s: self.about.began_s,
+            ended_s: self.about.ended_s,
+            start: self.about.start,
+            stop: self.about.stop,
+            tli: self.about.tli,
+            good: self.copies >= copies_wanted,
+            proof,
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Drops backups and removes packs that no backup needs. Safe beside backups and other prunes, and
+//! after a kill at any moment.
+//!
+//! The invariant: *a pack is deleted only by a run that (1) condemned it by a mark in every place,
+//! (2) then saw no backup announced, and (3) then saw no manifest that names it.* A backup announces
+//! itself, then reads the marks and lists the packs, and uses no pack that is condemned or gone. So
+//! one that was announced before the mark is seen by (2), or has put its manifest and is seen by
+//! (3); any other knows of the mark. A mark outlives its run's deletions, and only a later run that
+//! has deleted by itself all that is still unneeded takes a dead one's away.
+//!
+//! A backup that died leaves its announcement. When that is old it is given up: word of it is put in
+//! the place of its manifest, in every place and only where nothing is, so that it can't be finished
+//! any more; a manifest that is there already counts. Clocks decide when that is tried, not whether
+//! it is safe.
+
+use super::manifest::{self, Standing};
+use super::pack::{self, PackId, enough};
+use crate::RepositoryError;
+use crate::place::Existing;
+use crate::repository::{Held, Repository};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A backup that was announced so long ago and is not finished is given up: two days.
+pub const GIVEN_UP_S: u64 = 48 * 3_600;
+/// How long word that a backup is gone stays where its manifest was: a week.
+const REMEMBERED_S: u64 = 7 * 86_400;
+
+/// What is asked for.
+pub struct Prune<'a> {
+    pub service: &'a str,
+    /// Ids of backups to drop.
+    pub drop: &'a [String],
+    /// Announced backups that are known to have died, however young.
+    pub dead: &'a [String],
+    /// Only says what would be done.
+    pub dry_run: bool,
+    /// Seconds since 1970.
+    pub now_s: u64,
+}
+
+/// What was done, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    pub dropped: Vec<String>,
+    /// Packs that nothing needs, and their bytes in all places.
+    pub packs: usize,
+    pub bytes: u64,
+    /// Backups under way: packs stay until a run that sees none.
+    pub waiting_for: Vec<String>,
+}
+
+pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, RepositoryError> {
+    // A place that is not seen may hold the manifest or the announcement that matters.
+    if let Some((place, error)) = repository.absent().first() {
+        let (place, said) = (place.clone(), error.to_string());
+        return Err(RepositoryError::PlaceAbsent { place, said });
+    }
+    let service = asked.service;
+    let marks = repository.list(&format!("{service}/prune/"))?;
+    let manifests = repository.list(&manifest::object(service, ""))?;
+    for id in asked.drop {
+        let name = manifest::object(service, id);
+        if !manifests.contains_key(&name) {
+            return Err(RepositoryError::Missing { name });
+        }
+    }
+    let dropped = asked.drop.to_vec();
+    let mut seen = Seen::default();
+    if asked.dry_run {
+        let waiting_for = announced(repository, service)?;
+        seen.look(repository, service, asked.drop)?;
+        let unneeded = seen.unneeded(repository.held_surely(&pack::prefix(service))?);
+        return Ok(pruned(dropped, &unneeded, waiting_for));
+    }
+    for id in asked.drop {
+        drop_backup(repository, service, id, asked.now_s)?;
+    }
+    give_up_the_dead(repository, asked)?;
+    let waiting_for = announced(repository, service)?;
+    if !waiting_for.is_empty() {
+        return Ok(pruned(dropped, &BTreeMap::new(), waiting_for));
+    }
+    seen.look(repository, service, &[])?;
+    let condemned = seen.unneeded(repository.held_surely(&pack::prefix(service))?);
+    let mark = mark(repository, asked, &condemned)?;
+    let waiting_for = announced(repository, service)?;
+    if !waiting_for.is_empty() {
+        repository.delete(&mark)?;
+        return Ok(pruned(dropped, &BTreeMap::new(), waiting_for));
+    }
+    seen.look(repository, service, &[])?;
+    let unneeded = seen.unneeded(condemned);
+    unneeded.keys().try_for_each(|name| repository.delete(name))?;
+    repository.delete(&mark)?;
+    marks.keys().try_for_each(|name| repository.delete(name))?;
+    for (name, _) in seen.gone.iter().filter(|(_, at_s)| asked.now_s > **at_s + REMEMBERED_S) {
+        repository.delete(name)?;
+    }
+    Ok(pruned(dropped, &unneeded, Vec::new()))
+}
+
+fn pruned(
+    dropped: Vec<String>,
+    packs: &BTreeMap<String, Held>,
+    waiting_for: Vec<String>,
+) -> Pruned {
+    let bytes = packs.values().map(|held| held.bytes).sum();
+    Pruned { dropped, packs: packs.len(), bytes, waiting_for }
+}
+
+/// What manifests were seen to say.
+#[derive(Default)]
+struct Seen {
+    read: BTreeSet<String>,
+    needed: BTreeSet<PackId>,
+    /// Word of what is gone, and since when.
+    gone: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    /// Reads manifests that were not seen yet. An error if one can't be read: what it needs is not
+    /// known then, and an operator has to drop it by its name.
+    fn look(
+        &mut self,
+        repository: &Repository,
+        service: &str,
+        without: &[String],
+    ) -> Result<(), RepositoryError> {
+        let prefix = manifest::object(service, "");
+        for name in repository.list(&prefix)?.into_keys() {
+            let dropped = without.iter().any(|id| name.strip_prefix(&prefix) == Some(id));
+            if dropped || self.read.contains(&name) {
+                continue;
+            }
+            match manifest::read_packs(repository, &name) {
+                Ok(Standing::Backup(packs)) => {
+                    self.needed.extend(packs);
+                    self.read.insert(name);
+                }
+                Ok(Standing::Gone { at_s }) => {
+                    self.gone.insert(name, at_s);
+                }
+                Err(RepositoryError::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn unneeded(&self, mut packs: BTreeMap<String, Held>) -> BTreeMap<String, Held> {
+        let id = |name: &str| PackId::from(name.rsplit('/').next().unwrap_or(name));
+        packs.retain(|name, _| !self.needed.contains(&id(name)));
+        packs
+    }
+}
+
+pub fn announcement(service: &str, id: &str) -> String {
+    format!("{service}/running/{id}")
+}
+
+/// Objects of packs that a backup must not use.
+pub fn condemned(
+    repository: &Repository,
+    service: &str,
+) -> Result<BTreeSet<String>, RepositoryError> {
+    let mut condemned = BTreeSet::new();
+    for name in repository.held(&format!("{service}/prune/"))?.into_keys() {
+        let list = match repository.get(&name) {
+            Ok(list) => list,
+            // Its run is over: what it deleted is gone when the packs are listed.
+            Err(RepositoryError::Missing { .. }) => continue,
+            Err(error) => return Err(error),
+        };
+        let list: Vec<String> = serde_json::from_slice(&list)
+            .map_err(|error| pack::malformed(&name, &error.to_string()))?;
+        condemned.extend(list);
+    }
+    Ok(condemned)
+}
+
+/// Backups under way, or dead.
+fn announced(repository: &Repository, service: &str) -> Result<Vec<String>, RepositoryError> {
+    let prefix = announcement(service, "");
+    let names = repository.list(&prefix)?.into_keys();
+    Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_string)).collect())
+}
+
+/// Says in every place which packs are condemned.
+fn mark(
+    repository: &Repository,
+    asked: &Prune<'_>,
+    condemned: &BTreeMap<String, Held>,
+) -> Result<String, RepositoryError> {
+    let name = format!("{}/prune/{}", asked.service, manifest::new_id(asked.now_s)?);
+    let list: Vec<&String> = condemned.keys().collect();
+    let list =
+        serde_json::to_vec(&list).map_err(|error| pack::malformed(&name, &error.to_string()))?;
+    let put = repository.put(&name, &list)?;
+    enough(&name, put, repository.all_places().len())?;
+    Ok(name)
+}
+
+/// Puts word that it is gone in its manifest's place. One place after the other: as long as one has
+/// the manifest, it is a backup.
+fn drop_backup(
+    repository: &Repository,
+    service: &str,
+    id: &str,
+    now_s: u64,
+) -> Result<(), RepositoryError> {
+    let name = manifest::object(service, id);
+    let word = manifest::gone(repository.master(), &name, now_s)?;
+    for place in repository.all_places() {
+        place.put(&name, &word, Existing::Replace)?;
+    }
+    Ok(())
+}
+
+/// Takes back announcements of backups that are finished, or gone everywhere, and gives up those
+/// that are too old.
+fn give_up_the_dead(repository: &Repository, asked: &Prune<'_>) -> Result<(), RepositoryError> {
+    let Prune { service, now_s, .. } = *asked;
+    for id in announced(repository, service)? {
+        let name = manifest::object(service, &id);
+        let over = match manifest::read_info(repository, &name) {
+            Ok(Standing::Backup(_)) => true,
+            Ok(Standing::Gone { .. }) => give_up(repository, &name, now_s)?,
+            Err(RepositoryError::Missing { .. }) => {
+                let began_s = manifest::began_s(&id).unwrap_or(0);
+                let dead = now_s > began_s + GIVEN_UP_S || asked.dead.contains(&id);
+                dead && give_up(repository, &name, now_s)?
+            }
+            Err(error) => return Err(error),
+        };
+        if over {
+            repository.delete(&announcement(service, &id))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether no place will ever take its manifest, or one has it: it is over both ways.
+fn give_up(repository: &Repository, name: &str, now_s: u64) -> Result<bool, RepositoryError> {
+    let master = repository.master();
+    let word = manifest::gone(master, name, now_s)?;
+    let same = |there: &[u8]| {
+        manifest::state(master, name, there).map(|state| matches!(state, Standing::Gone { .. }))
+    };
+    match repository.put_sealed(name, &word, same) {
+        Ok(put) => Ok(put.copies == repository.all_places().len()),
+        Err(RepositoryError::Conflict { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
