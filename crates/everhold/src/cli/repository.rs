@@ -5,7 +5,6 @@ use super::failure::{Failure, say};
 use super::output::{print, print_json};
 use crate::backup;
 use crate::code::Code;
-use crate::spec::record;
 use clap::Subcommand;
 use everhold_core::spec::Spec;
 use everhold_repository::{Kit, Repository, RepositoryError};
@@ -68,7 +67,7 @@ fn failed(error: anyhow::Error) -> Failure {
 
 pub fn spec(client: &Client) -> Result<Spec, Failure> {
     let answer = client.get("/v1/spec")?;
-    record::from_json(&answer["spec"].to_string()).map_err(|error| failed(error.into()))
+    serde_json::from_value(answer["spec"].clone()).map_err(|error| failed(error.into()))
 }
 
 fn one(spec: &Spec, name: &str) -> Result<Repository, Failure> {
