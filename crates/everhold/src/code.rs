@@ -166,6 +166,7 @@ codes! {
     OfPackage "E272" "file of a package" "use apt, or choose another --prefix";
     StillRuns "E273" "still runs" "`systemctl disable --now everhold`";
     CannotInstall "E274" "cannot install" "mend what is named, then again";
+    KeyFile "E290" "key file can't be used" "mend the file; it is read again";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod apply;
+mod archive;
 mod children;
 mod cli;
 mod clock;
@@ -21,6 +22,7 @@ mod holds;
 mod install;
 mod journal;
 mod keeper;
+mod key_file;
 mod layout;
 mod link;
 mod links;

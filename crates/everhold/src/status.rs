@@ -171,7 +171,7 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         Some(Durability::Required) | None => "required",
         Some(Durability::Preferred) => "preferred",
     };
-    json!({
+    let mut service = json!({
         "kind": declared.map_or("postgres", |service| service.kind()),
         "health": health,
         "serving": serving,
@@ -187,7 +187,22 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "tolerates": term.map(|term| tolerates(term, durability == "preferred")),
         "last_failover": from.word.last_failover.get(name),
         "instances": instances,
-    })
+    });
+    if let Some(backup) = backup(from, name, leader.as_ref().map(|(_, node, _)| node)) {
+        service["backup"] = backup;
+    }
+    service
+}
+
+/// How well it is backed up; `None`: nobody asked for it. Only a leader that is heard knows.
+fn backup(from: &Sources<'_>, name: &str, leader: Option<&String>) -> Option<Value> {
+    from.spec.postgres(name)?.backup.as_ref()?;
+    let leader = leader.filter(|node| silent_ms(from, node).is_some_and(|ms| ms <= DOWN_MS));
+    let word = leader.and_then(|node| from.reports.get(node)?.0.archives.get(name));
+    Some(json!({
+        "rpo_ms": word.and_then(|word| word.behind_ms),
+        "log_lsn": word.and_then(|word| word.archived),
+    }))
 }
 
 /// Whether clients are served. `None`: nobody is there who could know. An agent that is gone says

@@ -14,7 +14,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, install, log, machine, minder, store, up};
+use crate::{agent, archive, context, gateway, install, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -208,6 +208,9 @@ enum Command {
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
+    /// Archive the log of one leader, started by its agent
+    #[command(hide = true)]
+    Archive(archive::Seat),
 }
 
 #[derive(Subcommand)]
@@ -263,6 +266,7 @@ pub fn main() -> ExitCode {
             serve(log, store::restore::restore(options))
         }
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
+        Command::Archive(_) => serve(log, archive::run()),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
         Command::Check { file, store_port } => {
@@ -318,7 +322,8 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Install(_)
         | Command::Completions { .. }
         | Command::Manual { .. }
-        | Command::Minder(_) => Ok(()),
+        | Command::Minder(_)
+        | Command::Archive(_) => Ok(()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
+mod archive;
 mod certs;
 mod commands;
 mod damage;

@@ -12,7 +12,7 @@ const EDGES: [(&str, &[&str]); 7] = [
     ("adapters", &["core"]),
     ("gateway", &["core"]),
     ("repository", &["core"]),
-    ("everhold", &["core", "store", "adapters", "gateway"]),
+    ("everhold", &["core", "store", "adapters", "gateway", "repository"]),
     ("sim", &["core", "store"]),
 ];
 /// What judges cannot see a runtime, a clock or a socket.
