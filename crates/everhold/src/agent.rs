@@ -1,5 +1,6 @@
 //! The role `agent`: one node's part in every service that has an instance on it.
 
+use crate::archive::{self, Heard, Tender, tend_slot};
 use crate::backup::desk::Desk;
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
@@ -127,13 +128,14 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
     link::serve(address, tls.clone(), reports, questions).await?;
 
+    let heard = Heard::default();
     let mut keepers = BTreeMap::new();
     for name in spec.services.keys() {
         let Some(service) = spec.postgres(name).filter(|s| s.nodes.contains(&node.name)) else {
             continue;
         };
         let site = Site { node: &node, layout: &layout, spec: &spec };
-        match keep(site, name, service, &store, &journal, &report, &tls).await {
+        match keep(site, name, service, &store, &journal, &report, &tls, &heard).await {
             Ok(keeper) => {
                 keepers.insert(name.clone(), keeper);
             }
@@ -174,7 +176,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let (told, hear) = mpsc::channel(REPORTS_MAX);
     let mut links = Links::new(tls.clone(), told);
     links.follow(&spec, link::JUDGE_EVERY, |other| shares_a_service(&spec, &node.name, other));
-    tokio::spawn(listen(hear, keepers.clone()));
+    tokio::spawn(listen(hear, keepers.clone(), heard));
     tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
     let specs = spec_store::follow(&node.cluster, store.clone(), copy);
     tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
@@ -293,6 +295,7 @@ async fn keep(
     journal: &Journal,
     report: &watch::Sender<Arc<Report>>,
     tls: &Tls,
+    heard: &Heard,
 ) -> anyhow::Result<Keeper> {
     let Site { node, layout, .. } = site;
     let dir = layout.service(&node.name, name);
@@ -300,7 +303,21 @@ async fn keep(
     let (durable, config, address) = open(&site, name, service)?;
     let port = config.port;
     let config_tls = config.tls.is_some();
-    let postgres = Postgres::open(config).await?;
+    let office = archive::Office {
+        cluster: node.cluster.clone(),
+        service: name.to_string(),
+        dir: dir.clone(),
+        data_dir: config.data_dir.clone(),
+        run_dir: config.run_dir.clone(),
+        port,
+        places: BTreeMap::new(),
+        copies: 0,
+    };
+    let archive = archive::Office::of(site.spec, service, office)
+        .map(|office| Tender::start(office, journal.clone(), report.clone()));
+    let postgres = Arc::new(Postgres::open(config).await?);
+    let slot = (name.to_string(), service.backup.is_some(), heard.clone(), report.subscribe());
+    tokio::spawn(tend_slot(slot.0, slot.1, postgres.clone(), slot.2, slot.3));
     let identity = Identity {
         cluster: node.cluster.clone(),
         service: name.to_string(),
@@ -313,13 +330,14 @@ async fn keep(
     let parts = Parts {
         agent: Agent::new(identity, policy(site.spec, service), durable, clock::now()),
         service: name.to_string(),
-        postgres: Arc::new(postgres),
+        postgres,
         store: store.clone(),
         journal: journal.clone(),
         record,
         replication_password: replication_password(layout, name),
         probe_tls: config_tls.then(|| tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
+        archive,
         tell: Box::new(move |status, holds, at_once| {
             sender.send_if_modified(|report| {
                 let of_service = |hold: &&Hold| hold.service.as_ref() == Some(&service_name);
@@ -454,8 +472,10 @@ pub fn host_and_port(address: &Address, port: u16) -> String {
 async fn listen(
     mut hear: mpsc::Receiver<(String, Arc<Report>)>,
     keepers: BTreeMap<String, Keeper>,
+    heard: Heard,
 ) {
     while let Some((node, report)) = hear.recv().await {
+        heard.hear(&report);
         for (service, status) in &report.services {
             if let Some(keeper) = keepers.get(service) {
                 keeper.heard(node.clone(), status.clone());
@@ -490,13 +510,16 @@ async fn follow_spec(
             let of = |(name, service): (&String, &ServiceSpec)| {
                 let ServiceSpec::Postgres(postgres) = service;
                 let ports: Vec<u16> = postgres.instances.values().map(|i| i.port).collect();
-                (name.clone(), postgres.parameters.clone(), ports)
+                let backup = postgres.backup.as_ref();
+                let backup = backup.map(|it| (it.repositories.clone(), it.copies));
+                (name.clone(), postgres.parameters.clone(), ports, backup)
             };
             let place = |(name, node): (&String, &NodeSpec)| {
                 (name.clone(), node.address.clone(), node.ports)
             };
             let nodes: Vec<_> = spec.nodes.iter().map(place).collect();
-            (nodes, spec.services.iter().map(of).collect::<Vec<_>>())
+            let services: Vec<_> = spec.services.iter().map(of).collect();
+            (nodes, services, spec.repositories.clone())
         };
         if settings(&spec) != settings(&known) {
             let text = "the spec changed what only a new agent takes up; it starts again";

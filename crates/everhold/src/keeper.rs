@@ -3,6 +3,7 @@
 //! Nothing here judges. One task owns the agent; whatever waits runs in tasks of its own and comes
 //! back as an input.
 
+use crate::archive::Tender;
 use crate::failovers::{self, LastFailover};
 use crate::holds::Notes;
 use crate::journal::Journal;
@@ -52,6 +53,8 @@ pub struct Parts {
     /// For questions to the servers of other machines.
     pub probe_tls: Option<Arc<rustls::ClientConfig>>,
     pub minder: Feed,
+    /// Of a service with backups.
+    pub archive: Option<Tender>,
     /// Told of each change of the status and of what is waited for; `true`: at once.
     pub tell: Tell,
 }
@@ -341,6 +344,9 @@ impl Driver {
             let commands = self.parts.agent.step(clock::now(), input);
             self.health.send_replace(Arc::new(facts(&self.parts.agent)));
             self.tend_minder();
+            if let Some(archive) = &self.parts.archive {
+                archive.lead(self.parts.agent.view.led_term());
+            }
             self.shared.generation.store(self.parts.agent.generation(), Ordering::Release);
             let member = self.parts.agent.view.member();
             *self.shared.member.lock().unwrap_or_else(PoisonError::into_inner) = member;
@@ -352,7 +358,8 @@ impl Driver {
                     other => self.execute(other),
                 }
             }
-            let holds = self.notes.holds(&self.parts.service, &self.parts.agent);
+            let mut holds = self.notes.holds(&self.parts.service, &self.parts.agent);
+            holds.extend(self.parts.archive.iter().flat_map(Tender::holds));
             (self.parts.tell)(self.parts.agent.status(), holds, at_once);
         }
     }
@@ -402,6 +409,8 @@ impl Driver {
     }
 
     async fn halt(mut self, done: oneshot::Sender<Result<(), String>>) {
+        // The archiver goes with it.
+        self.parts.archive = None;
         // Balancers are told first.
         let last = health::Facts { at: Time(0), ..facts(&self.parts.agent) };
         self.health.send_replace(Arc::new(last));

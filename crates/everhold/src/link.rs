@@ -5,6 +5,7 @@
 //! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
 
+use crate::archive::Word;
 use crate::backup::desk::Making;
 use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
@@ -53,6 +54,9 @@ pub struct Report {
     pub pid: u32,
     pub version: String,
     pub services: BTreeMap<String, Arc<Status>>,
+    /// How the log of each service that it leads is archived.
+    #[serde(default)]
+    pub archives: BTreeMap<String, Word>,
     /// What it waits for.
     #[serde(default)]
     pub holds: Vec<Hold>,

@@ -3,6 +3,7 @@
 mod agent;
 mod api;
 mod apply;
+mod archive;
 mod backup;
 mod children;
 mod cli;
@@ -22,6 +23,7 @@ mod holds;
 mod install;
 mod journal;
 mod keeper;
+mod key_file;
 mod layout;
 mod link;
 mod links;

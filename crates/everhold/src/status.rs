@@ -189,10 +189,22 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "last_failover": from.word.last_failover.get(name),
         "instances": instances,
     });
-    if from.spec.postgres(name).is_some_and(|it| it.backup.is_some()) {
-        value["backup"] = shown::status(name, from.reports, from.word.backups.get(name));
+    if let Some(backup) = backup(from, name, leader.as_ref().map(|(_, node, _)| node)) {
+        value["backup"] = backup;
     }
     value
+}
+
+/// How well it is backed up; `None`: nobody asked for it. How far the log is, only a leader that is
+/// heard knows.
+fn backup(from: &Sources<'_>, name: &str, leader: Option<&String>) -> Option<Value> {
+    from.spec.postgres(name)?.backup.as_ref()?;
+    let leader = leader.filter(|node| silent_ms(from, node).is_some_and(|ms| ms <= DOWN_MS));
+    let word = leader.and_then(|node| from.reports.get(node)?.0.archives.get(name));
+    let mut value = shown::status(name, from.reports, from.word.backups.get(name));
+    value["rpo_ms"] = json!(word.and_then(|word| word.behind_ms));
+    value["log_lsn"] = json!(word.and_then(|word| word.archived));
+    Some(value)
 }
 
 /// Whether clients are served. `None`: nobody is there who could know. An agent that is gone says

@@ -8,7 +8,7 @@
 
 mod coverage;
 
-pub use coverage::{PIECE_BYTES_MAX, Piece, coverage, extents, missing};
+pub use coverage::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
 
 use crate::{Put, Repository, RepositoryError};
 use coverage::{doubled, gathered, gatherings, plan, unneeded};

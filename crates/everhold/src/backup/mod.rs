@@ -7,17 +7,14 @@ pub mod tend;
 pub mod worker;
 
 use crate::code::Code;
-use anyhow::{Context, anyhow, bail};
+use crate::key_file;
+use anyhow::{Context, anyhow};
 use everhold_core::backup::Kind;
 use everhold_core::spec::{RepositorySpec, Spec};
 use everhold_repository::backup::Info;
 use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
 use serde_json::{Value, json};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-
-/// A password is a line.
-const PASSWORD_BYTES_MAX: u64 = 64 * 1024;
 
 /// Opens the repositories of these names; those that don't answer are told by `absent`.
 pub fn open(spec: &Spec, names: &[String]) -> anyhow::Result<Repository> {
@@ -36,7 +33,7 @@ pub fn place(spec: &Spec, name: &str) -> anyhow::Result<(PlaceConfig, Password)>
         )
     };
     let repository: &RepositorySpec = spec.repositories.get(name).with_context(declared)?;
-    let password = password(Path::new(&repository.key_file))?;
+    let password = key_file::read(Path::new(&repository.key_file))?;
     Ok((PlaceConfig::new(name, repository), password))
 }
 
@@ -67,26 +64,6 @@ pub fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Full => "full",
         Kind::Incremental => "incremental",
-    }
-}
-
-/// The password in a file that nobody else may read.
-pub fn password(path: &Path) -> anyhow::Result<Password> {
-    let unusable =
-        |why: String, next: &str| anyhow!("E282 {}: {why}; next step: {next}", path.display());
-    let make = "make it on every machine alike: a long random line, mode 0600";
-    let meta = std::fs::metadata(path).map_err(|error| unusable(error.to_string(), make))?;
-    if meta.mode() & 0o077 != 0 {
-        return Err(unusable("others may read it".to_string(), "`chmod 600` it"));
-    }
-    if !meta.is_file() || meta.len() > PASSWORD_BYTES_MAX {
-        bail!(unusable("it is no file with a password".to_string(), make));
-    }
-    let text = std::fs::read_to_string(path);
-    let password = Password::new(&text.map_err(|error| unusable(error.to_string(), make))?);
-    match password.is_empty() {
-        true => Err(unusable("it is empty".to_string(), make)),
-        false => Ok(password),
     }
 }
 

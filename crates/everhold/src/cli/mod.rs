@@ -18,7 +18,7 @@ mod status;
 
 use crate::backup::worker;
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, install, log, machine, minder, store, up};
+use crate::{agent, archive, context, gateway, install, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -223,6 +223,9 @@ enum Command {
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
+    /// Archive the log of one leader, started by its agent
+    #[command(hide = true)]
+    Archive(archive::Seat),
 }
 
 #[derive(Subcommand)]
@@ -280,6 +283,7 @@ pub fn main() -> ExitCode {
         Command::Worker(worker) => serve(log, worker::run(worker)),
         Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
+        Command::Archive(_) => serve(log, archive::run()),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
         Command::Check { file, store_port } => {
@@ -339,6 +343,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Manual { .. }
         | Command::Restore(_)
         | Command::Worker(_)
+        | Command::Archive(_)
         | Command::Minder(_) => Ok(()),
     }
 }

@@ -3,8 +3,8 @@
 use super::client::Client;
 use super::failure::{Failure, say};
 use super::output::{print, print_json};
-use crate::backup;
 use crate::code::Code;
+use crate::{backup, key_file};
 use clap::Subcommand;
 use everhold_core::spec::Spec;
 use everhold_repository::{Kit, Repository, RepositoryError};
@@ -47,13 +47,13 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Command::Check => check(client, &spec),
         Command::Kit { name } => kit(client, &spec, name),
         Command::AddPassword { name, file } => {
-            let password = backup::password(file).map_err(failed)?;
+            let password = key_file::read(file).map_err(|error| failed(error.into()))?;
             let repository = one(&spec, name)?;
             repository.add_password(name, &password).map_err(backup::told).map_err(failed)?;
             done(client, name, "another password opens it; key_file names the one that is used")
         }
         Command::RemovePassword { name, file } => {
-            let password = backup::password(file).map_err(failed)?;
+            let password = key_file::read(file).map_err(|error| failed(error.into()))?;
             let repository = one(&spec, name)?;
             repository.remove_password(name, &password).map_err(backup::told).map_err(failed)?;
             done(client, name, "this password opens it no longer")

@@ -144,6 +144,11 @@ impl Desk {
             }
             of_service(&mut page, service, &measured);
             of_instance(&mut page, service, &measured);
+            if let Some(word) = self.report.borrow().archives.get(service) {
+                let only = [("service", service.as_str())];
+                page.maybe(&m::LOG_ARCHIVED, &only, word.archived.map(|lsn| lsn.0 as f64));
+                page.maybe(&m::LOG_BEHIND, &only, word.behind_ms.map(seconds));
+            }
             if measured.facts.status.pid.is_some() {
                 let dir = self.layout.service(&self.node.name, service);
                 page.put(&m::MINDER, &[("service", service)], flag(minder::is_there(&dir)));

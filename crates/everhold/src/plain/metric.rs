@@ -96,6 +96,10 @@ metrics! {
         "1 if its disk has no room for more WAL.";
     MINDER gauge "everhold_minder_up" "service"
         "1 if a minder watches over its postmaster; absent while there is none to watch over.";
+    LOG_ARCHIVED gauge "everhold_log_archived_lsn_bytes" "service"
+        "All of the log up to there is in as many repositories as are asked for; absent unless it leads.";
+    LOG_BEHIND gauge "everhold_log_behind_seconds" "service"
+        "Since the oldest of the log came to disk that is not; absent unless it leads.";
     GATEWAY_REVISION gauge "everhold_gateway_table_revision" ""
         "Revision of the route table in force.";
     LISTENER_OPEN gauge "everhold_gateway_listener_open" "listener, service, role"

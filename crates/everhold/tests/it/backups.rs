@@ -73,9 +73,8 @@ fn a_database_is_backed_up_and_comes_back() {
     // The first one is made by itself.
     let load = Load::start(stack.write_port(), &stack.password());
     load.flows();
-    let status = stack.wait("first backup", |status| {
-        status["services"]["main"]["backup"]["newest"].is_string()
-    });
+    let status = stack
+        .wait("first backup", |status| status["services"]["main"]["backup"]["newest"].is_string());
     let backup = &status["services"]["main"]["backup"];
     assert_eq!((&backup["count"], &backup["copies"]), (&1.into(), &1.into()), "{backup}");
     let leader = &status["services"]["main"]["leader"];

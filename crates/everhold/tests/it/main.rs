@@ -1,5 +1,6 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
+mod archive;
 mod backups;
 mod certs;
 mod commands;

@@ -245,6 +245,12 @@ impl Load {
         self.told.lock().expect("unpoisoned").acknowledged.len()
     }
 
+    /// What was acknowledged, and when, where nobody is left to read it from.
+    pub fn abandon(self) -> Vec<(Instant, u32, i64)> {
+        self.stop.store(true, Ordering::SeqCst);
+        std::mem::take(&mut self.told.lock().expect("unpoisoned").acknowledged)
+    }
+
     /// Ends the writers and looks for every acknowledged row.
     pub fn finish(self) -> Seen {
         self.stop.store(true, Ordering::SeqCst);

@@ -45,6 +45,8 @@ pub struct Wanted {
     pub disks: &'static [&'static str],
     /// `[store]`, if it is the operator's.
     pub store: String,
+    /// Directories of the stack that are to be repositories.
+    pub repositories: &'static [&'static str],
 }
 
 impl Default for Wanted {
@@ -58,6 +60,7 @@ impl Default for Wanted {
             parameters: String::new(),
             disks: &[],
             store: String::new(),
+            repositories: &[],
         }
     }
 }
@@ -142,14 +145,34 @@ impl Stack {
              [listener]\n\
              write = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"primary\" }}\n\
              read = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1s\" }}\n\
-             [api]\nbind = \"127.0.0.1:{}\"\n{store}",
+             [api]\nbind = \"127.0.0.1:{}\"\n{store}{}",
             range(0),
             range(1),
             range(2),
             self.write_port(),
             self.read_port(),
-            self.api_port()
+            self.api_port(),
+            self.repositories()
         )
+    }
+
+    fn repositories(&self) -> String {
+        let Wanted { repositories, .. } = &self.wanted;
+        if repositories.is_empty() {
+            return String::new();
+        }
+        let place = |name: &&str| {
+            let (at, key) = (self.dir.join(name), self.key_file(name));
+            let (at, key) = (at.display(), key.display());
+            format!("{name} = {{ url = \"file://{at}\", key_file = \"{key}\" }}\n")
+        };
+        let places: String = repositories.iter().map(place).collect();
+        format!("[repository]\n{places}[service.main.backup]\nrepositories = {repositories:?}\n")
+    }
+
+    /// Where a repository's password stands.
+    pub fn key_file(&self, repository: &str) -> PathBuf {
+        self.dir.join(format!("{repository}.key"))
     }
 
     /// What makes its disks and clock worse.
@@ -390,17 +413,23 @@ impl Stack {
         pids
     }
 
-    /// The same with the minders, which outlive both: what freezes with a machine.
+    /// The same with the minders, which outlive both, and the archiver: what freezes with a machine.
     pub fn machine_pids(&self, node: &str) -> Vec<i32> {
-        let dir = self.data().join(node).join("main");
-        let mut pids = processes(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|byte| *byte == 0);
-            words.nth(1) == Some(b"minder")
-                && words.any(|word| word == dir.as_os_str().as_encoded_bytes())
-        });
+        let mut pids = self.role_pids("minder", node);
+        pids.extend(self.role_pids("archive", node));
         pids.extend(self.node_pids(node));
         pids
+    }
+
+    /// Everhold's own processes of that role for the service of a node.
+    pub fn role_pids(&self, role: &str, node: &str) -> Vec<i32> {
+        let dir = self.data().join(node).join("main");
+        processes(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            words.nth(1) == Some(role.as_bytes())
+                && words.any(|word| word == dir.as_os_str().as_encoded_bytes())
+        })
     }
 
     /// What helps to understand a failure.

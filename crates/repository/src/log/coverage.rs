@@ -81,14 +81,25 @@ fn parts<'p>(pieces: &'p [Piece], line: &[Branch]) -> Vec<Part<'p>> {
 
 /// What the pieces hold of `line`: ranges in order, with a hole between any two.
 pub fn coverage(pieces: &[Piece], line: &[Branch]) -> Vec<Range<Lsn>> {
-    let mut covered: Vec<Range<Lsn>> = Vec::new();
-    for (_, part) in parts(pieces, line) {
-        match covered.last_mut() {
-            Some(last) if part.start <= last.end => last.end = last.end.max(part.end),
-            _ => covered.push(part),
+    joined(parts(pieces, line).into_iter().map(|(_, part)| part))
+}
+
+/// Adds a range to such ranges.
+pub fn cover(covered: &mut Vec<Range<Lsn>>, range: Range<Lsn>) {
+    covered.push(range);
+    covered.sort_by_key(|range| range.start);
+    *covered = joined(std::mem::take(covered));
+}
+
+fn joined(ranges: impl IntoIterator<Item = Range<Lsn>>) -> Vec<Range<Lsn>> {
+    let mut joined: Vec<Range<Lsn>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => joined.push(range),
         }
     }
-    covered
+    joined
 }
 
 /// The first bytes at or after `from` and before `to` that are not covered.
