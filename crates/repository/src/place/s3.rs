@@ -7,7 +7,7 @@ use super::{Existing, Object, PlaceConfig, credentials};
 use crate::RepositoryError;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use ring::digest::{SHA256, digest};
+use md5::{Digest, Md5};
 use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use std::borrow::Cow;
@@ -90,11 +90,12 @@ impl S3 {
         existing: Existing,
     ) -> Result<bool, RepositoryError> {
         let key = self.key(object);
-        // Both are signed: nobody between can take the condition away, or store another content.
-        let sum = BASE64_STANDARD.encode(digest(&SHA256, content));
-        let mut headers = vec![("x-amz-checksum-sha256", sum.as_str())];
+        // Both are signed: nobody between can take the condition away, or change the content by
+        // accident. Not every store knows the newer checksums, and some refuse them.
+        let sum = BASE64_STANDARD.encode(Md5::digest(content));
+        let mut headers = vec![("content-md5", sum.as_str())];
         match existing {
-            Existing::Keep => headers.insert(0, ("if-none-match", "*")),
+            Existing::Keep => headers.push(("if-none-match", "*")),
             Existing::Replace => {}
         }
         let mut attempts = 0;
