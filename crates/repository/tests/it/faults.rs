@@ -82,7 +82,8 @@ fn attempts_have_an_end() {
         assert_eq!(proxy.seen().len(), 5, "{rest:?}");
     }
     // A refusal is one, and is not asked for again. Nor is anybody else asked.
-    let moved = "<Error><Code>PermanentRedirect</Code><Message>See http://x/?X-Amz-Signature=1";
+    let moved =
+        "<Error><Code>PermanentRedirect</Code><Message>See http://x/?X-Amz-Signature=1</Message>";
     for (status, text) in [(403, "<Code>AccessDenied</Code>"), (301, moved), (400, "")] {
         let (proxy, place) = through(&server, &[], Fault::Answer(status, text));
         let text = told(&place.get("a/1").unwrap_err());
