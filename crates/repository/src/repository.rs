@@ -299,8 +299,15 @@ impl Repository {
         })?;
         let ((sealed, packed), harmed) = sealed;
         for place in harmed {
-            tracing::warn!(place = place.name(), object = name, "put back from another place");
-            place.put(name, &sealed, Existing::Replace)?;
+            // Whoever may only read, or finds the place full, has the content all the same.
+            match place.put(name, &sealed, Existing::Replace) {
+                Ok(_) => {
+                    tracing::warn!(place = place.name(), object = name, "put back from another");
+                }
+                Err(error) => {
+                    tracing::warn!(place = place.name(), object = name, %error, "can't put back");
+                }
+            }
         }
         unpack(name, &packed)
     }

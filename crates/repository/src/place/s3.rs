@@ -25,7 +25,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(300);
 /// From the last byte sent to the first of the answer: a line that was cut without a word is given
 /// up for a new one.
-const ANSWER: Duration = Duration::from_secs(60);
+const ANSWER: Duration = Duration::from_secs(30);
 /// Attempts of a request that the store was too busy for, or that got no answer.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);

@@ -1,7 +1,8 @@
 //! A repository in a directory and a bucket at once.
 
 use super::bed::{Server, directory, told};
-use everhold_repository::{Existing, Password, Place, PlaceConfig, Repository, RepositoryError};
+use super::proxy::{Fault, Proxy};
+use everhold_repository::{Existing, Password, PlaceConfig, Repository, RepositoryError};
 use std::fs;
 use std::path::Path;
 
@@ -61,6 +62,22 @@ fn damage_in_one_is_healed_from_the_other() {
 }
 
 #[test]
+fn what_can_be_read_is_given_where_it_can_not_be_healed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start();
+    let proxy = Proxy::start(server.port, server.root(), &[], Fault::None);
+    let repository = made(&server.config(proxy.port), &directory(&dir.path().join("east")));
+    assert_eq!(repository.put("a/1", b"content").unwrap().copies, 2);
+    fs::remove_file(server.file("a/1")).unwrap();
+    let denied = Fault::Answer(403, "<Code>AccessDenied</Code>");
+    proxy.next(&[Fault::None, denied]);
+    assert_eq!(repository.get("a/1").unwrap(), b"content");
+    assert!(!server.file("a/1").exists());
+    assert_eq!(repository.get("a/1").unwrap(), b"content");
+    assert!(server.file("a/1").exists());
+}
+
+#[test]
 fn a_server_that_was_gone_is_brought_level() {
     both_orders(|server, east, repository| {
         assert_eq!(repository.put("a/1", b"one").unwrap().copies, 2);
@@ -104,8 +121,8 @@ fn a_server_killed_in_the_middle_of_a_put_loses_nothing_that_counted() {
             server.kill();
             putting.join().unwrap()
         });
+        assert!(counted < 200, "killed when all was done");
         server.begin();
-        let place: Place = server.place();
         for n in 0..counted {
             assert!(place.get(&format!("{round}/{n}")).unwrap().unwrap() == content);
         }
