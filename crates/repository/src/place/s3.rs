@@ -90,8 +90,8 @@ impl S3 {
         existing: Existing,
     ) -> Result<bool, RepositoryError> {
         let key = self.key(object);
-        // Both are signed: nobody between can take the condition away, or change the content by
-        // accident. Not every store knows the newer checksums, and some refuse them.
+        // Both are signed, so that nobody between can take the condition or the check away. Some
+        // stores refuse the newer checksums.
         let sum = BASE64_STANDARD.encode(Md5::digest(content));
         let mut headers = vec![("content-md5", sum.as_str())];
         match existing {
@@ -114,7 +114,7 @@ impl S3 {
             // What is there may come from an attempt whose answer was lost.
             412 if attempts > 1 => Ok(self.get(object, None)?.is_some_and(|it| it == content)),
             412 => Ok(false),
-            501 => Err(RepositoryError::NoConditionalPut {
+            501 if existing == Existing::Keep => Err(RepositoryError::NoConditionalPut {
                 place: self.name.clone(),
                 said: answer.said(),
             }),

@@ -172,6 +172,10 @@ fn what_does_not_open_is_told_without_secrets() {
     let config = server.config_with(server.port, "none", "everhold-test", SECRET);
     let text = told(&Place::open(&config).unwrap().list("").unwrap_err());
     assert!(text.contains("NoSuchBucket"), "{text}");
+    // Whoever can't prove himself is not spoken to.
+    let mut config = server.config(server.port);
+    config.endpoint = Some(format!("https://127.0.0.1:{}", server.port));
+    told(&Place::open(&config).and_then(|place| place.get("a/1")).unwrap_err());
     // Nobody listens.
     let place = Place::open(&server.config(free_port())).unwrap();
     let began = Instant::now();
