@@ -16,5 +16,5 @@ mod seal;
 pub use error::RepositoryError;
 pub use key::{Kit, Password};
 pub use log::Log;
-pub use place::{Place, PlaceConfig};
+pub use place::{Existing, Object, Place, PlaceConfig};
 pub use repository::{Identity, Put, Repository};

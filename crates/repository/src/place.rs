@@ -47,7 +47,7 @@ pub struct Place {
 
 enum Kind {
     Directory(Directory),
-    S3(S3),
+    S3(Box<S3>),
 }
 
 impl PlaceConfig {
@@ -66,7 +66,9 @@ impl Place {
     pub fn open(config: &PlaceConfig) -> Result<Place, RepositoryError> {
         let kind = match &config.location {
             Location::Directory(path) => Kind::Directory(Directory::new(Path::new(path))),
-            Location::S3 { bucket, prefix } => Kind::S3(S3::open(config, bucket, prefix)?),
+            Location::S3 { bucket, prefix } => {
+                Kind::S3(Box::new(S3::open(config, bucket, prefix)?))
+            }
         };
         Ok(Place { name: config.name.clone(), kind })
     }
@@ -157,8 +159,8 @@ impl Place {
             }
         };
         let result = probed();
-        self.delete(&object)?;
-        result
+        let removed = self.delete(&object);
+        result.and(removed)
     }
 }
 

@@ -300,11 +300,14 @@ impl Repository {
         })?;
         let ((sealed, packed), harmed) = sealed;
         for place in harmed {
-            // It was found all the same: a place that is away or full is another's to complain of.
-            let put = place.put(name, &sealed, Existing::Replace);
-            match put {
-                Ok(_) => tracing::warn!(place = place.name(), object = name, "put back"),
-                Err(error) => tracing::warn!(object = name, %error, "not put back"),
+            // Whoever may only read, or finds the place full, has the content all the same.
+            match place.put(name, &sealed, Existing::Replace) {
+                Ok(_) => {
+                    tracing::warn!(place = place.name(), object = name, "put back from another");
+                }
+                Err(error) => {
+                    tracing::warn!(place = place.name(), object = name, %error, "can't put back");
+                }
             }
         }
         unpack(name, &packed)

@@ -1,28 +1,38 @@
 //! A bucket of an S3-compatible store as a place.
 //!
-//! Objects are put with `If-None-Match: *`, which Amazon, MinIO, Garage and others honour; the
-//! probe finds out who doesn't. Requests are signed by rusty-s3, which does no I/O of its own.
+//! Objects are put with `If-None-Match: *`; the probe finds out which store doesn't honour it.
+//! Requests are signed by rusty-s3, which does no I/O of its own.
 
 use super::{Existing, Object, PlaceConfig, credentials};
 use crate::RepositoryError;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use md5::{Digest, Md5};
 use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
+use ureq::Timeout;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
 /// How long a signature holds. A clock may be off by minutes.
 const SIGNED: Duration = Duration::from_secs(900);
 const CONNECT: Duration = Duration::from_secs(5);
-/// For one request, a whole pack over a slow line included.
+/// For one request, a whole pack over a slow line included. What took so long is not tried again.
 const REQUEST: Duration = Duration::from_secs(300);
+/// From the last byte sent to the first of the answer: a line that was cut without a word is given
+/// up for a new one.
+const ANSWER: Duration = Duration::from_secs(30);
 /// Attempts of a request that the store was too busy for, or that got no answer.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Larger than any object of ours.
 const ANSWER_BYTES_MAX: u64 = 1 << 30;
+/// A list comes a thousand names at a time; one that goes on beyond ten million has no end.
+const LISTS_MAX: usize = 10_000;
 /// What requests are signed for where nothing is said.
 const REGION: &str = "us-east-1";
 /// Where distributions keep the authorities that a machine trusts.
@@ -80,26 +90,35 @@ impl S3 {
         existing: Existing,
     ) -> Result<bool, RepositoryError> {
         let key = self.key(object);
-        let url = self.bucket.put_object(Some(&self.credentials), &key).sign(SIGNED);
-        let mut asked_before = false;
+        // Both are signed, so that nobody between can take the condition or the check away. Some
+        // stores refuse the newer checksums.
+        let sum = BASE64_STANDARD.encode(Md5::digest(content));
+        let mut headers = vec![("content-md5", sum.as_str())];
+        match existing {
+            Existing::Keep => headers.push(("if-none-match", "*")),
+            Existing::Replace => {}
+        }
+        let mut attempts = 0;
         let answer = self.ask("store an object", || {
-            let request = self.agent.put(url.as_str());
-            let request = match existing {
-                Existing::Keep => request.header("If-None-Match", "*"),
-                Existing::Replace => request,
-            };
-            let answer = request.send(content);
-            // Whether an attempt without an answer took effect is not known.
-            if answer.as_ref().map_or(true, |it| it.status().as_u16() >= 500) {
-                asked_before = true;
-            }
-            answer
+            attempts += 1;
+            let mut action = self.bucket.put_object(Some(&self.credentials), &key);
+            headers.iter().for_each(|(name, value)| action.headers_mut().insert(*name, *value));
+            let request = self.agent.put(action.sign(SIGNED).as_str());
+            let request = headers
+                .iter()
+                .fold(request, |request, (name, value)| request.header(*name, *value));
+            request.send(content)
         })?;
         match answer.status {
             200 => Ok(true),
-            412 if asked_before => Ok(self.get(object, None)?.is_some_and(|it| it == content)),
+            // What is there may come from an attempt whose answer was lost.
+            412 if attempts > 1 => Ok(self.get(object, None)?.is_some_and(|it| it == content)),
             412 => Ok(false),
-            _ => Err(self.refused("store an object", &answer)),
+            501 if existing == Existing::Keep => Err(RepositoryError::NoConditionalPut {
+                place: self.name.clone(),
+                said: answer.said(),
+            }),
+            _ => Err(self.failed("store an object", answer.said())),
         }
     }
 
@@ -108,23 +127,26 @@ impl S3 {
         object: &str,
         part: Option<(u64, usize)>,
     ) -> Result<Option<Vec<u8>>, RepositoryError> {
-        if part.is_some_and(|(_, len)| len == 0) {
-            return Ok(Some(Vec::new()));
-        }
         let key = self.key(object);
-        let url = self.bucket.get_object(Some(&self.credentials), &key).sign(SIGNED);
         let answer = self.ask("give an object", || {
-            let request = self.agent.get(url.as_str());
+            let action = self.bucket.get_object(Some(&self.credentials), &key);
+            let request = self.agent.get(action.sign(SIGNED).as_str());
             match part {
                 Some((from, len)) => {
-                    let to = from + len as u64 - 1;
+                    // No range is empty: whoever wants nothing learns from one byte if it is there.
+                    let to = from.saturating_add(len.saturating_sub(1) as u64);
                     request.header("Range", format!("bytes={from}-{to}")).call()
                 }
                 None => request.call(),
             }
         })?;
         match (answer.status, part) {
-            (206, Some(_)) | (200, None) => Ok(Some(answer.body)),
+            (200, None) => Ok(Some(answer.body)),
+            (206, Some((_, len))) => {
+                let mut body = answer.body;
+                body.truncate(len);
+                Ok(Some(body))
+            }
             // A store that knows no ranges.
             (200, Some((from, len))) => {
                 let from = usize::try_from(from).unwrap_or(usize::MAX).min(answer.body.len());
@@ -133,28 +155,28 @@ impl S3 {
             }
             // It ends before.
             (416, Some(_)) => Ok(Some(Vec::new())),
-            (404, _) if !is_no_bucket(&answer.body) => Ok(None),
-            (..) => Err(self.refused("give an object", &answer)),
+            (404, _) if !answer.lacks_bucket() => Ok(None),
+            (..) => Err(self.failed("give an object", answer.said())),
         }
     }
 
     pub fn list(&self, prefix: &str) -> Result<Vec<Object>, RepositoryError> {
         let prefix = self.key(prefix);
         let mut objects = Vec::new();
-        let mut next = None;
-        loop {
-            let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
-            action.with_prefix(prefix.as_str());
-            if let Some(token) = next {
-                action.with_continuation_token(token);
-            }
-            let url = action.sign(SIGNED);
-            let answer = self.ask("list objects", || self.agent.get(url.as_str()).call())?;
+        let mut next: Option<String> = None;
+        for _ in 0..LISTS_MAX {
+            let answer = self.ask("list objects", || {
+                let mut action = self.bucket.list_objects_v2(Some(&self.credentials));
+                action.with_prefix(prefix.as_str());
+                if let Some(token) = &next {
+                    action.with_continuation_token(token.as_str());
+                }
+                self.agent.get(action.sign(SIGNED).as_str()).call()
+            })?;
             if answer.status != 200 {
-                return Err(self.refused("list objects", &answer));
+                return Err(self.failed("list objects", answer.said()));
             }
-            let text = String::from_utf8_lossy(&answer.body);
-            let listed = ListObjectsV2::parse_response(&text)
+            let listed = ListObjectsV2::parse_response(&answer.text())
                 .map_err(|error| self.failed("list objects", error.to_string()))?;
             for object in listed.contents {
                 if let Some(name) = object.key.strip_prefix(&self.prefix) {
@@ -167,15 +189,19 @@ impl S3 {
                 return Ok(objects);
             }
         }
+        Err(self.failed("list objects", "its list has no end".to_string()))
     }
 
     pub fn delete(&self, object: &str) -> Result<(), RepositoryError> {
         let key = self.key(object);
-        let url = self.bucket.delete_object(Some(&self.credentials), &key).sign(SIGNED);
-        let answer = self.ask("remove an object", || self.agent.delete(url.as_str()).call())?;
+        let answer = self.ask("remove an object", || {
+            let action = self.bucket.delete_object(Some(&self.credentials), &key);
+            self.agent.delete(action.sign(SIGNED).as_str()).call()
+        })?;
         match answer.status {
-            200 | 204 | 404 => Ok(()),
-            _ => Err(self.refused("remove an object", &answer)),
+            200 | 204 => Ok(()),
+            404 if !answer.lacks_bucket() => Ok(()),
+            _ => Err(self.failed("remove an object", answer.said())),
         }
     }
 
@@ -198,8 +224,8 @@ impl S3 {
                 Ok(Answer { status, body })
             });
             let again = match &result {
-                // 409: another write of the same object is under way.
-                Ok(answer) => matches!(answer.status, 409 | 429 | 500..),
+                Ok(answer) => answer.is_passing(),
+                Err(ureq::Error::Timeout(Timeout::Global)) => false,
                 Err(_) => true,
             };
             if again && attempt < ATTEMPTS {
@@ -212,27 +238,47 @@ impl S3 {
         Err(self.failed(what, "no answer".to_string()))
     }
 
+    /// Nothing behind a question mark is told: it may be a signature.
     fn failed(&self, what: &str, said: String) -> RepositoryError {
+        let said = said.split('?').next().unwrap_or_default().to_string();
         RepositoryError::Remote { place: self.name.clone(), what: what.to_string(), said }
-    }
-
-    fn refused(&self, what: &str, answer: &Answer) -> RepositoryError {
-        let text = String::from_utf8_lossy(&answer.body);
-        let said = ["Code", "Message"]
-            .iter()
-            .filter_map(|tag| {
-                let (_, rest) = text.split_once(&format!("<{tag}>"))?;
-                rest.split_once('<').map(|(value, _)| value)
-            })
-            .collect::<Vec<_>>()
-            .join(": ");
-        let said = said.chars().filter(|c| !c.is_control()).take(300).collect::<String>();
-        self.failed(what, format!("HTTP {} {said}", answer.status).trim_end().to_string())
     }
 }
 
-fn is_no_bucket(body: &[u8]) -> bool {
-    String::from_utf8_lossy(body).contains("NoSuchBucket")
+impl Answer {
+    fn text(&self) -> Cow<'_, str> {
+        String::from_utf8_lossy(&self.body)
+    }
+
+    /// What an error's answer has between these tags.
+    fn tag(&self, tag: &str) -> Option<String> {
+        let text = self.text();
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        rest.split_once('<').map(|(value, _)| value.to_string())
+    }
+
+    /// Whether it is worth asking again. 409: another write of the same object is under way.
+    fn is_passing(&self) -> bool {
+        match self.status {
+            409 | 429 | 500 | 502.. => true,
+            // What arrived was not what was sent, or arrived too slowly.
+            400 => {
+                matches!(self.tag("Code").as_deref(), Some("BadDigest" | "RequestTimeout"))
+            }
+            _ => false,
+        }
+    }
+
+    fn lacks_bucket(&self) -> bool {
+        self.tag("Code").as_deref() == Some("NoSuchBucket")
+    }
+
+    fn said(&self) -> String {
+        let said = ["Code", "Message"].iter().filter_map(|tag| self.tag(tag));
+        let said = said.collect::<Vec<_>>().join(": ");
+        let said = said.chars().filter(|c| !c.is_control()).take(300).collect::<String>();
+        format!("HTTP {} {said}", self.status).trim_end().to_string()
+    }
 }
 
 /// A client that trusts whom the machine trusts.
@@ -240,7 +286,10 @@ fn agent(secure: bool) -> Result<ureq::Agent, String> {
     let mut config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_connect(Some(CONNECT))
+        .timeout_recv_response(Some(ANSWER))
         .timeout_global(Some(REQUEST))
+        // A request is signed for one host.
+        .max_redirects(0)
         .https_only(secure);
     if secure {
         let file = AUTHORITIES.iter().map(Path::new).find(|path| path.exists());
