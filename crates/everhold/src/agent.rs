@@ -135,7 +135,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
             continue;
         };
         let site = Site { node: &node, layout: &layout, spec: &spec };
-        match keep(site, name, service, &store, &journal, &report, &tls, &heard).await {
+        let told = Told { report: &report, heard: &heard };
+        match keep(site, name, service, &store, &journal, told, &tls).await {
             Ok(keeper) => {
                 keepers.insert(name.clone(), keeper);
             }
@@ -197,6 +198,12 @@ pub struct Site<'a> {
     pub node: &'a NodeFile,
     pub layout: &'a Layout,
     pub spec: &'a Spec,
+}
+
+/// What this node tells, and what it heard of archives.
+struct Told<'a> {
+    report: &'a watch::Sender<Arc<Report>>,
+    heard: &'a Heard,
 }
 
 /// What has to be sound before a service can be kept: the node's record, programs, addresses.
@@ -293,10 +300,10 @@ async fn keep(
     service: &PostgresSpec,
     store: &Etcd,
     journal: &Journal,
-    report: &watch::Sender<Arc<Report>>,
+    told: Told<'_>,
     tls: &Tls,
-    heard: &Heard,
 ) -> anyhow::Result<Keeper> {
+    let Told { report, heard } = told;
     let Site { node, layout, .. } = site;
     let dir = layout.service(&node.name, name);
     let record = dir.join("record.json");

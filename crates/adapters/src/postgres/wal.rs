@@ -171,19 +171,22 @@ impl WalFiles {
         Err(PgError::file("read", &path)(error))
     }
 
-    /// Each page says where it is and on which timeline it was written.
+    /// Each page says where it is and on which timeline it was written. Behind a switch to the next
+    /// segment there is nothing but zeros.
     fn pages_fit(&self, line: &[Branch], start: Lsn, bytes: &[u8]) -> bool {
         let first = start.0.next_multiple_of(self.page_bytes);
-        let pages = (first..start.0 + bytes.len() as u64).step_by(self.page_bytes as usize);
-        pages.into_iter().all(|page| {
-            let head = bytes.get((page - start.0) as usize..).and_then(|it| it.first_chunk::<16>());
+        let from = bytes.get((first - start.0) as usize..).unwrap_or_default();
+        let pages = from.chunks(self.page_bytes as usize).zip(0..);
+        pages.into_iter().all(|(page, number)| {
             // A head that is cut off is whole in the next piece.
-            let Some(head) = head else { return true };
-            let number = |at: usize| {
+            let Some(head) = page.first_chunk::<16>() else { return true };
+            let word = |at: usize| {
                 u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
             };
-            let place = u64::from(number(8)) | u64::from(number(12)) << 32;
-            place == page && line.iter().any(|branch| branch.tli == number(4))
+            let place = u64::from(word(8)) | u64::from(word(12)) << 32;
+            let fits = place == first + number * self.page_bytes
+                && line.iter().any(|branch| branch.tli == word(4));
+            fits || page.iter().all(|byte| *byte == 0)
         })
     }
 }
@@ -263,6 +266,17 @@ mod tests {
         let to = dir.path().join(Segment::name(1, Lsn(0), SEGMENT));
         fs::rename(from, to).expect("recycled");
         assert!(files.read(&line, &(Lsn(0)..Lsn(SEGMENT))).is_err(), "another place");
+        // Behind a switch: zeros to the segment's end.
+        write(dir.path(), 1, 1, u64::MAX);
+        let path = dir.path().join(Segment::name(1, Lsn(SEGMENT), SEGMENT));
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[(PAGE + 100) as usize..].fill(0);
+        fs::write(&path, &bytes).expect("written");
+        assert!(files.read(&line, &(Lsn(SEGMENT + 10)..Lsn(SEGMENT * 2))).is_ok());
+        bytes[(PAGE * 2 + 50) as usize] = 1;
+        fs::write(&path, &bytes).expect("written");
+        assert!(files.read(&line, &(Lsn(SEGMENT + 10)..Lsn(SEGMENT * 2))).is_err(), "not zeros");
+        fs::remove_file(&path).expect("removed");
         write(dir.path(), 7, 1, 0);
         let from = dir.path().join(Segment::name(7, Lsn(SEGMENT), SEGMENT));
         fs::rename(from, dir.path().join(Segment::name(1, Lsn(SEGMENT), SEGMENT)))

@@ -386,10 +386,13 @@ fn unreadable(error: &PgError) -> Fault {
 mod tests {
     use super::*;
 
+    /// What is shipped, from where on the server has all, and the gap.
+    type Case<'c> = (&'c [(u64, u64)], u64, Option<(u64, u64)>);
+
     #[test]
     fn the_newest_hole_that_can_not_be_filled_is_a_gap() {
         #[rustfmt::skip]
-        let cases: [(&[(u64, u64)], u64, Option<(u64, u64)>); 6] = [
+        let cases: [Case<'_>; 6] = [
             (&[],                        100, None),
             (&[(0, 100)],                100, None),
             (&[(0, 150)],                100, None),

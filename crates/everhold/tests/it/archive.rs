@@ -20,7 +20,7 @@ use tokio_postgres::SimpleQueryMessage;
 
 /// Where the distribution has PostgreSQL's programs.
 const BIN: &str = "/usr/lib/postgresql/15/bin";
-const SEGMENT: u64 = 16 << 20;
+const SEGMENT: u64 = 4 << 20;
 /// What may be missing at the end.
 const RPO: Duration = Duration::from_millis(1_500);
 
