@@ -51,10 +51,7 @@ pub struct Pruned {
 
 pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, RepositoryError> {
     // A place that is not seen may hold the manifest or the announcement that matters.
-    if let Some((place, error)) = repository.absent().first() {
-        let (place, said) = (place.clone(), error.to_string());
-        return Err(RepositoryError::PlaceAbsent { place, said });
-    }
+    repository.all_there()?;
     let service = asked.service;
     let marks = repository.list(&format!("{service}/prune/"))?;
     let manifests = repository.list(&manifest::object(service, ""))?;
