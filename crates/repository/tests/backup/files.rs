@@ -113,6 +113,34 @@ fn a_restore_is_private_and_goes_nowhere_else() {
     }
 }
 
+#[test]
+fn an_incremental_one_trusts_what_nobody_can_set() {
+    let shelf = Shelf::new();
+    make_files(&shelf.data(), &mut Dice(9));
+    let now_s = crate::server::now_s();
+    // Files are as old as the base, to the second: any of them may have changed behind it.
+    let base = shelf.take(None, now_s).unwrap();
+    let next = shelf.take(Some(&base.id), now_s + 1_000).unwrap();
+    assert_eq!(next.bytes_read, next.bytes);
+    let third = shelf.take(Some(&next.id), now_s + 2_000).unwrap();
+    assert_eq!(third.bytes_read, PAGE as u64, "pg_control, and nothing else");
+    // Another content of the same size and age.
+    let path = shelf.data().join("base/5/20");
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut content = fs::read(&path).unwrap();
+    content[100 * PAGE] ^= 1;
+    fs::write(&path, &content).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_modified(modified).unwrap();
+    let fourth = shelf.take(Some(&third.id), now_s + 3_000).unwrap();
+    assert_eq!(fourth.bytes_read, (content.len() + PAGE) as u64);
+    shelf.restore(&fourth.id, "dest").unwrap();
+    assert_eq!(
+        crate::shelf::content(&shelf.dir.join("dest")),
+        crate::shelf::content(&shelf.data())
+    );
+}
+
 /// Does something once, when the first bytes are read.
 fn once(act: impl Fn() + Sync) -> impl Fn(Progress) + Sync {
     let done = AtomicBool::new(false);

@@ -1,6 +1,7 @@
 //! Prunes beside backups, step by step and at once.
 
 use crate::shelf::{Dice, NOW, SERVICE, Shelf, about, change_files, content, make_files, quiet};
+use everhold_core::backup::Kind;
 use everhold_repository::RepositoryError;
 use everhold_repository::backup::{self, Backup, GIVEN_UP_S, Progress, Prune, Watch};
 use std::fs;
@@ -141,14 +142,46 @@ fn a_dry_run_says_what_a_run_does() {
 }
 
 #[test]
+fn packs_do_not_stay_for_the_little_that_is_needed_of_them() {
+    let shelf = filled();
+    let data = shelf.data();
+    let first = shelf.take(None, NOW).unwrap().id;
+    // Small files stay, the large ones go.
+    for name in ["base/5/20", "base/5/21"] {
+        fs::remove_file(data.join(name)).unwrap();
+    }
+    let last = shelf.take(Some(&first), NOW + 1000).unwrap().id;
+    let repository = shelf.open();
+    let full = |now_s| {
+        let mut plan = shelf.plan(&data, Some(&last), now_s);
+        plan.kind = Kind::Full;
+        Backup::begin(repository, &plan, &quiet()).unwrap().finish(about(now_s)).unwrap()
+    };
+    let kept = full(NOW + 2000);
+    assert!(kept.bytes_added > 20 << 10, "what little was needed is stored anew: {kept:?}");
+    let others: Vec<String> = shelf.ids().into_iter().filter(|id| *id != kept.id).collect();
+    assert!(others.contains(&first));
+    let before = shelf.objects("packs").len();
+    shelf.prune(&others, NOW + 3000);
+    assert!(shelf.objects("packs").len() < before);
+    shelf.check();
+    shelf.restore(&kept.id, "dest").unwrap();
+    assert_eq!(content(&shelf.dir.join("dest")), content(&data));
+    let packs = repository.list("main/packs/").unwrap().len();
+    assert!(packs <= 6, "{packs}");
+}
+
+#[test]
 fn a_dropped_backup_does_not_come_back() {
-    // From a place that was away while it was dropped, or by whoever read it before.
+    // By whoever read it in one place to put it back in the other.
     let shelf = filled();
     let first = shelf.take(None, NOW).unwrap().id;
     let second = shelf.take(Some(&first), NOW + 60).unwrap().id;
     shelf.prune(std::slice::from_ref(&first), NOW + 120);
     let repository = shelf.open();
     assert_eq!(repository.level("main/").unwrap(), 0);
+    let taken = |it: &&std::path::PathBuf| it.ends_with(&first);
+    assert_eq!(shelf.objects("backups").iter().filter(taken).count(), 2, "its names are taken");
     assert_eq!(shelf.ids(), [second]);
     let gone = shelf.restore(&first, "dest").unwrap_err();
     assert!(matches!(gone, RepositoryError::Missing { .. }), "{gone}");
