@@ -190,7 +190,6 @@ mod tests {
         let shorter = next[..10].to_vec();
         let less = encode(&shorter, &base, &mut table);
         assert_eq!(decode(&less, &base, &table), Some(shorter));
-        assert_ne!(decode(&less, &next, &table), decode(&less, &base, &table), "another base");
     }
 
     #[test]

@@ -27,10 +27,11 @@ const MARGIN_NS: i64 = 10_000_000_000;
 pub struct Plan<'a> {
     pub service: &'a str,
     pub kind: Kind,
-    /// The backup to compare with; an incremental one needs it.
+    /// The backup to compare with; an incremental one needs it. If it can't be read, that is an
+    /// error: another may serve, or none for a full one.
     pub base: Option<&'a str>,
     pub data_dir: &'a Path,
-    /// Seconds since 1970.
+    /// Seconds since 1970, by this machine's clock, before any file was looked at.
     pub began_s: u64,
     /// Where the backup starts, as the server said.
     pub start: Lsn,
@@ -162,6 +163,10 @@ fn store(
     watch: &Watch<'_>,
 ) -> Result<(Stored, Vec<(BadPage, Lsn)>), RepositoryError> {
     let service = plan.service;
+    if plan.data_dir.join(tree::MARKER).exists() {
+        let said = "a restore into it is not complete".to_string();
+        return Err(RepositoryError::Malformed { what: plan.data_dir.display().to_string(), said });
+    }
     let base = plan.base.map(|base| Manifest::read(repository, service, base)).transpose()?;
     let known = base.as_ref().map(|base| base.packs.clone()).unwrap_or_default();
     let usable = usable(repository, plan, base.as_ref(), watch)?;
@@ -289,7 +294,7 @@ fn usable(
         let held = held.get(&name).copied().unwrap_or_default();
         let bytes = held.bytes / held.copies.max(1) as u64;
         let little = live.as_ref().is_some_and(|live| live[number] * 2 < bytes);
-        if condemned.contains(&name) || held.copies == 0 || little {
+        if condemned.contains(&name) || little {
             return false;
         }
         if held.copies >= plan.copies {
