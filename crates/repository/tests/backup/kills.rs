@@ -109,5 +109,5 @@ fn fifty_kills() {
     }
     prune(shelf.open(), &Prune { drop: &ids[ids.len() - 1..], ..asked }).unwrap();
     assert_eq!(shelf.objects("packs").len(), 0);
-    let _ = fs::remove_dir_all(&shelf.dir.join("dest"));
+    let _ = fs::remove_dir_all(shelf.dir.join("dest"));
 }
