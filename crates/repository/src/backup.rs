@@ -74,7 +74,7 @@ pub struct Progress {
 /// How a long run is watched and stopped.
 #[derive(Clone, Copy)]
 pub struct Watch<'a> {
-    /// Called by any worker.
+    /// Called by each worker after each block; while it sleeps, that worker reads and writes nothing.
     pub progress: &'a (dyn Fn(Progress) + Sync),
     /// Once true, the run ends soon with an error.
     pub stop: &'a AtomicBool,

@@ -394,6 +394,25 @@ impl Repository {
         Ok(merge(listed.collect::<Result<Vec<_>, _>>()?))
     }
 
+    /// An error if a place was not opened, or is not there any more: a directory that is no longer
+    /// mounted looks like an empty one.
+    pub(crate) fn all_there(&self) -> Result<(), RepositoryError> {
+        let absent = |place: &str, said: String| RepositoryError::PlaceAbsent {
+            place: place.to_string(),
+            said,
+        };
+        if let Some((place, error)) = self.absent.first() {
+            return Err(absent(place, error.to_string()));
+        }
+        for place in &self.places {
+            let found = known(place).map_err(|error| absent(place.name(), error.to_string()))?;
+            if found.id != self.identity.id {
+                return Err(absent(place.name(), format!("it holds repository {}", found.id)));
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn all_places(&self) -> &[Place] {
         &self.places
     }

@@ -12,7 +12,7 @@ pub const PAGES: usize = BLOCK / super::page::PAGE;
 /// Blocks of one leaf, which is also one step of a worker.
 pub const BLOCKS: usize = 64;
 pub const LEAF: u64 = (BLOCKS * BLOCK) as u64;
-/// A block read from more pieces than this is stored whole again.
+/// Differences beside a block's first piece; more are made one.
 pub const PIECES_MAX: usize = 8;
 
 /// Where a blob lies: the number of a pack in a list, and the bytes in it.
@@ -190,7 +190,6 @@ mod tests {
         let shorter = next[..10].to_vec();
         let less = encode(&shorter, &base, &mut table);
         assert_eq!(decode(&less, &base, &table), Some(shorter));
-        assert_ne!(decode(&less, &next, &table), decode(&less, &base, &table), "another base");
     }
 
     #[test]

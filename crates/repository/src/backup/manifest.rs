@@ -27,6 +27,9 @@ const PARTS: usize = 3;
 /// Behind the object's head: the sealed lengths of the first two parts.
 const LENGTHS: usize = 8;
 
+/// Parts of a manifest, opened: the info, the packs, the files.
+type Parts = Vec<Vec<u8>>;
+
 /// What is known of a backup without its files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
@@ -118,7 +121,7 @@ pub enum Standing<T> {
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Head {
-    Backup(Info),
+    Backup(Box<Info>),
     Gone { at_s: u64 },
 }
 
@@ -144,7 +147,7 @@ pub fn began_s(id: &str) -> Option<u64> {
 
 impl Manifest {
     pub fn seal(&self, master: &Master, name: &str) -> Result<Vec<u8>, RepositoryError> {
-        let info = pack(&Head::Backup(self.info.clone()))?;
+        let info = pack(&Head::Backup(Box::new(self.info.clone())))?;
         seal(master, name, [info, pack(&self.packs)?, pack(&self.files)?])
     }
 
@@ -205,14 +208,14 @@ fn read(
     repository: &Repository,
     name: &str,
     count: usize,
-) -> Result<Standing<(Info, Vec<Vec<u8>>)>, RepositoryError> {
+) -> Result<Standing<(Info, Parts)>, RepositoryError> {
     let master = repository.master();
     let gone = Cell::new(None);
     let found = repository.find(name, |place| {
         let Some(parts) = parts_of(master, place, name, count)? else { return Ok(Found::Nothing) };
         let Some(parts) = parts else { return Ok(Found::Damaged) };
         Ok(match unpack(name, part(&parts, 0))? {
-            Head::Backup(info) => Found::Whole((info, parts)),
+            Head::Backup(info) => Found::Whole((*info, parts)),
             Head::Gone { at_s } => {
                 gone.set(Some(at_s));
                 Found::Damaged
@@ -243,7 +246,7 @@ fn parts_of(
     place: &Place,
     name: &str,
     count: usize,
-) -> Result<Option<Option<Vec<Vec<u8>>>>, RepositoryError> {
+) -> Result<Option<Option<Parts>>, RepositoryError> {
     if count == PARTS {
         let sealed = place.get(name)?;
         return Ok(sealed.map(|sealed| open(master, name, &sealed, count).ok()));
@@ -275,7 +278,7 @@ fn seal(master: &Master, name: &str, parts: [Vec<u8>; PARTS]) -> Result<Vec<u8>,
     Ok(sealed)
 }
 
-fn open(master: &Master, name: &str, sealed: &[u8], count: usize) -> Result<Vec<Vec<u8>>, Short> {
+fn open(master: &Master, name: &str, sealed: &[u8], count: usize) -> Result<Parts, Short> {
     let damaged = Short { needed: usize::MAX };
     let length = |at: usize| {
         let (len, _) = sealed.get(HEAD + 4 * at..)?.split_first_chunk()?;

@@ -51,10 +51,7 @@ pub struct Pruned {
 
 pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, RepositoryError> {
     // A place that is not seen may hold the manifest or the announcement that matters.
-    if let Some((place, error)) = repository.absent().first() {
-        let (place, said) = (place.clone(), error.to_string());
-        return Err(RepositoryError::PlaceAbsent { place, said });
-    }
+    repository.all_there()?;
     let service = asked.service;
     let marks = repository.list(&format!("{service}/prune/"))?;
     let manifests = repository.list(&manifest::object(service, ""))?;
@@ -82,21 +79,33 @@ pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, Repos
     }
     seen.look(repository, service, &[])?;
     let condemned = seen.unneeded(repository.held_surely(&pack::prefix(service))?);
+    let (unneeded, waiting_for) = remove(repository, asked, &mut seen, condemned)?;
+    if waiting_for.is_empty() {
+        marks.keys().try_for_each(|name| repository.delete(name))?;
+        let old = seen.gone.iter().filter(|(_, at_s)| asked.now_s > **at_s + REMEMBERED_S);
+        old.into_iter().try_for_each(|(name, _)| repository.delete(name))?;
+    }
+    Ok(pruned(dropped, &unneeded, waiting_for))
+}
+
+/// The steps of the invariant. What was deleted, or who is waited for.
+fn remove(
+    repository: &Repository,
+    asked: &Prune<'_>,
+    seen: &mut Seen,
+    condemned: BTreeMap<String, Held>,
+) -> Result<(BTreeMap<String, Held>, Vec<String>), RepositoryError> {
     let mark = mark(repository, asked, &condemned)?;
-    let waiting_for = announced(repository, service)?;
+    let waiting_for = announced(repository, asked.service)?;
     if !waiting_for.is_empty() {
         repository.delete(&mark)?;
-        return Ok(pruned(dropped, &BTreeMap::new(), waiting_for));
+        return Ok((BTreeMap::new(), waiting_for));
     }
-    seen.look(repository, service, &[])?;
+    seen.look(repository, asked.service, &[])?;
     let unneeded = seen.unneeded(condemned);
     unneeded.keys().try_for_each(|name| repository.delete(name))?;
     repository.delete(&mark)?;
-    marks.keys().try_for_each(|name| repository.delete(name))?;
-    for (name, _) in seen.gone.iter().filter(|(_, at_s)| asked.now_s > **at_s + REMEMBERED_S) {
-        repository.delete(name)?;
-    }
-    Ok(pruned(dropped, &unneeded, Vec::new()))
+    Ok((unneeded, Vec::new()))
 }
 
 fn pruned(
@@ -250,5 +259,74 @@ fn give_up(repository: &Repository, name: &str, now_s: u64) -> Result<bool, Repo
         Ok(put) => Ok(put.copies == repository.all_places().len()),
         Err(RepositoryError::Conflict { .. }) => Ok(true),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{About, Backup, Plan, Watch, verify};
+    use super::*;
+    use crate::{Password, PlaceConfig};
+    use everhold_core::backup::Kind;
+    use everhold_core::ids::Lsn;
+    use everhold_core::spec::Location;
+    use std::sync::atomic::AtomicBool;
+
+    /// One that begins after the manifests were read, and is over when the announcements are.
+    #[test]
+    fn a_quick_backup_between_two_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("PG_VERSION"), "15").unwrap();
+        let place = PlaceConfig {
+            name: "east".to_string(),
+            location: Location::Directory(dir.path().join("east").display().to_string()),
+            region: None,
+            endpoint: None,
+            credentials_file: None,
+        };
+        let repository = Repository::create(&place, &Password::new("e"), "shop").unwrap();
+        let watch = Watch { progress: &|_| {}, stop: &AtomicBool::new(false) };
+        let plan = Plan {
+            service: "main",
+            kind: Kind::Full,
+            base: None,
+            data_dir: &data,
+            began_s: 1,
+            start: Lsn(1),
+            checksums: false,
+            allow_bad_pages: false,
+            threads: 1,
+            copies: 1,
+        };
+        let about = About {
+            cluster: "shop".to_string(),
+            service: "main".to_string(),
+            node: "a".to_string(),
+            pg_version: "15".to_string(),
+            sysid: 1,
+            began_s: 1,
+            ended_s: 2,
+            start: Lsn(1),
+            stop: Lsn(2),
+            tli: 1,
+            line: Vec::new(),
+            backup_label: String::new(),
+            tablespace_map: None,
+        };
+        let asked = Prune { service: "main", drop: &[], dead: &[], dry_run: false, now_s: 3 };
+        let mut seen = Seen::default();
+        seen.look(&repository, "main", &[]).unwrap();
+        let backup = Backup::begin(&repository, &plan, &watch).unwrap();
+        let condemned = seen.unneeded(repository.held_surely(&pack::prefix("main")).unwrap());
+        assert_eq!(condemned.len(), 1);
+        // Still under way: nothing is deleted, and nothing stays condemned.
+        let (deleted, waiting) = remove(&repository, &asked, &mut seen, condemned.clone()).unwrap();
+        assert_eq!((deleted.len(), waiting.len()), (0, 1));
+        let id = backup.finish(about).unwrap().id;
+        let (deleted, waiting) = remove(&repository, &asked, &mut seen, condemned).unwrap();
+        assert_eq!((deleted.len(), waiting.len()), (0, 0));
+        assert_eq!(verify(&repository, "main", &id, 1, &watch).unwrap().copies, 1);
     }
 }

@@ -234,17 +234,24 @@ impl<'a> Worker<'a> {
         Ok(Block { pieces: vec![piece], pages })
     }
 
-    /// Adds a piece for the changed pages. False if a whole block is better: when the pieces are
-    /// many, cost as much as what they stand on, or that can't be read.
+    /// Adds a piece for the changed pages. False if a whole block is better: when the pieces cost as
+    /// much as what they stand on, or that can't be read.
     fn store_delta(
         &mut self,
         bytes: &[u8],
         changed: u32,
         pieces: &mut Vec<Piece>,
     ) -> Result<bool, RepositoryError> {
-        let Some(first) = pieces.first().map(|piece| piece.spot) else { return Ok(false) };
-        if pieces.len() > PIECES_MAX {
+        let Some(Piece { spot: first, take, .. }) = pieces.first().cloned() else {
             return Ok(false);
+        };
+        // Many make one: whole blocks in their stead would come in waves.
+        let changed = match pieces.len() > PIECES_MAX {
+            true => leaf::bits(bytes.len().div_ceil(PAGE)) & !take,
+            false => changed,
+        };
+        if pieces.len() > PIECES_MAX {
+            pieces.truncate(1);
         }
         let pack = &self.shared.known[first.pack as usize];
         if let Err(error) = self.reader.get(pack, first, &mut self.base) {

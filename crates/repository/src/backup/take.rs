@@ -6,8 +6,8 @@
 
 use super::leaf::LEAF;
 use super::manifest::{self, Entry, Files, Info, Manifest};
-use super::pack::{self, PackId, enough, worker_ended};
-use super::store::{Made, Shared, Worker};
+use super::pack::{self, PackId, Reader, enough, worker_ended};
+use super::store::{Made, Shared, Worker, read_leaf};
 use super::tree::{self, CONTROL, Found, Tree};
 use super::{About, BadPage, Watch, prune};
 use crate::RepositoryError;
@@ -27,10 +27,11 @@ const MARGIN_NS: i64 = 10_000_000_000;
 pub struct Plan<'a> {
     pub service: &'a str,
     pub kind: Kind,
-    /// The backup to compare with; an incremental one needs it.
+    /// The backup to compare with; an incremental one needs it. If it can't be read, that is an
+    /// error: another may serve, or none for a full one.
     pub base: Option<&'a str>,
     pub data_dir: &'a Path,
-    /// Seconds since 1970.
+    /// Seconds since 1970, by this machine's clock, before any file was looked at.
     pub began_s: u64,
     /// Where the backup starts, as the server said.
     pub start: Lsn,
@@ -162,9 +163,13 @@ fn store(
     watch: &Watch<'_>,
 ) -> Result<(Stored, Vec<(BadPage, Lsn)>), RepositoryError> {
     let service = plan.service;
+    if plan.data_dir.join(tree::MARKER).exists() {
+        let said = "a restore into it is not complete".to_string();
+        return Err(RepositoryError::Malformed { what: plan.data_dir.display().to_string(), said });
+    }
     let base = plan.base.map(|base| Manifest::read(repository, service, base)).transpose()?;
     let known = base.as_ref().map(|base| base.packs.clone()).unwrap_or_default();
-    let usable = usable(repository, plan, &known)?;
+    let usable = usable(repository, plan, base.as_ref(), watch)?;
     let tree = tree::walk(plan.data_dir)?;
     let old: HashMap<&str, &Entry> = base
         .iter()
@@ -269,31 +274,58 @@ fn work(shared: &Shared<'_>, last: &[(usize, usize)]) -> Result<Vec<Made>, Repos
 }
 
 /// Which of the base's packs may be used: there in as many places as asked, and not condemned. One
-/// that is in too few places is copied from where it is.
+/// that is in too few places is copied from where it is. A full backup leaves those behind of which
+/// little is needed, so that they can go one day: nothing else ever empties a pack.
 fn usable(
     repository: &Repository,
     plan: &Plan<'_>,
-    known: &[PackId],
+    base: Option<&Manifest>,
+    watch: &Watch<'_>,
 ) -> Result<Vec<bool>, RepositoryError> {
     let condemned = prune::condemned(repository, plan.service)?;
-    let held = match known {
-        [] => BTreeMap::new(),
-        _ => repository.held(&pack::prefix(plan.service))?,
+    let Some(base) = base else { return Ok(Vec::new()) };
+    let held = repository.held(&pack::prefix(plan.service))?;
+    let live = match plan.kind {
+        Kind::Full => Some(live_bytes(repository, plan.service, base, watch)?),
+        Kind::Incremental => None,
     };
-    let judge = |id: &PackId| {
+    let judge = |(number, id): (usize, &PackId)| {
         let name = id.object(plan.service);
-        let held = held.get(&name).map_or(0, |held| held.copies);
-        if condemned.contains(&name) || held == 0 {
+        let held = held.get(&name).copied().unwrap_or_default();
+        let bytes = held.bytes / held.copies.max(1) as u64;
+        let little = live.as_ref().is_some_and(|live| live[number] * 2 < bytes);
+        if condemned.contains(&name) || little {
             return false;
         }
-        if held >= plan.copies {
+        if held.copies >= plan.copies {
             return true;
         }
         let is_whole = |sealed: &[u8]| pack::is_whole(repository.master(), &name, sealed);
         let mended = repository.mend(&name, is_whole, &|_| false);
         mended.is_ok_and(|mended| mended.copies >= plan.copies)
     };
-    Ok(known.iter().map(judge).collect())
+    Ok(base.packs.iter().enumerate().map(judge).collect())
+}
+
+/// How many bytes of each pack a backup needs. What can't be read is stored anew, so needs none.
+fn live_bytes(
+    repository: &Repository,
+    service: &str,
+    base: &Manifest,
+    watch: &Watch<'_>,
+) -> Result<Vec<u64>, RepositoryError> {
+    let mut live = vec![0; base.packs.len()];
+    let mut reader = Reader::new(repository, service)?;
+    for leaf in base.files.files.iter().flat_map(|file| &file.leaves) {
+        watch.check()?;
+        let Ok((blocks, _)) = read_leaf(&mut reader, &base.packs, leaf) else { continue };
+        let pieces = blocks.iter().flat_map(|block| &block.pieces).map(|piece| piece.spot);
+        let own = [Some(leaf.at), leaf.base.map(|(at, _)| at)];
+        for spot in pieces.chain(own.into_iter().flatten()) {
+            live[spot.pack as usize] += u64::from(spot.len);
+        }
+    }
+    Ok(live)
 }
 
 /// Leaves out packs that nothing needs any more.

@@ -31,7 +31,7 @@ const EMPTY: [&str; 8] = [
     "pg_subtrans",
 ];
 /// Files of a server that runs, of a restore, and of another backup.
-const SKIPPED: [&str; 10] = [
+const SKIPPED: [&str; 11] = [
     PID_FILE,
     "postmaster.opts",
     "backup_label",
@@ -42,6 +42,7 @@ const SKIPPED: [&str; 10] = [
     "recovery.signal",
     "standby.signal",
     "postgresql.auto.conf.tmp",
+    "current_logfiles.tmp",
 ];
 
 #[derive(Debug, Default)]

@@ -1,6 +1,10 @@
 //! Backups against a real PostgreSQL, and against directories that stand for one where only files
 //! matter.
+#![allow(clippy::unwrap_used)]
 
+mod files;
+mod kills;
 mod postgres;
+mod pruning;
 mod server;
 mod shelf;

@@ -15,7 +15,7 @@ fn restored(shelf: &Shelf, id: &str, archive: &Path, over: Option<Server>) -> Se
     let files = [("recovery.signal", &b""[..]), ("postgresql.auto.conf", command.as_bytes())];
     let over = server.data.exists();
     let how = Restore { over, owner: owner(), threads: 2, files: &files };
-    backup::restore(&shelf.open(), SERVICE, id, &server.data, &how, &quiet()).unwrap();
+    backup::restore(shelf.open(), SERVICE, id, &server.data, &how, &quiet()).unwrap();
     assert!(!server.data.join(backup::MARKER).exists());
     server
 }
@@ -41,16 +41,16 @@ fn backups_under_load_come_back() {
     let repository = shelf.open();
     let mut load = server.load(600);
     std::thread::sleep(std::time::Duration::from_secs(1));
-    let full = server.take(&repository, None, |_| {}).unwrap();
+    let full = server.take(repository, None, |_| {}).unwrap();
     assert_eq!(full.bytes_read, full.bytes, "a full one reads every byte");
     assert!(full.bytes_added * 5 < full.bytes && full.copies == 2, "{full:?}");
     let before: u64 = server.sql("SELECT count(*) FROM pgbench_history").parse().unwrap();
-    let next = server.take(&repository, Some(&full.id), |_| {}).unwrap();
-    let third = server.take(&repository, Some(&next.id), |_| {}).unwrap();
+    let next = server.take(repository, Some(&full.id), |_| {}).unwrap();
+    let third = server.take(repository, Some(&next.id), |_| {}).unwrap();
     load.kill().unwrap();
     load.wait().unwrap();
     assert!(third.bytes_added * 4 < full.bytes_added, "{} {}", third.bytes_added, full.bytes_added);
-    let listed = backup::list(&repository, SERVICE).unwrap();
+    let listed = backup::list(repository, SERVICE).unwrap();
     assert_eq!(listed.backups, [full.clone(), next.clone(), third.clone()]);
     server.sql("SELECT pg_switch_wal()");
     let last: u64 = server.sql("SELECT count(*) FROM pgbench_history").parse().unwrap();
@@ -86,11 +86,11 @@ fn an_incremental_one_reads_what_was_touched() {
     let repository = shelf.open();
     // Files have to be older than the base by the margin.
     std::thread::sleep(std::time::Duration::from_secs(11));
-    let full = server.take(&repository, None, |_| {}).unwrap();
+    let full = server.take(repository, None, |_| {}).unwrap();
     server.sql("UPDATE pgbench_branches SET bbalance = bbalance");
-    let next = server.take(&repository, Some(&full.id), |_| {}).unwrap();
+    let next = server.take(repository, Some(&full.id), |_| {}).unwrap();
     assert!(next.bytes_read * 4 < next.bytes, "read {} of {}", next.bytes_read, next.bytes);
-    let again = server.take(&repository, Some(&full.id), |plan| {
+    let again = server.take(repository, Some(&full.id), |plan| {
         plan.kind = everhold_core::backup::Kind::Full;
     });
     let again = again.unwrap();
@@ -118,12 +118,12 @@ fn a_damaged_page_is_found() {
     fs::write(&file, content).unwrap();
     server.start();
     let repository = shelf.open();
-    let refused = server.take(&repository, None, |_| {}).unwrap_err();
+    let refused = server.take(repository, None, |_| {}).unwrap_err();
     let expected = format!("first {path} page 3");
     assert!(refused.to_string().contains(&expected), "{refused}");
     assert!(matches!(refused, RepositoryError::BadPages { pages: 1, count: 1, .. }));
     assert_eq!(shelf.ids(), [] as [&str; 0]);
-    let taken = server.take(&repository, None, |plan| plan.allow_bad_pages = true).unwrap();
+    let taken = server.take(repository, None, |plan| plan.allow_bad_pages = true).unwrap();
     assert_eq!(taken.bad_pages.len(), 1);
     assert_eq!((taken.bad_pages[0].path.as_str(), taken.bad_pages[0].page), (path.as_str(), 3));
 }

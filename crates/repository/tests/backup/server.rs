@@ -16,7 +16,7 @@ use tempfile::TempDir;
 pub struct Server {
     pub dir: TempDir,
     pub data: PathBuf,
-    port: u16,
+    pub port: u16,
     running: Option<Child>,
 }
 
@@ -29,6 +29,10 @@ impl Drop for Server {
 impl Server {
     /// A new cluster with checksums, which archives its log.
     pub fn new() -> Server {
+        Server::with(&[("shared_buffers", "16MB"), ("fsync", "off")])
+    }
+
+    pub fn with(settings: &[(&str, &str)]) -> Server {
         let mut server = Server::empty();
         let data = server.data.display().to_string();
         run(server.tool("initdb").args(["-k", "-A", "trust", "-U", "postgres", "-D", &data]));
@@ -36,8 +40,7 @@ impl Server {
         make_dir(&archive);
         server.set("archive_mode", "on");
         server.set("archive_command", &format!("cp %p {}/%f", archive.display()));
-        server.set("shared_buffers", "16MB");
-        server.set("fsync", "off");
+        settings.iter().for_each(|(name, value)| server.set(name, value));
         server.start();
         server
     }

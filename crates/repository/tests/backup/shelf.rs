@@ -10,6 +10,7 @@ use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
@@ -28,12 +29,15 @@ pub struct Shelf {
     pub dir: PathBuf,
     /// Keeps the directory, if it is this one's to remove.
     _own: Option<TempDir>,
+    /// Opened once: a password costs a tenth of a second.
+    opened: OnceLock<Repository>,
 }
 
 impl Shelf {
     pub fn new() -> Shelf {
         let dir = tempfile::Builder::new().prefix("everhold-backup-").tempdir().unwrap();
-        let shelf = Shelf { dir: dir.path().to_path_buf(), _own: Some(dir) };
+        let shelf =
+            Shelf { dir: dir.path().to_path_buf(), _own: Some(dir), opened: OnceLock::new() };
         let mut repository =
             Repository::create(&shelf.place("east"), &Password::new("e"), "shop").unwrap();
         repository.extend(&shelf.place("west"), &Password::new("w")).unwrap();
@@ -42,7 +46,7 @@ impl Shelf {
 
     /// Of another process.
     pub fn at(dir: &Path) -> Shelf {
-        Shelf { dir: dir.to_path_buf(), _own: None }
+        Shelf { dir: dir.to_path_buf(), _own: None, opened: OnceLock::new() }
     }
 
     pub fn place(&self, name: &str) -> PlaceConfig {
@@ -55,14 +59,13 @@ impl Shelf {
         }
     }
 
-    pub fn open(&self) -> Repository {
-        let places =
-            [(self.place("east"), Password::new("e")), (self.place("west"), Password::new("w"))];
-        Repository::open(&places, "shop").unwrap()
+    pub fn open(&self) -> &Repository {
+        self.opened.get_or_init(|| self.open_places(&["east", "west"]))
     }
 
-    pub fn only(&self, name: &str) -> Repository {
-        let places = [(self.place(name), Password::new(&name[..1]))];
+    pub fn open_places(&self, names: &[&str]) -> Repository {
+        let place = |name: &&str| (self.place(name), Password::new(&name[..1]));
+        let places: Vec<_> = names.iter().map(place).collect();
         Repository::open(&places, "shop").unwrap()
     }
 
@@ -88,22 +91,22 @@ impl Shelf {
     pub fn take(&self, base: Option<&str>, began_s: u64) -> Result<Info, RepositoryError> {
         let repository = self.open();
         let data = self.data();
-        Backup::begin(&repository, &self.plan(&data, base, began_s), &quiet())?
+        Backup::begin(repository, &self.plan(&data, base, began_s), &quiet())?
             .finish(about(began_s))
     }
 
     pub fn restore(&self, id: &str, to: &str) -> Result<Restored, RepositoryError> {
         let how = Restore { over: true, owner: None, threads: 2, files: &[] };
-        backup::restore(&self.open(), SERVICE, id, &self.dir.join(to), &how, &quiet())
+        backup::restore(self.open(), SERVICE, id, &self.dir.join(to), &how, &quiet())
     }
 
     pub fn prune(&self, drop: &[String], now_s: u64) -> Pruned {
         let asked = Prune { service: SERVICE, drop, dead: &[], dry_run: false, now_s };
-        backup::prune(&self.open(), &asked).unwrap()
+        backup::prune(self.open(), &asked).unwrap()
     }
 
     pub fn ids(&self) -> Vec<String> {
-        let listed = backup::list(&self.open(), SERVICE).unwrap();
+        let listed = backup::list(self.open(), SERVICE).unwrap();
         assert!(listed.unreadable.is_empty(), "{:?}", listed.unreadable);
         listed.backups.into_iter().map(|it| it.id).collect()
     }
@@ -113,7 +116,7 @@ impl Shelf {
         let repository = self.open();
         let ids = self.ids();
         for id in &ids {
-            let verified = backup::verify(&repository, SERVICE, id, 1, &quiet());
+            let verified = backup::verify(repository, SERVICE, id, 1, &quiet());
             let verified = verified.unwrap_or_else(|error| panic!("{id}: {error}"));
             assert!(verified.harmed.is_empty() && verified.copies == 2, "{id}: {verified:?}");
         }
