@@ -5,8 +5,8 @@
 //! Whoever wants to hear a node dials it, so a link that is dead in one direction is missed by
 //! exactly the side that hears nothing. A frame is a length (32 bits, big endian) and JSON.
 
-use crate::clock;
 use crate::backup::desk::Making;
+use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
@@ -272,7 +272,8 @@ async fn speak(
     let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
     let (hear, mut beats) = watch::channel(JUDGE_EVERY);
     let listen = async move {
-        while let Some(frame) = receive(&mut read).await {
+        while let Ok(bytes) = take(&mut read).await {
+            let Ok(frame) = serde_json::from_slice(&bytes) else { continue };
             let (id, question) = match frame {
                 Frame::Ask { id, question } => (id, question),
                 Frame::Hear { every_ms } => {
@@ -501,21 +502,35 @@ async fn converse(
     let (mut read, mut write) = tokio::io::split(stream);
     // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
     let (frames, mut frame) = mpsc::channel(64);
+    let of = node.to_string();
     let reader = tokio::spawn(async move {
         let mut last: Option<(Vec<u8>, Arc<Report>)> = None;
+        let mut passed_over = false;
         while let Ok(taken) = tokio::time::timeout(SILENCE, take(&mut read)).await {
-            let frame = taken.and_then(|bytes| match &last {
-                Some((known, report)) if *known == bytes => Ok(Frame::Report(report.clone())),
-                Some(_) | None => {
-                    let frame = serde_json::from_slice(&bytes)?;
-                    if let Frame::Report(report) = &frame {
-                        last = Some((bytes, report.clone()));
-                    }
-                    Ok(frame)
+            let frame = match (taken, &last) {
+                (Err(error), _) => {
+                    let _ = frames.send(Err(error)).await;
+                    return;
                 }
-            });
-            let ends = frame.is_err();
-            if frames.send(frame).await.is_err() || ends {
+                (Ok(bytes), Some((known, report))) if *known == bytes => {
+                    Frame::Report(report.clone())
+                }
+                (Ok(bytes), _) => match serde_json::from_slice(&bytes) {
+                    Ok(Frame::Report(report)) => {
+                        last = Some((bytes, Arc::clone(&report)));
+                        Frame::Report(report)
+                    }
+                    Ok(other) => other,
+                    // A newer version may say more than this one knows.
+                    Err(error) => {
+                        if !std::mem::replace(&mut passed_over, true) {
+                            tracing::warn!(of, %error, "frames are not understood");
+                        }
+                        continue;
+                    }
+                },
+            };
+            if frames.send(Ok(frame)).await.is_err() {
                 return;
             }
         }
@@ -621,6 +636,31 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
         panic!("the old certificate is still used");
+    }
+
+    /// Of older versions and of newer ones.
+    #[tokio::test]
+    async fn frames_of_other_versions_end_no_link() {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (_tell, reports) = watch::channel(Arc::new(Report::default()));
+        let (questions, mut asked) = mpsc::channel(1);
+        let (read, write) = tokio::io::split(ours);
+        tokio::spawn(speak(read, write, reports, questions));
+        let (_read, mut write) = tokio::io::split(theirs);
+        for frame in [
+            serde_json::json!({ "Hear": { "every_ms": 100, "unheard": "of" } }),
+            serde_json::json!({ "Unheard": { "of": 1 } }),
+            serde_json::json!({ "Ask": { "id": 1, "question": "how", "why": "so" } }),
+        ] {
+            send(&mut write, &frame).await.expect("the link is there");
+        }
+        let question = tokio::time::timeout(SILENCE * 5, asked.recv()).await;
+        assert_eq!(question.expect("in time").expect("the link is there").body, "how");
+        // What was told before there were holds and backups.
+        let old = r#"{"Report":{"node":"a","pid":1,"version":"0.1.0","services":{},"store":7,"journal_head":"a-1"}}"#;
+        assert!(
+            matches!(serde_json::from_str(old), Ok(Frame::Report(report)) if report.holds.is_empty())
+        );
     }
 
     /// So often as the dialler asked, and at once when there is news.
