@@ -429,6 +429,13 @@ fn newer_spec(hosts: &mut Hosts) -> Figures {
         hosts.wait(host, "cluster without holds", |status| is_whole(status) && !refused(status));
     }
     assert_eq!(record(hosts).expect("text"), written, "it was written over");
+    // Nobody goes back to what can't read it.
+    let old = hosts::older().expect("an older version");
+    NAMES.iter().for_each(|host| hosts.install(host, &old));
+    let output = hosts.on("b", NEW).arg("rollout").output().expect("it runs");
+    eprintln!("back: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(!output.status.success() && NAMES.iter().all(|host| hosts.runs(host)), "still there");
+    whole(hosts);
     figures
 }
 

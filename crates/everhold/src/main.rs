@@ -20,6 +20,7 @@ mod force;
 mod gateway;
 mod holds;
 mod install;
+mod installed;
 mod journal;
 mod keeper;
 mod layout;

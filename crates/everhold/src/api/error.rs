@@ -2,7 +2,7 @@
 //! whom, and a next step.
 
 use crate::cluster::ClusterError;
-use crate::code::Code;
+use crate::code::{self, Code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -64,6 +64,10 @@ impl From<ClusterError> for ApiError {
             ClusterError::NoAnswer { .. } => Code::NotInTime,
             ClusterError::Refused { .. } => Code::Refused,
             ClusterError::Changed => Code::SpecRaced,
+            ClusterError::Unreadable(why) => match code::split(why) {
+                Some((code, what)) => return ApiError::new(code, what),
+                None => Code::Internal,
+            },
             ClusterError::Record(_) => Code::Internal,
         };
         ApiError::new(code, error.to_string())

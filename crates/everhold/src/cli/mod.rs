@@ -15,7 +15,7 @@ mod spec;
 mod status;
 
 use crate::spec::StorePorts;
-use crate::{agent, context, gateway, install, log, machine, minder, store, up};
+use crate::{agent, context, gateway, install, installed, log, machine, minder, store, up};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -209,6 +209,9 @@ enum Command {
     /// Write the manual's pages into a directory
     #[command(hide = true)]
     Manual { into: PathBuf },
+    /// Say whether this version reads a copy of the spec, asked before it takes over
+    #[command(hide = true)]
+    Reads { copy: PathBuf },
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
@@ -269,6 +272,7 @@ pub fn main() -> ExitCode {
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
+        Command::Reads { copy } => installed::reads(&copy).map_err(|why| Failure::of_text(&why)),
         Command::Check { file, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
@@ -323,6 +327,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Install(_)
         | Command::Completions { .. }
         | Command::Manual { .. }
+        | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),
     }
 }
