@@ -39,10 +39,11 @@ bench: setup
 	cargo bench -p everhold --bench failover -- $(ROWS)
 
 # The same on three machines, each a network namespace. Needs root. Patroni's rows stand beside ours
-# after scripts/setup-patroni.
+# after scripts/setup-patroni. OLD=FILE, an older everhold: upgrades from it, and both side by side.
+OLD ?=
 bench-hosts: setup
 	@scripts/setup etcdctl:etcd-client
-	cargo bench -p everhold --bench hosts -- $(ROWS)
+	$(if $(OLD),EVERHOLD_OLD=$(abspath $(OLD))) cargo bench -p everhold --bench hosts -- $(ROWS)
 
 # Beside HAProxy, transactions per processor-second of the proxy.
 bench-gateway:

@@ -77,6 +77,15 @@ pub enum Step {
     Done,
 }
 
+/// A step that was asked for, and whose effect is not seen yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tried {
+    pub step: Step,
+    pub since: Time,
+    /// Why it was refused the last time.
+    pub refused: Option<String>,
+}
+
 impl Rollout {
     /// The node has started anew since.
     pub fn renewed(&self, name: &str, node: &Node) -> bool {
@@ -84,7 +93,8 @@ impl Rollout {
     }
 }
 
-/// The next step. `doubt` is what happened that no rollout does, `waiting` since when it waits.
+/// The next step. `doubt` is what happened that no rollout does, `waiting` since when it waits,
+/// `tried` what was asked for last.
 ///
 /// A step may be given again and again until its effect is seen: who starts anew is told which
 /// process is meant.
@@ -93,11 +103,43 @@ pub fn next(
     nodes: &BTreeMap<String, Node>,
     doubt: Option<String>,
     waiting: Option<Time>,
+    tried: Option<&Tried>,
     now: Time,
 ) -> Step {
     if let Some(why) = doubt {
         return Step::Stop { why };
     }
+    let step = wanted(rollout, nodes, waiting, now);
+    let Some(Tried { since, refused, .. }) = tried.filter(|tried| tried.step == step) else {
+        return step;
+    };
+    let Some(node) = step.asks() else { return step };
+    let (patience, why) = match refused {
+        Some(why) => (DOUBT_MS, why.as_str()),
+        None => (BACK_WITHIN_MS, "it was asked to, and nothing has begun"),
+    };
+    if now.since(*since) <= patience {
+        return step;
+    }
+    Step::Stop { why: format!("{node}: {why}") }
+}
+
+impl Step {
+    /// The node that is asked for it.
+    fn asks(&self) -> Option<&str> {
+        match self {
+            Step::Renew { node } | Step::HandOver { from: node, .. } => Some(node),
+            Step::Wait { .. } | Step::Stop { .. } | Step::Done => None,
+        }
+    }
+}
+
+fn wanted(
+    rollout: &Rollout,
+    nodes: &BTreeMap<String, Node>,
+    waiting: Option<Time>,
+    now: Time,
+) -> Step {
     if let Some(gone) = rollout.before.keys().find(|name| !nodes.contains_key(*name)) {
         return Step::Stop { why: format!("{gone} is no node any more") };
     }
@@ -155,7 +197,7 @@ mod tests {
             state: State::Running,
             journal: None,
         };
-        let step = next(&rollout, &nodes, None, Some(Time(0)), Time(waited_ms));
+        let step = next(&rollout, &nodes, None, Some(Time(0)), None, Time(waited_ms));
         let shown = match step {
             Step::Renew { node } => format!("renew {node}"),
             Step::HandOver { from, to } => format!("{from} to {to}"),
@@ -204,7 +246,39 @@ mod tests {
             journal: None,
         };
         let doubt = Some("a failover".to_string());
-        let step = next(&rollout, &BTreeMap::new(), doubt, None, Time(0));
+        let step = next(&rollout, &BTreeMap::new(), doubt, None, None, Time(0));
         assert_eq!(step, Step::Stop { why: "a failover".to_string() });
+    }
+
+    #[test]
+    fn a_step_without_effect_is_a_doubt_and_sooner_when_it_is_refused() {
+        let rollout = Rollout {
+            service: None,
+            by: String::new(),
+            at: String::new(),
+            before: [("a".to_string(), Some(1)), ("b".to_string(), Some(1))].into(),
+            epochs: BTreeMap::new(),
+            doing: BTreeSet::new(),
+            state: State::Running,
+            journal: None,
+        };
+        let well = Node { pid: Some(1), leads: false, fit: true, unwell: None };
+        let nodes: BTreeMap<_, _> =
+            rollout.before.keys().cloned().map(|n| (n, well.clone())).collect();
+        let renew = |node: &str| Step::Renew { node: node.to_string() };
+        let check = |asked: &str, refused: Option<&str>, ms: u64, expected: Step| {
+            let refused = refused.map(str::to_string);
+            let tried = Tried { step: renew(asked), since: Time(1_000), refused };
+            let now = Time(1_000 + ms);
+            assert_eq!(next(&rollout, &nodes, None, None, Some(&tried), now), expected);
+        };
+        let stop = |why: &str| Step::Stop { why: why.to_string() };
+        check("a", Some("no"), DOUBT_MS, renew("a"));
+        check("a", Some("no"), DOUBT_MS + 1, stop("a: no"));
+        check("a", None, BACK_WITHIN_MS, renew("a"));
+        let nothing = stop("a: it was asked to, and nothing has begun");
+        check("a", None, BACK_WITHIN_MS + 1, nothing);
+        // Of another step it says nothing.
+        check("b", Some("no"), DOUBT_MS + 1, renew("a"));
     }
 }

@@ -34,11 +34,25 @@ const PATRONI: [Row<Patroni>; 2] = [
     ("Patroni: cable pulled for 60 s, 2 runs", "-", patroni_unplugged),
 ];
 
+/// With two versions, where EVERHOLD_OLD names an older one.
+const OLD: [Row<Hosts>; 2] = [
+    ("two versions side by side, leader lost, 20 runs", "failovers as ever", two_versions),
+    ("two versions, a spec that one can't read, 2 runs", "failovers as ever", newer_spec),
+];
+
+const NEW: &str = env!("CARGO_BIN_EXE_everhold");
+
 fn main() {
-    table::print(&ROWS, |name| {
+    let started = |name: &str| {
         let worse = name.starts_with("clock");
-        Hosts::start(&Wanted { worse, ..Wanted::default() })
-    });
+        let program = hosts::older().filter(|_| name.contains("upgrade") || name.contains("two v"));
+        Hosts::start(&Wanted { worse, program, ..Wanted::default() })
+    };
+    table::print(&ROWS, started);
+    match hosts::older() {
+        Some(_) => table::more(&OLD, started),
+        None => eprintln!("no rows of two versions: EVERHOLD_OLD names no older one"),
+    }
     match patroni::missing() {
         None => table::more(&PATRONI, |_| Patroni::start()),
         Some(why) => eprintln!("no rows of Patroni: {why}"),
@@ -84,16 +98,8 @@ fn flow(load: &Load, from: Instant) {
 fn killed(hosts: &mut Hosts, runs: usize, together: bool) -> Figures {
     let mut figures = Figures::default();
     for _ in 0..runs {
-        let leader = arrange(hosts, together);
-        let load = Load::on(hosts.target());
-        std::thread::sleep(Duration::from_millis(1_500));
-        let from = Instant::now();
-        hosts.kill(&leader);
-        flow(&load, from);
-        figures.outages.push(load.outage_since(from - Duration::from_millis(50)));
-        hosts.revive(&leader);
-        whole(hosts);
-        figures.lost += load.finish().lost;
+        let outage = lose_leader(hosts, together, &mut figures.lost, Hosts::kill);
+        figures.outages.push(outage);
     }
     figures
 }
@@ -295,32 +301,169 @@ fn rolling_restart(hosts: &mut Hosts) -> Figures {
     rolled_out(hosts, &["rollout", "main"], 1)
 }
 
-/// Everhold starts anew on all machines, as the program that is installed: here the same one.
+/// Everhold starts anew on all machines, as the program that is installed: the same one, or, with
+/// EVERHOLD_OLD, from that one to this and back.
 fn rolling_upgrade(hosts: &mut Hosts) -> Figures {
-    rolled_out(hosts, &["rollout"], 0)
+    let Some(old) = hosts::older() else { return rolled_out(hosts, &["rollout"], 0) };
+    let (mut up, mut back) = (Rolled::default(), Rolled::default());
+    for _ in 0..5 {
+        for (program, rolled) in [(NEW.as_ref(), &mut up), (old.as_path(), &mut back)] {
+            NAMES.iter().for_each(|host| hosts.install(host, program));
+            roll_out(hosts, &["rollout"], 0, rolled);
+            assert!(NAMES.iter().all(|host| hosts.is_renewed(host)), "all of one version");
+        }
+    }
+    let (gap, lost) = (back.figures.outages.iter().max().copied(), back.figures.lost);
+    let back = back.figures().note;
+    let mut figures = up.figures();
+    let gap = gap.unwrap_or_default().as_secs_f64();
+    figures.note += &format!("; back to the older version: worst {gap:.3} s, lost {lost}, {back}");
+    figures
+}
+
+/// What rollouts were like so far.
+#[derive(Default)]
+struct Rolled {
+    figures: Figures,
+    longest: Duration,
+}
+
+impl Rolled {
+    fn figures(self) -> Figures {
+        let Rolled { mut figures, longest } = self;
+        figures.note += &format!("{:.1} s for all machines at most", longest.as_secs_f64());
+        figures
+    }
 }
 
 fn rolled_out(hosts: &mut Hosts, command: &[&str], switchovers: u64) -> Figures {
-    let mut figures = Figures::default();
-    let mut took = Vec::new();
+    let mut rolled = Rolled::default();
     for _ in 0..5 {
-        whole(hosts);
-        let epoch = hosts.wait("b", "status", |_| true)["services"]["main"]["epoch"].as_u64();
-        let load = Load::on(hosts.target());
-        std::thread::sleep(Duration::from_millis(1_500));
-        let from = Instant::now();
-        hosts.done("b", command);
-        took.push(from.elapsed().as_secs_f64());
-        std::thread::sleep(Duration::from_millis(1_500));
-        figures.outages.push(load.outage_since(from));
-        whole(hosts);
-        let after = hosts.wait("b", "status", |_| true)["services"]["main"]["epoch"].as_u64();
-        if after != epoch.map(|epoch| epoch + switchovers) {
-            figures.note = "MORE THAN ITS OWN CHANGES OF LEADER; ".to_string();
-        }
-        figures.lost += load.finish().lost;
+        roll_out(hosts, command, switchovers, &mut rolled);
     }
-    let longest = took.iter().fold(0.0, |a: f64, b| a.max(*b));
-    figures.note += &format!("{longest:.1} s for all machines at most");
+    rolled.figures()
+}
+
+fn roll_out(hosts: &mut Hosts, command: &[&str], switchovers: u64, rolled: &mut Rolled) {
+    let figures = &mut rolled.figures;
+    whole(hosts);
+    let epoch = hosts.epoch("b");
+    let load = Load::on(hosts.target());
+    std::thread::sleep(Duration::from_millis(1_500));
+    let from = Instant::now();
+    hosts.done("b", command);
+    let took = from.elapsed();
+    rolled.longest = rolled.longest.max(took);
+    std::thread::sleep(Duration::from_millis(1_500));
+    let outage = load.outage_since(from);
+    eprintln!("everhold {command:?}: {took:.1?}, worst gap {outage:.3?}");
+    figures.outages.push(outage);
+    whole(hosts);
+    if hosts.epoch("b") != epoch + switchovers {
+        figures.note = "MORE THAN ITS OWN CHANGES OF LEADER; ".to_string();
+    }
+    figures.lost += load.finish().lost;
+}
+
+/// One machine of this version beside two older ones, and two beside one.
+fn two_versions(hosts: &mut Hosts) -> Figures {
+    let mut figures = Figures::default();
+    for new in ["b", "c"] {
+        whole(hosts);
+        hosts.install(new, NEW.as_ref());
+        hosts.renew(new);
+        let (mut servers, mut machines) = (Vec::new(), Vec::new());
+        for _ in 0..5 {
+            servers.push(lose_leader(hosts, false, &mut figures.lost, kill_server));
+            machines.push(lose_leader(hosts, false, &mut figures.lost, Hosts::kill));
+        }
+        for (what, outages) in [("server", &mut servers), ("machine", &mut machines)] {
+            outages.sort();
+            let median = outages[outages.len() / 2].as_secs_f64();
+            let worst = outages[outages.len() - 1].as_secs_f64();
+            let of = if new == "b" { "1 new" } else { "2 new" };
+            figures.note +=
+                &format!("{of}, {what} killed: median {median:.3} s, worst {worst:.3} s; ");
+        }
+        figures.outages.extend(servers);
+        figures.outages.extend(machines);
+    }
     figures
+}
+
+/// A spec of a newer form, given to the one machine that knows it: the others say so, go on by what
+/// they know, write nothing over it, and read it once they are of that version.
+fn newer_spec(hosts: &mut Hosts) -> Figures {
+    let mut figures = Figures::default();
+    whole(hosts);
+    hosts.install("a", NEW.as_ref());
+    hosts.renew("a");
+    whole(hosts);
+    let spec = hosts.spec(&Wanted::default())
+        + "[repository.vault]\nurl = \"file:///var/backups/everhold\"\n\
+           key_file = \"/etc/everhold/vault.key\"\n\
+           [service.main.backup]\nrepositories = [\"vault\"]\n";
+    std::fs::write(hosts.spec_file(), spec).expect("written");
+    hosts.done("a", &["apply", &hosts.spec_file().display().to_string()]);
+    let refused = |status: &serde_json::Value| status["holds"].to_string().contains("E104");
+    let record = |hosts: &Hosts| {
+        let key = "/everhold/shop/spec";
+        String::from_utf8(hosts.etcdctl("a", &["get", key, "--print-value-only"]).stdout)
+    };
+    let written = record(hosts).expect("text");
+    for host in ["b", "c"] {
+        let held = hosts.wait(host, "hold", refused);
+        eprintln!("{host}: {}", held["holds"]);
+    }
+    let output = hosts.everhold("b", &["node", "drain", "c"]);
+    eprintln!("drain: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(!output.status.success(), "an older version changed what it can't read");
+    for _ in 0..2 {
+        let outage = lose_leader(hosts, false, &mut figures.lost, kill_server);
+        figures.outages.push(outage);
+    }
+    assert_eq!(record(hosts).expect("text"), written, "it was written over");
+    NAMES.iter().for_each(|host| hosts.install(host, NEW.as_ref()));
+    hosts.done("b", &["rollout"]);
+    for host in NAMES {
+        hosts.wait(host, "cluster without holds", |status| is_whole(status) && !refused(status));
+    }
+    assert_eq!(record(hosts).expect("text"), written, "it was written over");
+    // Nobody goes back to what can't read it.
+    let old = hosts::older().expect("an older version");
+    NAMES.iter().for_each(|host| hosts.install(host, &old));
+    let output = hosts.on("b", NEW).arg("rollout").output().expect("it runs");
+    eprintln!("back: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(!output.status.success() && NAMES.iter().all(|host| hosts.runs(host)), "still there");
+    whole(hosts);
+    figures
+}
+
+fn kill_server(hosts: &mut Hosts, leader: &str) {
+    let main = &hosts.wait("a", "status", |_| true)["services"]["main"];
+    let pid = main["instances"][leader]["pid"].as_i64().expect("a server");
+    signal("KILL", &[pid as i32]);
+}
+
+/// The outage when the leader's server or machine is lost.
+fn lose_leader(
+    hosts: &mut Hosts,
+    with_store: bool,
+    lost: &mut usize,
+    fault: impl FnOnce(&mut Hosts, &str),
+) -> Duration {
+    let leader = arrange(hosts, with_store);
+    let load = Load::on(hosts.target());
+    std::thread::sleep(Duration::from_millis(1_500));
+    let from = Instant::now();
+    fault(hosts, &leader);
+    flow(&load, from);
+    let outage = load.outage_since(from - Duration::from_millis(50));
+    eprintln!("{leader} lost: {outage:.3?}");
+    if hosts.processes(&leader).is_empty() {
+        hosts.revive(&leader);
+    }
+    whole(hosts);
+    *lost += load.finish().lost;
+    outage
 }

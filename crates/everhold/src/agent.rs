@@ -36,6 +36,8 @@ use tokio::sync::{mpsc, watch};
 
 /// Questions waiting for an answer.
 const QUESTIONS_MAX: usize = 64;
+/// The node's copy of the spec.
+const SPEC_COPY: &str = "spec.json";
 /// Reports of other nodes not yet handed on.
 const REPORTS_MAX: usize = 1_024;
 /// The journal's thread writes its last entry meanwhile.
@@ -80,9 +82,9 @@ pub enum Ask {
         who: String,
     },
     /// Start everything of Everhold on this machine anew, by the program that is installed now, if
-    /// its agent is still this process.
+    /// its agent is still this process. An older version's coordinator names none.
     Renew {
-        pid: i32,
+        pid: Option<i32>,
         who: String,
     },
     /// Make a backup of a service, if none is being made here.
@@ -108,7 +110,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let layout = Layout::new(&node.data)?;
     let tls = Tls::follow(&node.ca, &node.cert, &node.key)?;
     let store = Etcd::new(node.store_config()).await.context("prepare the store's client")?;
-    let copy = layout.node(&node.name).join("spec.json");
+    let copy = layout.node(&node.name).join(SPEC_COPY);
     let spec = spec_store::find(&node.cluster, &store, &copy, |_| true).await?;
     let own = spec.nodes.get(&node.name).with_context(|| {
         format!("E221 {} is not a node of the spec; next step: add it and apply", node.name)
@@ -629,10 +631,12 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
         }
         Ask::Renew { pid, who } => {
             let asked = || {
-                let what = format!("a new start of Everhold on this machine, pid {pid}");
+                let of = pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
+                let what = format!("a new start of Everhold on this machine{of}");
                 journal.append("", Event::Asked { who, what })
             };
-            Ok(serde_json::json!({ "journal": renewal.ask(pid, asked)? }))
+            let copy = dir.with_file_name(SPEC_COPY);
+            Ok(serde_json::json!({ "journal": renewal.ask(pid, &copy, asked).await? }))
         }
         Ask::BackUp { service, kind, who } => {
             keeper(&service)?;

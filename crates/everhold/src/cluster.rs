@@ -66,6 +66,9 @@ pub enum ClusterError {
     Store(#[from] StoreError),
     #[error("the spec was changed meanwhile")]
     Changed,
+    /// What stands there can't be read, so nothing is written over it.
+    #[error("{0}")]
+    Unreadable(String),
     #[error("the spec can't be written as a record: {0}")]
     Record(#[from] crate::spec::record::RecordError),
 }
@@ -316,7 +319,7 @@ impl Cluster {
                 self.read_again().await?;
                 Ok(rev)
             }
-            TxnOutcome::Refused { .. } => Err(ClusterError::Changed),
+            TxnOutcome::Refused { .. } => Err(self.spec_changed()),
         }
     }
 
@@ -332,7 +335,13 @@ impl Cluster {
         let key = spec_store::key(&self.name);
         let joined = machine::joined_key(&self.name, node);
         let txn = Txn::new().guard(&key, Expect::Rev(rev)).put(&key, text).delete(&joined);
-        if self.write(&txn).await? { Ok(()) } else { Err(ClusterError::Changed) }
+        if self.write(&txn).await? { Ok(()) } else { Err(self.spec_changed()) }
+    }
+
+    fn spec_changed(&self) -> ClusterError {
+        let mut unreadable = self.word().unreadable;
+        let unreadable = unreadable.remove(&spec_store::key(&self.name));
+        unreadable.map_or(ClusterError::Changed, |it| ClusterError::Unreadable(it.why))
     }
 
     /// Writes, and learns what stands there then. False: a guard refused it.
@@ -366,8 +375,11 @@ impl Cluster {
             let entries = match self.local_journal(node) {
                 Some(dir) => blocking(move || journal::newest(&dir, limit)).await,
                 None => match self.ask(node, &Ask::Journal { limit }).await {
-                    Ok(value) => serde_json::from_value(value).ok(),
-                    Err(_) => None,
+                    // One at a time: a newer version's may have another shape.
+                    Ok(serde_json::Value::Array(all)) => Some(
+                        all.iter().filter_map(|it| journal::entry_of(&it.to_string())).collect(),
+                    ),
+                    Ok(_) | Err(_) => None,
                 },
             };
             all.extend(entries.unwrap_or_default());

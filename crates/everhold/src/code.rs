@@ -86,9 +86,9 @@ codes! {
         "choose an empty or new directory with --data";
     OtherCluster "E103" "data of another cluster"
         "choose another directory with --data, or use the spec of that cluster";
-    NewerRecord "E104" "written by a newer version"
+    NewerRecord "E104" CONFLICT "written by a newer version"
         "use that version or a later one; nothing was touched";
-    TornRecord "E105" "record cannot be read"
+    TornRecord "E105" CONFLICT "record cannot be read"
         "restore the file from a copy, or move the directory away; nothing was touched";
     OtherMajor "E106" "data of another PostgreSQL version"
         "declare that version, or choose another directory with --data";

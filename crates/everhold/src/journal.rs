@@ -287,7 +287,8 @@ fn lines_of(path: &Path) -> Vec<String> {
     lines.filter(|line| !line.is_empty()).map(|l| String::from_utf8_lossy(l).into_owned()).collect()
 }
 
-fn entry_of(line: &str) -> Option<Entry> {
+/// An entry from its text, whichever version wrote it.
+pub fn entry_of(line: &str) -> Option<Entry> {
     let foreign = |_| serde_json::from_str::<Chained>(line).map(Chained::foreign);
     serde_json::from_str(line).or_else(foreign).ok()
 }

@@ -276,7 +276,8 @@ async fn speak(
     let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
     let (hear, mut beats) = watch::channel(JUDGE_EVERY);
     let listen = async move {
-        while let Some(frame) = receive(&mut read).await {
+        while let Ok(bytes) = take(&mut read).await {
+            let Ok(frame) = serde_json::from_slice(&bytes) else { continue };
             let (id, question) = match frame {
                 Frame::Ask { id, question } => (id, question),
                 Frame::Hear { every_ms } => {
@@ -505,21 +506,35 @@ async fn converse(
     let (mut read, mut write) = tokio::io::split(stream);
     // Frames are read whole by a task of their own: a read that is dropped halfway loses its place.
     let (frames, mut frame) = mpsc::channel(64);
+    let of = node.to_string();
     let reader = tokio::spawn(async move {
         let mut last: Option<(Vec<u8>, Arc<Report>)> = None;
+        let mut passed_over = false;
         while let Ok(taken) = tokio::time::timeout(SILENCE, take(&mut read)).await {
-            let frame = taken.and_then(|bytes| match &last {
-                Some((known, report)) if *known == bytes => Ok(Frame::Report(report.clone())),
-                Some(_) | None => {
-                    let frame = serde_json::from_slice(&bytes)?;
-                    if let Frame::Report(report) = &frame {
-                        last = Some((bytes, report.clone()));
-                    }
-                    Ok(frame)
+            let frame = match (taken, &last) {
+                (Err(error), _) => {
+                    let _ = frames.send(Err(error)).await;
+                    return;
                 }
-            });
-            let ends = frame.is_err();
-            if frames.send(frame).await.is_err() || ends {
+                (Ok(bytes), Some((known, report))) if *known == bytes => {
+                    Frame::Report(report.clone())
+                }
+                (Ok(bytes), _) => match serde_json::from_slice(&bytes) {
+                    Ok(Frame::Report(report)) => {
+                        last = Some((bytes, Arc::clone(&report)));
+                        Frame::Report(report)
+                    }
+                    Ok(other) => other,
+                    // A newer version may say more than this one knows.
+                    Err(error) => {
+                        if !std::mem::replace(&mut passed_over, true) {
+                            tracing::warn!(of, %error, "frames are not understood");
+                        }
+                        continue;
+                    }
+                },
+            };
+            if frames.send(Ok(frame)).await.is_err() {
                 return;
             }
         }
@@ -601,76 +616,4 @@ async fn take(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use everhold_adapters::pki::{Authority, Host, Usage};
-
-    #[tokio::test]
-    async fn a_renewed_certificate_is_taken_up() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
-        let host = |name: &str| Host::Dns(name.to_string());
-        let pair = authority.issue("a", &[host("a")], Usage::Both).expect("a certificate");
-        let tls = Tls::follow(&pair.ca, &pair.cert, &pair.key).expect("read");
-        let old = tls.client();
-        std::fs::write(&pair.cert, "torn").expect("written");
-        tokio::time::sleep(RENEWED_WITHIN * 2).await;
-        assert!(Arc::ptr_eq(&old, &tls.client()), "a torn one changes nothing");
-        std::fs::remove_file(&pair.cert).expect("removed");
-        authority.issue("a", &[host("b")], Usage::Both).expect("a certificate");
-        for _ in 0..60 {
-            if !Arc::ptr_eq(&old, &tls.client()) {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        }
-        panic!("the old certificate is still used");
-    }
-
-    /// So often as the dialler asked, and at once when there is news.
-    #[tokio::test]
-    async fn who_only_shows_hears_less_often_and_changes_at_once() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
-        let pair = authority.issue("a", &[Host::Dns("a".to_string())], Usage::Both);
-        let pair = pair.expect("a certificate");
-        let tls = Tls::load(&pair.ca, &pair.cert, &pair.key).expect("read");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let addr = free.local_addr().expect("its address");
-        drop(free);
-        let (tell, reports) = watch::channel(Arc::new(Report::default()));
-        tell.send_modify(|report| Arc::make_mut(report).node = "a".to_string());
-        let (questions, _asked) = mpsc::channel(1);
-        serve(addr, tls.clone(), reports, questions).await.expect("it listens");
-        let hear = |every| {
-            let (told, heard) = mpsc::channel(64);
-            (dial("a".to_string(), addr.to_string(), every, tls.clone(), told), heard)
-        };
-        let (_judge, mut judges) = hear(JUDGE_EVERY);
-        let (_show, mut shows) = hear(show_every(10));
-        let next = async |heard: &mut mpsc::Receiver<_>| heard.recv().await.expect("a report");
-        for _ in 0..3 {
-            next(&mut judges).await;
-            next(&mut shows).await;
-        }
-        let count = async |heard: &mut mpsc::Receiver<(String, Arc<Report>)>| {
-            let end = tokio::time::Instant::now() + Duration::from_secs(3);
-            let mut count = 0;
-            while tokio::time::timeout_at(end, heard.recv()).await.is_ok() {
-                count += 1;
-            }
-            count
-        };
-        let (often, seldom) = tokio::join!(count(&mut judges), count(&mut shows));
-        // On a busy machine both hear less often, but never the one more than the other.
-        assert!(seldom > 0 && often > seldom, "{often} and {seldom} in 3 s");
-        assert_eq!((show_every(3), show_every(1_000)), (JUDGE_EVERY, EVERY_MAX));
-        // Each change is told, not only the newest at the next beat.
-        let from = tokio::time::Instant::now();
-        for pid in 1..=30 {
-            tell.send_modify(|report| Arc::make_mut(report).pid = pid);
-            while next(&mut shows).await.1.pid != pid {}
-        }
-        assert!(from.elapsed() < show_every(10) * 20, "at once, not with the beat");
-    }
-}
+mod tests;

@@ -21,6 +21,7 @@ mod force;
 mod gateway;
 mod holds;
 mod install;
+mod installed;
 mod journal;
 mod keeper;
 mod key_file;

@@ -8,7 +8,7 @@ use crate::{clock, nodes};
 use everhold_core::ids::Time;
 use everhold_core::kv::{Expect, Txn};
 use everhold_core::records::encode;
-use everhold_core::rollout::{Node, Rollout, State, Step, next};
+use everhold_core::rollout::{Node, Rollout, State, Step, Tried, next};
 use everhold_core::spec::Spec;
 use everhold_core::status::State as InstanceState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +112,8 @@ fn doubt(rollout: &Rollout, word: &StoreWord) -> Option<String> {
 /// for the same steps, which name the process they are meant for.
 pub async fn tend(cluster: &Cluster) {
     let mut waiting: Option<Time> = None;
-    let mut asked: Option<(Step, Instant)> = None;
+    let mut asked: Option<Instant> = None;
+    let mut tried: Option<Tried> = None;
     loop {
         tokio::time::sleep(LOOK).await;
         let word = cluster.word();
@@ -120,25 +121,35 @@ pub async fn tend(cluster: &Cluster) {
             continue;
         };
         if rollout.state != State::Running {
-            (waiting, asked) = (None, None);
+            (waiting, asked, tried) = (None, None, None);
             continue;
         }
         let now = clock::now();
         let service = rollout.service.as_deref();
         let nodes = look(service, &cluster.spec(), &cluster.reports(), &word, now.0);
         let nodes = nodes.unwrap_or_default();
-        let step = next(&rollout, &nodes, doubt(&rollout, &word), waiting, now);
+        let doubt = doubt(&rollout, &word);
+        let step = next(&rollout, &nodes, doubt, waiting, tried.as_ref(), now);
         waiting = match &step {
             Step::Wait { .. } => waiting.or(Some(now)),
             _ => None,
         };
-        if asked.as_ref().is_some_and(|(last, at)| *last == step && at.elapsed() < AGAIN) {
+        if tried.as_ref().is_none_or(|tried| tried.step != step) {
+            (asked, tried) = (None, Some(Tried { step: step.clone(), since: now, refused: None }));
+        }
+        if asked.is_some_and(|at| at.elapsed() < AGAIN) {
             continue;
         }
-        match carry_out(cluster, &rollout, rev, &nodes, &step).await {
-            Ok(true) => asked = Some((step, Instant::now())),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, ?step, "the rollout's step is tried again"),
+        let done = carry_out(cluster, &rollout, rev, &nodes, &step).await;
+        asked = matches!(done, Ok(true)).then(Instant::now);
+        if let Some(tried) = &mut tried {
+            tried.refused = match &done {
+                Err(ClusterError::Refused { why, .. }) => Some(why.clone()),
+                Ok(_) | Err(_) => None,
+            };
+        }
+        if let Err(error) = done {
+            tracing::warn!(%error, ?step, "the rollout's step is tried again");
         }
     }
 }
@@ -166,7 +177,7 @@ async fn carry_out(
             let Some(pid) = nodes.get(node).and_then(|it| it.pid) else { return Ok(false) };
             let ask = match &rollout.service {
                 Some(service) => Ask::Restart { service: service.clone(), pid, who },
-                None => Ask::Renew { pid, who },
+                None => Ask::Renew { pid: Some(pid), who },
             };
             cluster.ask(node, &ask).await.map(|_| true)
         }

@@ -1,7 +1,7 @@
 //! The spec in the store, and a process's own copy of it for when the store is gone.
 
 use crate::disk;
-use crate::spec::record;
+use crate::spec::record::{self, RecordError};
 use everhold_core::kv::Change;
 use everhold_core::spec::Spec;
 use everhold_store::{Etcd, Store, WatchEvent};
@@ -30,7 +30,10 @@ pub async fn find(
         match store.get_prefix(&key).await {
             Ok(snapshot) => {
                 if let Some(kv) = snapshot.get(&key) {
-                    let spec = record::from_json(&kv.value)?;
+                    let spec = match record::from_json(&kv.value) {
+                        Ok(spec) => spec,
+                        Err(error) => return earlier(copy, error),
+                    };
                     if is_kept(&spec)
                         && let Err(error) = disk::write_whole(copy, &kv.value)
                     {
@@ -49,6 +52,17 @@ pub async fn find(
         }
         tokio::time::sleep(RETRY).await;
     }
+}
+
+/// What can't be read, as by a version older than the one that wrote it, changes nothing for a
+/// process that runs, nor for one that starts again.
+fn earlier(copy: &Path, error: RecordError) -> anyhow::Result<Spec> {
+    let text = std::fs::read_to_string(copy).ok();
+    let Some(spec) = text.and_then(|text| record::from_json(&text).ok()) else {
+        return Err(error.into());
+    };
+    tracing::error!(%error, "the spec can't be used; the copy of an earlier one is");
+    Ok(spec)
 }
 
 /// Each new revision of the spec, kept as a copy. One that can't be used changes nothing.

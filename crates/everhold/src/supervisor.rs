@@ -9,16 +9,15 @@ use crate::node_file::NodeFile;
 use crate::spec::Fault;
 use crate::store::Problem;
 use crate::troubles::Troubles;
-use crate::{disk, log, secrets};
+use crate::{disk, installed, log, secrets};
 use anyhow::{Context as _, bail};
 use everhold_adapters::pki;
 use everhold_core::spec::Spec;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
 
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -190,8 +189,8 @@ impl Signals {
 /// then everything is as before.
 fn become_new() -> anyhow::Error {
     use std::os::unix::process::CommandExt;
-    let program = match std::env::current_exe() {
-        Ok(path) => installed(&path),
+    let program = match installed::path() {
+        Ok(path) => path,
         Err(error) => return error.into(),
     };
     say(format_args!("· goes on as {}", program.display()));
@@ -204,13 +203,6 @@ fn become_new() -> anyhow::Error {
     anyhow::Error::from(error).context(format!("start {}", program.display()))
 }
 
-/// Where the program stands now: the kernel marks the path of one whose file was replaced.
-fn installed(path: &Path) -> PathBuf {
-    let text = path.as_os_str().as_bytes();
-    let text = text.strip_suffix(b" (deleted)").unwrap_or(text);
-    PathBuf::from(std::ffi::OsStr::from_bytes(text))
-}
-
 /// A supervisor that could not become the installed program goes on as it was, and is asked again
 /// no sooner. Asked while it begins anew, it would end for good: nobody listens for signals yet.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -220,17 +212,24 @@ const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
 pub struct Renewal(Mutex<Option<Instant>>);
 
 impl Renewal {
-    /// Asks it, if `pid` is this process and it wasn't asked lately; `note` is called before that.
-    pub fn ask<N>(&self, pid: i32, note: impl FnOnce() -> N) -> Result<Option<N>, String> {
+    /// Asks it, if `pid` is this process (or nobody is named), it wasn't asked lately, and the
+    /// program that is installed can go on with the `copy` of the spec; `note` is called before that.
+    pub async fn ask<N>(
+        &self,
+        pid: Option<i32>,
+        copy: &Path,
+        note: impl FnOnce() -> N,
+    ) -> Result<Option<N>, String> {
         let own = std::process::id();
-        if i64::from(pid) != i64::from(own) {
+        if let Some(pid) = pid.filter(|pid| i64::from(*pid) != i64::from(own)) {
             return Err(format!("this agent is process {own}, not {pid}"));
         }
+        let mut asked = self.0.lock().await;
         let supervisor = supervisor()?;
-        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.is_some_and(|at| at.elapsed() < ASKED_AGAIN_AFTER) {
             return Ok(None);
         }
+        installed::fits(copy).await?;
         let noted = note();
         let sent = rustix::process::kill_process(supervisor, rustix::process::Signal::HUP);
         sent.map_err(|error| format!("the supervisor can't be told: {error}"))?;

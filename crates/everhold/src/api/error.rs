@@ -75,6 +75,10 @@ impl From<ClusterError> for ApiError {
             ClusterError::NoAnswer { .. } => Code::NotInTime,
             ClusterError::Refused { .. } => Code::Refused,
             ClusterError::Changed => Code::SpecRaced,
+            ClusterError::Unreadable(why) => match code::split(why) {
+                Some((code, what)) => return ApiError::new(code, what),
+                None => Code::Internal,
+            },
             ClusterError::Record(_) => Code::Internal,
         };
         ApiError::new(code, error.to_string())

@@ -18,7 +18,9 @@ mod status;
 
 use crate::backup::worker;
 use crate::spec::StorePorts;
-use crate::{agent, archive, context, gateway, install, log, machine, minder, store, up};
+use crate::{
+    agent, archive, context, gateway, install, installed, log, machine, minder, store, up,
+};
 use clap::{Parser, Subcommand};
 use client::Client;
 use failure::Failure;
@@ -220,6 +222,9 @@ enum Command {
     /// Make one backup, started by an agent
     #[command(hide = true)]
     Worker(worker::Worker),
+    /// Say whether this version reads a copy of the spec, asked before it takes over
+    #[command(hide = true)]
+    Reads { copy: PathBuf },
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
@@ -286,6 +291,7 @@ pub fn main() -> ExitCode {
         Command::Archive(_) => serve(log, archive::run()),
         Command::Agent { node_file } => serve(log, agent::run(&node_file)),
         Command::Gateway { node_file, threads } => serve(log, gateway::run(&node_file, threads)),
+        Command::Reads { copy } => installed::reads(&copy).map_err(|why| Failure::of_text(&why)),
         Command::Check { file, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
@@ -344,6 +350,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Restore(_)
         | Command::Worker(_)
         | Command::Archive(_)
+        | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),
     }
 }

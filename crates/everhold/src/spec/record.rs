@@ -34,6 +34,11 @@ pub fn to_json(spec: &Spec) -> Result<String, RecordError> {
     Ok(serde_json::to_string(&Written { version, spec })?)
 }
 
+/// It has the first form, which every version reads.
+pub fn is_plain(text: &str) -> bool {
+    serde_json::from_str::<Version>(text).is_ok_and(|it| it.version <= RECORD_VERSION_PLAIN)
+}
+
 /// The spec of a record. The version is read first, since a newer record may have another shape.
 pub fn from_json(text: &str) -> Result<Spec, RecordError> {
     let Version { version } = serde_json::from_str(text)?;

@@ -33,11 +33,18 @@ pub struct Wanted {
     pub durability: &'static str,
     /// Whether its machines' disks and clocks can be made worse.
     pub worse: bool,
+    /// The version that is installed at first, where it isn't the one under test.
+    pub program: Option<PathBuf>,
+}
+
+/// An older version that EVERHOLD_OLD names, to run beside the one under test.
+pub fn older() -> Option<PathBuf> {
+    std::env::var_os("EVERHOLD_OLD").map(PathBuf::from)
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Wanted { durability: "required", worse: false }
+        Wanted { durability: "required", worse: false, program: None }
     }
 }
 
@@ -113,6 +120,9 @@ impl Hosts {
         if wanted.worse {
             hosts.preloads = NAMES.iter().map(|name| Preload::new(&hosts.dir, name)).collect();
         }
+        for host in NAMES {
+            wanted.program.iter().for_each(|program| hosts.install(host, program));
+        }
         fs::write(hosts.spec_file(), hosts.spec(wanted)).expect("the spec is written");
         let spec = hosts.spec_file().display().to_string();
         let file = hosts.node_file("a").display().to_string();
@@ -174,9 +184,46 @@ impl Hosts {
         command
     }
 
+    fn installed(&self, host: &str) -> PathBuf {
+        self.dir.join(format!("{host}.bin")).join("everhold")
+    }
+
+    /// The binary of a machine: what was installed there, or else the one under test.
+    fn program(&self, host: &str) -> PathBuf {
+        let installed = self.installed(host);
+        if installed.exists() { installed } else { env!("CARGO_BIN_EXE_everhold").into() }
+    }
+
+    /// Puts a version in the place of the one that is there, as a package does. What runs, runs on.
+    pub fn install(&self, host: &str, program: &Path) {
+        let (installed, fresh) = (self.installed(host), self.installed(host).with_extension("new"));
+        fs::create_dir_all(installed.parent().expect("a directory")).expect("a directory");
+        fs::copy(program, &fresh).expect("copied");
+        fs::rename(&fresh, &installed).expect("installed");
+    }
+
+    /// One machine goes on as what is installed there, as a rollout makes it.
+    pub fn renew(&self, host: &str) {
+        signal("HUP", &[self.run_pid(host)]);
+        self.until("processes of the version installed", || self.is_renewed(host));
+    }
+
+    /// Its supervisor, agent and gateway are what is installed there.
+    pub fn is_renewed(&self, host: &str) -> bool {
+        let roles = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let role = line.split(|byte| *byte == 0).nth(1).unwrap_or_default().to_vec();
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            let ours = [&b"run"[..], b"agent", b"gateway"].contains(&role.as_slice());
+            ours.then_some(exe == self.installed(host))
+        };
+        let found: Vec<bool> = self.processes(host).iter().filter_map(roles).collect();
+        found.len() == 3 && found.iter().all(|is| *is)
+    }
+
     /// The binary on one of the machines.
     pub fn everhold(&self, host: &str, arguments: &[&str]) -> Output {
-        let mut command = self.on(host, env!("CARGO_BIN_EXE_everhold"));
+        let mut command = self.on(host, &self.program(host).display().to_string());
         command.args(arguments).output().expect("everhold runs")
     }
 
@@ -208,7 +255,7 @@ impl Hosts {
 
     /// Starts everything on a machine (again), and waits until it answers.
     pub fn run(&mut self, host: &str) {
-        self.spawn(host, env!("CARGO_BIN_EXE_everhold").as_ref());
+        self.spawn(host, &self.program(host));
         let until = Instant::now() + PATIENCE;
         while self.status(host).is_none() {
             assert!(Instant::now() < until, "{host} does not run: {}", self.tail(host));

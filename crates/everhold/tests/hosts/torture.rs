@@ -29,7 +29,7 @@ impl Torn for Torment {
     fn start(random: &mut Random) -> Torment {
         let durability = *random.pick(&["required", "preferred"]);
         println!("  durability {durability}");
-        let hosts = Hosts::start(&Wanted { durability, worse: true });
+        let hosts = Hosts::start(&Wanted { durability, worse: true, ..Wanted::default() });
         Torment { hosts, broken: Vec::new() }
     }
 

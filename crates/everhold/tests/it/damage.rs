@@ -324,6 +324,28 @@ fn what_a_newer_version_wrote_is_left_alone_and_postgresql_runs_on() {
     bed.stack.whole();
     bed.stack.wait("no hold", |status| !has_hold(status, "unreadable-record"));
 
+    // The spec: who starts again knows what it knew before.
+    let key = "/everhold/test/spec";
+    let old = bed.stack.etcdctl(&["get", "--print-value-only", key]);
+    let spec = old.replacen("\"version\":1", "\"version\":99", 1);
+    bed.stack.etcdctl(&["put", key, &spec]);
+    bed.stack.hold("unreadable-record", &["spec", "E104"]);
+    let standby = crate::stack::NODES.into_iter().find(|node| *node != leader).expect("a standby");
+    let pid = |status: &Value| status["nodes"][standby]["agent_pid"].as_u64();
+    let before = pid(&bed.stack.whole());
+    bed.kill_agent(standby);
+    bed.stack.wait("agent that started again", |status| {
+        status["nodes"][standby]["health"] == "up" && pid(status) != before
+    });
+    bed.stack.whole();
+    let output = bed.stack.command(&["node", "drain", standby]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("E104 the spec") && error.contains("next step"), "{error}");
+    bed.load.flows();
+    assert_eq!(bed.stack.etcdctl(&["get", "--print-value-only", key]), spec, "not overwritten");
+    bed.stack.etcdctl(&["put", key, &old]);
+    bed.stack.wait("no hold", |status| !has_hold(status, "unreadable-record"));
+
     // On the disk of the leader.
     let record = bed.node(&leader, "main/record.json");
     let old = fs::read(&record).expect("a record");

@@ -7,6 +7,7 @@ use crate::stack::{NODES, PATIENCE, Stack, Wanted, is_whole, signal};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -160,6 +161,15 @@ fn everhold_is_renewed_once_however_often_it_is_asked() {
     // A signal that the supervisor has not yet taken hides those that follow; the journal doesn't.
     let journal = stack.done(&["journal", "--limit", "500"]);
     assert_eq!(journal.matches("a new start of Everhold").count(), 1, "{journal}");
+
+    // The coordinator of an older version, which is all that is left of it, names no process.
+    let pid = |status: &Value| status["nodes"]["a"]["agent_pid"].as_i64();
+    let (before, ask) = (pid(&stack.whole()), json!({ "ask": "renew", "who": "test" }));
+    let answer = block_on(async { Link::open("a", &addr, tls).await?.ask(&ask).await });
+    let answer = answer.expect("an answer");
+    assert!(answer.get("Ok").is_some(), "{answer}");
+    stack.wait("another agent", |status| pid(status).is_some() && pid(status) != before);
+    stack.whole();
 }
 
 #[test]
@@ -219,7 +229,9 @@ fn a_node_is_added_and_another_one_removed_while_clients_write() {
 
 #[test]
 fn a_machine_is_taken_out_of_many_and_everhold_is_renewed_on_the_others() {
-    let mut hosts = Hosts::start(&hosts::Wanted::default());
+    let program = env!("CARGO_BIN_EXE_everhold");
+    let installed = Some(program.into());
+    let mut hosts = Hosts::start(&hosts::Wanted { program: installed, ..hosts::Wanted::default() });
     let load = Load::on(hosts.target());
     load.flows();
     // The supervisors too become the program that is installed, PostgreSQL and the store run on.
@@ -233,6 +245,28 @@ fn a_machine_is_taken_out_of_many_and_everhold_is_renewed_on_the_others() {
     let said = hosts.done("b", &["rollout"]);
     assert_eq!(said, "done: 3 started anew\n");
     assert_eq!((postgres(&hosts), store(&hosts)), (before, stores));
+
+    // What can't take over is refused, and all of it runs on.
+    let broken = hosts.dir().join("broken");
+    fs::write(&broken, "no program").expect("written");
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let before = postgres(&hosts);
+    hosts::NAMES.iter().for_each(|host| hosts.install(host, &broken));
+    let output = hosts.on("b", program).arg("rollout").output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("E261") && error.contains(".bin/everhold"), "{error}");
+    hosts::NAMES.iter().for_each(|host| hosts.install(host, program.as_ref()));
+    assert!(hosts::NAMES.iter().all(|host| hosts.runs(host)), "the supervisors run on");
+    assert_eq!(postgres(&hosts), before);
+
+    // Whoever refuses for longer than it takes to be heard of is a doubt.
+    hosts::signal("KILL", &[hosts.run_pid("c")]);
+    hosts.ended("c");
+    let output = hosts.everhold("b", &["rollout"]);
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("E261") && error.contains("c: no `everhold run`"), "{error}");
+    hosts.run("c");
+    hosts.wait("b", "whole cluster", hosts::is_whole);
 
     // Whoever keeps the store and leads both is the hardest to do without.
     let gone = hosts.leader("b");
