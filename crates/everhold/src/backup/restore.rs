@@ -166,9 +166,10 @@ fn files(
     let wal = to.join("pg_wal");
     let segments = log.segments(&line, about.start..log_end, segment_bytes, &wal).map_err(told)?;
     if let Some((uid, gid)) = aside.run_as {
-        for file in &segments.files {
-            std::os::unix::fs::chown(file, Some(uid), Some(gid))
-                .with_context(|| format!("give {} to PostgreSQL's user", file.display()))?;
+        for entry in std::fs::read_dir(&wal)? {
+            let path = entry?.path();
+            std::os::unix::fs::lchown(&path, Some(uid), Some(gid))
+                .with_context(|| format!("give {} to PostgreSQL's user", path.display()))?;
         }
     }
     let line = line_to(&line, segments.tli);
