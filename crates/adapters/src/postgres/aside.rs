@@ -211,31 +211,14 @@ async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Resul
     ] {
         set(name, value);
     }
-    for (name, of) in [
-        (
-            "recovery_target_time",
-            match target {
-                Target::Time(time) => time.as_str(),
-                _ => "",
-            },
-        ),
-        (
-            "recovery_target_name",
-            match target {
-                Target::Name(name) => name.as_str(),
-                _ => "",
-            },
-        ),
-        ("recovery_target", if *target == Target::Consistent { "immediate" } else { "" }),
-        ("recovery_target_xid", ""),
-    ] {
-        set(name, of);
+    // Of these it takes one, and none beside it that is empty.
+    match target {
+        Target::End => {}
+        Target::Time(time) => set("recovery_target_time", time),
+        Target::Lsn(lsn) => set("recovery_target_lsn", &lsn.to_string()),
+        Target::Name(name) => set("recovery_target_name", name),
+        Target::Consistent => set("recovery_target", "immediate"),
     }
-    let lsn = match target {
-        Target::Lsn(lsn) => lsn.to_string(),
-        _ => String::new(),
-    };
-    set("recovery_target_lsn", &lsn);
     set("recovery_target_timeline", &aside.tli.to_string());
     for limit in ["max_connections", "max_prepared_transactions", "max_locks_per_transaction"] {
         if let Some(value) = control.limit(limit) {

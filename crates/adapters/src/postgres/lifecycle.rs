@@ -27,6 +27,9 @@ const START_SECONDS_MAX: u64 = 600;
 /// How long a server that was just started is looked at closely.
 const START_CLOSE_LOOK: Duration = Duration::from_millis(500);
 
+/// Stands in a directory from before the first change of a restore until all of it lasts.
+const RESTORING: &str = "everhold.restoring";
+
 /// Megabytes of a WAL segment. PostgreSQL's own 16 cost a promotion 30 ms and a rewind of an idle
 /// server 64 MB more; below 4 a busy server makes dozens of files a second.
 const SEGMENT_MB: &str = "4";
@@ -166,6 +169,12 @@ pub async fn start(
     let pids = site.blocking(move || Ok(directory.pids())).await?;
     if !pids.is_empty() {
         return Err(PgError::Remains { dir: config.data_dir.clone(), pids });
+    }
+    if config.data_dir.join(RESTORING).exists() {
+        return Err(PgError::refused(format!(
+            "{} was not restored to its end: {RESTORING} says so",
+            config.data_dir.display()
+        )));
     }
     let control = tool::control(config).await?;
     let (owned, line, source) = (site.clone(), line.to_vec(), source.cloned());

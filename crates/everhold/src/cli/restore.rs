@@ -64,8 +64,9 @@ fn order(options: &Options) -> Result<Order, Failure> {
         (Some(text), ..) => {
             let time = text.parse::<jiff::Timestamp>();
             let time = time.map_err(|error| unclear(text, error.to_string()))?;
-            // As PostgreSQL reads it, whatever its own zone.
-            Until::Time(time.as_second(), time.to_string())
+            // As PostgreSQL reads it before it has read names of zones.
+            let text = time.strftime("%Y-%m-%d %H:%M:%S%.f+00").to_string();
+            Until::Time(time.as_second(), text)
         }
         (_, Some(text), _) => {
             Until::Lsn(text.parse::<Lsn>().map_err(|error| unclear(text, error))?)

@@ -1,11 +1,14 @@
 //! Backups of a running stack: made by schedule and by hand, listed, restored beside it.
 
 use crate::stack::load::Load;
-use crate::stack::{Stack, Wanted};
+use crate::stack::{Stack, Wanted, signal};
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// A stack with one repository, which is made.
 fn stack() -> Stack {
@@ -50,10 +53,27 @@ fn restore(stack: &Stack, to: &Path, more: &[&str]) -> Value {
     json(stack, &arguments)
 }
 
-/// What a restored directory holds, asked of a server on it.
-fn ask(stack: &Stack, dir: &Path, sql: &str) -> String {
-    let _ = (stack, dir, sql);
-    String::new()
+/// Restores and asks the server that stands there, which then stops.
+fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
+    let dir = to.display().to_string();
+    let mut arguments = vec!["restore", "main", "--run", "--to", &dir];
+    arguments.extend(more);
+    let mut command = stack.command(&arguments);
+    let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut line = String::new();
+    let stdout = child.stdout.take().expect("a pipe");
+    BufReader::new(stdout).read_line(&mut line).expect("a line");
+    assert!(line.contains("is restored in"), "{line}");
+    let socket = format!("{dir}.run");
+    let psql = Command::new("psql")
+        .args(["-h", &socket, "-U", "everhold", "-XAt", "-c", sql, "app"])
+        .output()
+        .expect("psql runs");
+    signal("INT", &[child.id() as i32]);
+    assert!(child.wait().expect("it ends").success());
+    let err = String::from_utf8_lossy(&psql.stderr);
+    assert!(psql.status.success(), "{err}");
+    String::from_utf8_lossy(&psql.stdout).trim().to_string()
 }
 
 #[test]
@@ -91,12 +111,27 @@ fn a_database_is_backed_up_and_comes_back() {
     let bytes = |at: usize, key: &str| listed["backups"][at][key].as_u64().expect("bytes");
     assert!(bytes(0, "bytes_added") < bytes(1, "bytes_added") / 2, "{listed}");
 
-    let acknowledged = load.acknowledged();
-    let to = stack.dir().join("restored");
-    let report = restore(&stack, &to, &[]);
+    // A point between two writes of ours.
+    let psql =
+        |sql: &str| stack.done(&["psql", "main", "--", "-XAt", "-c", sql]).trim().to_string();
+    psql("CREATE TABLE point (at int); INSERT INTO point VALUES (1)");
+    std::thread::sleep(Duration::from_millis(1_100));
+    let between = psql(
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.USZ')",
+    );
+    std::thread::sleep(Duration::from_millis(1_100));
+    psql("INSERT INTO point VALUES (2)");
     let lost = load.finish().lost;
     assert_eq!(lost, 0);
-    println!("{acknowledged} acknowledged; {report}");
+    stack.wait("archived log", |status| {
+        status["services"]["main"]["backup"]["rpo_ms"].as_u64() == Some(0)
+    });
+    let to = stack.dir().join("restored");
+    let report = restore(&stack, &to, &[]);
+    println!("{report}");
+    let points = "SELECT string_agg(at::text, ' ' ORDER BY at) FROM point";
+    assert_eq!(look(&stack, &stack.dir().join("latest"), &[], points), "1 2");
+    assert_eq!(look(&stack, &stack.dir().join("then"), &["--time", &between], points), "1");
     let error = refused(&stack, &["restore", "main", "--to", &to.display().to_string()]);
     assert!(error.contains("E288"), "{error}");
     let other = stack.dir().join("other").display().to_string();
@@ -112,5 +147,4 @@ fn a_database_is_backed_up_and_comes_back() {
         let error = refused(&stack, &arguments);
         assert!(error.contains(code), "{more:?}: {error}");
     }
-    let _ = ask(&stack, &to, "SELECT 1");
 }
