@@ -61,11 +61,8 @@ impl AsideConfig {
     /// Of a segment of its log. Blocks briefly.
     pub fn segment_bytes(&self) -> Result<u64, PgError> {
         let config = config(self);
-        let output =
-            std::process::Command::from(tool::command(&config, "pg_controldata", &[]).into_std())
-                .arg("-D")
-                .arg(&config.data_dir)
-                .output();
+        let mut command = tool::command(&config, "pg_controldata", &[]).into_std();
+        let output = command.arg("-D").arg(&config.data_dir).output();
         let output = output.map_err(PgError::file("look at", &config.data_dir))?;
         Control::parse(&String::from_utf8_lossy(&output.stdout)).segment_bytes()
     }
