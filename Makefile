@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-many torture torture-hosts model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-backup bench-many torture torture-hosts model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -49,6 +49,13 @@ bench-hosts: setup
 bench-gateway:
 	@scripts/setup haproxy
 	cargo run -p everhold-gateway --example bench_tcp
+
+# Full, incremental and restore beside pgBackRest, of pgbench at SCALE, so many ROUNDS.
+SCALE ?= 80
+ROUNDS ?= 3
+bench-backup: setup
+	@scripts/setup pgbackrest
+	cargo bench -p everhold-repository --bench formats -- $(SCALE) $(ROUNDS)
 
 # What an agent costs when a cluster of NODES nodes and SERVICES services idles; 100 1 200 is what
 # membership of 100 nodes costs.

@@ -11,20 +11,25 @@ use crate::{clock, log};
 use anyhow::Context;
 use everhold_adapters::postgres::{BackupMode, PgConfig};
 use everhold_core::backup::Kind;
+use everhold_core::ids::Lsn;
 use everhold_core::spec::Spec;
-use everhold_core::term::line_to;
+use everhold_core::term::{Branch, line_to};
 use everhold_repository::Repository;
 use everhold_repository::backup::{About, Backup, Info, Plan, Progress, THREADS, Watch};
+use everhold_repository::log::{Log, coverage, missing};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whoever is asked to end takes its announcement back, and is ended when that takes longer.
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// Between two words on how far it is.
 const TELL_EVERY_MS: u64 = 500;
+/// What a leader has of its log is archived within this, also from the beginning.
+const LOG_WITHIN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(1);
 /// Behind everything else that wants the processor.
 const NICE: i32 = 10;
 
@@ -79,7 +84,7 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
     let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
     let wanted = service.backup.clone().context("no backups of the service are declared")?;
     let site = Site { node: &node, layout: &layout, spec: &spec };
-    let (_, config, _) = agent::open(&site, &worker.service, service)?;
+    let (durable, config, _) = agent::open(&site, &worker.service, service)?;
     let (of, names) = (spec.clone(), wanted.repositories.clone());
     let repository = tokio::task::spawn_blocking(move || open(&of, &names)).await??;
     let repository = Arc::new(repository);
@@ -92,6 +97,8 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         copies: wanted.copies as usize,
         began_s,
         stop,
+        sysid: durable.sysid.context("this node's system identifier is not known")?,
+        line: durable.line,
     };
     let (files, pg) = (repository.clone(), (config.clone(), mode.start, mode.checksums));
     let server_version = mode.server_version.clone();
@@ -150,16 +157,39 @@ struct Job {
     copies: usize,
     began_s: u64,
     stop: Arc<AtomicBool>,
+    sysid: u64,
+    line: Vec<Branch>,
 }
 
 impl Job {
+    /// Waits until the log is archived from where the backup starts: without it the backup would be
+    /// worth nothing. A standby's backup starts at its last checkpoint, which may be old.
+    fn await_log(&self, repository: &Repository, start: Lsn) -> anyhow::Result<()> {
+        let until = Instant::now() + LOG_WITHIN;
+        let log = Log::new(repository, &self.service, self.sysid);
+        loop {
+            let covered = coverage(&log.pieces(self.copies).map_err(told)?, &self.line);
+            if missing(&covered, start, Lsn(start.0 + 1)).is_none() {
+                return Ok(());
+            }
+            if Instant::now() > until || self.stop.load(Ordering::Relaxed) {
+                anyhow::bail!(
+                    "E289 the log is not archived from {start} on, where this backup would start; \
+                     next step: none, after the next checkpoint it starts later"
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
     fn store<'r>(
         &self,
         repository: &'r Repository,
         config: &PgConfig,
-        start: everhold_core::ids::Lsn,
+        start: Lsn,
         checksums: bool,
     ) -> anyhow::Result<Backup<'r>> {
+        self.await_log(repository, start)?;
         let listed = list(repository, &self.service)?;
         let base = listed.iter().rev().find(|it| it.copies >= self.copies).map(|it| it.id.clone());
         // Without anything to compare with every byte is read.
