@@ -36,7 +36,7 @@ pub struct RepositorySpec {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Location {
-    /// A directory, by its absolute path: on each machine its own, or one that all of them mount.
+    /// A directory that every machine mounts, by its absolute path.
     Directory(String),
     S3 {
         bucket: String,
