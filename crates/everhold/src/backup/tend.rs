@@ -20,7 +20,8 @@ const READ_EVERY: Duration = Duration::from_secs(60);
 /// What is known of a service's backups.
 #[derive(Default)]
 struct Known {
-    backups: Vec<Backup>,
+    /// `None`: not read yet. What is due is not known then.
+    backups: Option<Vec<Backup>>,
     read: Option<Instant>,
     /// The end of a backup that the list knows of.
     of: Option<u64>,
@@ -73,9 +74,12 @@ async fn one(
         let summary = match &read {
             Ok(infos) => {
                 let wanted = backup.copies as usize;
-                known.backups = infos.iter().map(|it| it.backup(wanted, Proof::Unproven)).collect();
+                let all = infos.iter().map(|it| it.backup(wanted, Proof::Unproven));
+                let all: Vec<Backup> = all.collect();
                 let copies = infos.last().map_or(0, |it| it.copies);
-                Summary::new(&known.backups, copies, backup, clock::unix_s())
+                let summary = Summary::new(&all, copies, backup, clock::unix_s());
+                known.backups = Some(all);
+                summary
             }
             Err(error) => Summary { error: Some(format!("{error:#}")), ..Summary::default() },
         };
@@ -85,11 +89,11 @@ async fn one(
         }
         read?;
     }
+    let Some(backups) = &known.backups else { return Ok(()) };
     let running = makings.iter().any(|it| it.running.is_some());
     let places = places(service, spec, &reports, &word, now);
     let failed = failed(&makings);
-    let next =
-        schedule::next(&backup.plan, &known.backups, running, failed, &places, clock::unix_s());
+    let next = schedule::next(&backup.plan, backups, running, failed, &places, clock::unix_s());
     match next {
         Next::Rest { .. } | Next::Wait { .. } => {}
         Next::Begin { kind, node } => {

@@ -6,10 +6,12 @@ use super::output::{bytes, plain, print, print_json, table};
 use crate::code::Code;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// An agent that started anew has ended what it was making, and doesn't tell of it.
+const LOST: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -48,11 +50,13 @@ fn now(client: &Client, service: &str, full: bool, no_wait: bool) -> Result<(), 
     }
     say(&format!("{node} makes it; Ctrl-C ends the waiting, not the act."));
     let mut shown = String::new();
+    let mut idle = Instant::now();
     loop {
         std::thread::sleep(LOOK);
         let status = client.get("/v1/status")?;
         let backup = &status["services"][service]["backup"];
         if let Some(running) = backup["running"].as_object() {
+            idle = Instant::now();
             let count = |key: &str| running.get(key).and_then(Value::as_u64).unwrap_or(0);
             let (done, of) = (count("done_bytes"), count("of_bytes").max(1));
             let percent = format!("{} %", done.min(of) * 100 / of);
@@ -65,6 +69,10 @@ fn now(client: &Client, service: &str, full: bool, no_wait: bool) -> Result<(), 
         let Some(end) = ended(&status, service, Some(&node))
             .filter(|_| ended(&status, service, None) != before)
         else {
+            if idle.elapsed() > LOST {
+                let text = format!("the agent of {node} knows of no backup any more");
+                return Err(Failure::new(Code::BackupFailed, text, Code::BackupFailed.next()));
+            }
             continue;
         };
         return match (end["id"].as_str(), client.json) {
