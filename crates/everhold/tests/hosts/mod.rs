@@ -421,6 +421,8 @@ impl Hosts {
         if let Some(mut child) = self.running.get_mut(place(host)).and_then(Option::take) {
             let _ = child.wait();
         }
+        // One that is dying is nobody's any more, and has its ports still.
+        std::thread::sleep(Duration::from_millis(300));
     }
 
     /// Switches a killed machine on.
