@@ -11,7 +11,9 @@ macro_rules! for_both {
             $(#[test]
             fn $case() {
                 let dir = tempfile::tempdir().unwrap();
-                super::$case(&Place::open(&directory(&dir.path().join("place"))).unwrap());
+                let place = Place::open(&directory(&dir.path().join("place"))).unwrap();
+                place.prepare().unwrap();
+                super::$case(&place);
             })*
         }
         mod in_s3 {
