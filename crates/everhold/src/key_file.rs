@@ -11,12 +11,19 @@ const BYTES_MAX: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFileError {
-    #[error("E282 cannot read the key file {}: {source}", path.display())]
+    #[error("cannot read the key file {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("E282 the key file {} may be read by others: mode {mode:o}, not 600", path.display())]
+    #[error("the key file {} may be read by others: mode {mode:o}, not 600", path.display())]
     Open { path: PathBuf, mode: u32 },
-    #[error("E282 the key file {} holds no password", path.display())]
+    #[error("the key file {} holds no password", path.display())]
     Empty { path: PathBuf },
+}
+
+impl KeyFileError {
+    /// With its code, for a command that names the file itself.
+    pub fn told(self) -> anyhow::Error {
+        anyhow::anyhow!("E282 {self}; next step: a line in the file, mode 600, on every machine")
+    }
 }
 
 /// Reads a password; refused if anybody but the file's owner may.

@@ -29,6 +29,8 @@ pub enum RepositoryError {
     Newer { place: String, format: u32 },
     #[error("the password does not open {place}")]
     WrongPassword { place: String },
+    #[error("there is no password for {place}: {said}")]
+    NoPassword { place: String, said: String },
     #[error("{place} has no other password; it would never open again")]
     LastPassword { place: String },
     #[error("{name} is damaged in every place that has it")]

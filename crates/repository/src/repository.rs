@@ -105,10 +105,21 @@ impl Repository {
         places: &[(PlaceConfig, Password)],
         cluster: &str,
     ) -> Result<Repository, RepositoryError> {
+        let places = places.iter().map(|(config, password)| (config, Ok(password.clone())));
+        Repository::open_those(places, cluster)
+    }
+
+    /// The same where some passwords may not be had: those places are absent.
+    pub fn open_those<'p>(
+        places: impl IntoIterator<Item = (&'p PlaceConfig, Result<Password, String>)>,
+        cluster: &str,
+    ) -> Result<Repository, RepositoryError> {
         let mut opened: Option<Repository> = None;
         let mut absent = Vec::new();
         for (config, password) in places {
-            let unlocked = unlock(config, password, cluster);
+            let unlocked = password
+                .map_err(|said| RepositoryError::NoPassword { place: config.name.clone(), said })
+                .and_then(|password| unlock(config, &password, cluster));
             match (unlocked, &mut opened) {
                 (Ok((identity, master, place)), None) => {
                     let places = vec![place];

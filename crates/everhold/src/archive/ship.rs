@@ -1,11 +1,11 @@
 //! What the archiver does: it finds what the archive lacks, and puts it there.
 
 use super::{Fault, Lead, Order, Shared, lock};
-use crate::{clock, key_file};
+use crate::{backup, clock};
 use everhold_adapters::postgres::{Flushed, PgError, WalFiles};
 use everhold_core::ids::Lsn;
 use everhold_repository::log::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
-use everhold_repository::{Log, PlaceConfig, Put, Repository, RepositoryError};
+use everhold_repository::{Log, Put, Repository, RepositoryError};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -287,24 +287,10 @@ fn level(order: &Order) -> Result<Opened, Fault> {
 }
 
 fn unlock(order: &Order) -> Result<Repository, Fault> {
-    let mut places = Vec::new();
-    let mut refused = None;
-    for (name, spec) in &order.places {
-        match key_file::read(spec.key_file.as_ref()) {
-            Ok(password) => places.push((PlaceConfig::new(name, spec), password)),
-            Err(error) => {
-                let next = "mend the file; it is read again".to_string();
-                refused = Some(Fault { why: error.to_string(), next, operator: true });
-            }
-        }
-    }
-    match (places.as_slice(), refused) {
-        ([], Some(refused)) => Err(refused),
-        (places, _) => Repository::open(places, &order.cluster).map_err(|error| {
-            let only = places.first().filter(|_| places.len() == 1);
-            fault(only.map_or("", |(config, _)| &config.name), &error)
-        }),
-    }
+    backup::open_places(&order.places, &order.cluster).map_err(|error| {
+        let only = order.places.keys().next().filter(|_| order.places.len() == 1);
+        fault(only.map_or("", String::as_str), &error)
+    })
 }
 
 fn look(order: &Order, repository: Repository) -> Result<Opened, Fault> {
@@ -316,16 +302,7 @@ fn look(order: &Order, repository: Repository) -> Result<Opened, Fault> {
         Ok((of(1)?, of(order.copies)?))
     };
     let (shipped, archived) = looked().map_err(|error: RepositoryError| fault("", &error))?;
-    let absent = repository.absent().first().map(|(name, error)| fault(name, error));
-    // A place whose password can't be read was not even tried.
-    let unread = || {
-        let open: Vec<&str> = repository.places().collect();
-        let shut = order.places.iter().find(|(name, _)| !open.contains(&name.as_str()));
-        let error = shut.and_then(|(_, spec)| key_file::read(spec.key_file.as_ref()).err())?;
-        let next = "mend the file; it is read again".to_string();
-        Some(Fault { why: error.to_string(), next, operator: true })
-    };
-    let fault = absent.or_else(unread);
+    let fault = repository.absent().first().map(|(name, error)| fault(name, error));
     Ok(Opened { repository, shipped, archived, fault })
 }
 
@@ -338,6 +315,9 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         ),
         RepositoryError::WrongPassword { place } => {
             (format!("put the password of {place} into its key_file"), true)
+        }
+        RepositoryError::NoPassword { .. } => {
+            ("mend the file; it is read again".to_string(), true)
         }
         RepositoryError::Foreign { place, .. } | RepositoryError::Taken { place, .. } => {
             (format!("give {place} a url of its own in the spec"), true)

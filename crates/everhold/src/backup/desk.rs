@@ -1,9 +1,9 @@
 //! Backups that this node makes, each by a process of its own: a node busy with one judges as
 //! quickly as before, and a backup can be ended at any moment.
 
-use crate::clock;
 use crate::journal::Journal;
 use crate::link::Report;
+use crate::{clock, log};
 use everhold_core::backup::Kind;
 use everhold_core::journal::Event;
 use serde::{Deserialize, Serialize};
@@ -60,7 +60,8 @@ pub struct Desk {
 
 impl Desk {
     pub fn new(node_file: &Path, journal: Journal, report: watch::Sender<Arc<Report>>) -> Desk {
-        Desk { node_file: node_file.to_path_buf(), journal, report, turn: Arc::default() }
+        let node_file = std::path::absolute(node_file).unwrap_or_else(|_| node_file.to_path_buf());
+        Desk { node_file, journal, report, turn: Arc::default() }
     }
 
     /// Begins one; the entry of the journal about it.
@@ -82,8 +83,10 @@ impl Desk {
     }
 
     fn spawn(&self, service: &str, kind: Kind) -> std::io::Result<Child> {
-        let mut command = Command::new(std::env::current_exe()?);
+        // This very program, also after its file was replaced.
+        let mut command = Command::new("/proc/self/exe");
         command.arg0("everhold").arg("worker").arg("--node-file").arg(&self.node_file);
+        command.env(log::VARIABLE, log::format().as_str()).current_dir("/").process_group(0);
         command.arg("--service").arg(service);
         if kind == Kind::Full {
             command.arg("--full");

@@ -7,33 +7,50 @@ pub mod tend;
 pub mod worker;
 
 use crate::code::Code;
-use crate::key_file;
+use crate::key_file::{self, KeyFileError};
 use anyhow::{Context, anyhow};
 use everhold_core::backup::Kind;
 use everhold_core::spec::{RepositorySpec, Spec};
 use everhold_repository::backup::Info;
 use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Opens the repositories of these names; those that don't answer are told by `absent`.
+/// Opens the repositories of these names; those that don't answer, or whose password this machine
+/// lacks, are told by `absent`.
 pub fn open(spec: &Spec, names: &[String]) -> anyhow::Result<Repository> {
-    let mut places = Vec::new();
+    let mut places = BTreeMap::new();
     for name in names {
-        places.push(place(spec, name)?);
+        places.insert(name.clone(), declared(spec, name)?.clone());
     }
-    Repository::open(&places, &spec.cluster).map_err(told)
+    open_places(&places, &spec.cluster).map_err(told)
+}
+
+/// The same, of places by name.
+pub fn open_places(
+    places: &BTreeMap<String, RepositorySpec>,
+    cluster: &str,
+) -> Result<Repository, RepositoryError> {
+    let config = |(name, spec): (&String, &RepositorySpec)| {
+        let password = key_file::read(Path::new(&spec.key_file));
+        (PlaceConfig::new(name, spec), password.map_err(|error| error.to_string()))
+    };
+    let places: Vec<_> = places.iter().map(config).collect();
+    Repository::open_those(places.iter().map(|(config, it)| (config, it.clone())), cluster)
+}
+
+/// The repository of that name in the spec.
+pub fn declared<'s>(spec: &'s Spec, name: &str) -> anyhow::Result<&'s RepositorySpec> {
+    spec.repositories.get(name).with_context(|| {
+        format!("E012 no repository {name} is declared; next step: declare it and `everhold apply`")
+    })
 }
 
 /// One place and the password of this machine for it.
 pub fn place(spec: &Spec, name: &str) -> anyhow::Result<(PlaceConfig, Password)> {
-    let declared = || {
-        anyhow!(
-            "E012 no repository {name} is declared; next step: declare it under [repository] and `everhold apply`"
-        )
-    };
-    let repository: &RepositorySpec = spec.repositories.get(name).with_context(declared)?;
-    let password = key_file::read(Path::new(&repository.key_file))?;
+    let repository = declared(spec, name)?;
+    let password = key_file::read(Path::new(&repository.key_file)).map_err(KeyFileError::told)?;
     Ok((PlaceConfig::new(name, repository), password))
 }
 
@@ -88,9 +105,9 @@ fn code(error: &RepositoryError) -> Code {
         | RepositoryError::PlaceAbsent { .. }
         | RepositoryError::NoRandomness => Code::RepositoryAway,
         RepositoryError::NoRepository { .. } => Code::RepositoryMissing,
-        RepositoryError::WrongPassword { .. } | RepositoryError::LastPassword { .. } => {
-            Code::RepositoryKey
-        }
+        RepositoryError::WrongPassword { .. }
+        | RepositoryError::NoPassword { .. }
+        | RepositoryError::LastPassword { .. } => Code::RepositoryKey,
         RepositoryError::Taken { .. }
         | RepositoryError::Foreign { .. }
         | RepositoryError::Newer { .. } => Code::RepositoryForeign,

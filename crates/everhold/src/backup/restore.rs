@@ -243,8 +243,9 @@ fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
     let free = disk.f_bavail * disk.f_frsize;
     let log = log_end.0.saturating_sub(backup.about.start.0);
     let wanted = backup.bytes + log + SPARE_BYTES;
-    // What an earlier try wrote is written over.
-    if free < wanted && !to.exists() {
+    // What is there is written over.
+    let empty = std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_none());
+    if free < wanted && empty {
         bail!(
             "E288 {} has {} MB free, and the restore takes {} MB; next step: choose another disk",
             there.display(),

@@ -7,7 +7,7 @@ use crate::code::Code;
 use crate::{backup, key_file};
 use clap::Subcommand;
 use everhold_core::spec::Spec;
-use everhold_repository::{Kit, Repository, RepositoryError};
+use everhold_repository::{Kit, PlaceConfig, Repository, RepositoryError};
 use serde_json::json;
 use std::io::Read;
 use std::path::PathBuf;
@@ -47,13 +47,13 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Command::Check => check(client, &spec),
         Command::Kit { name } => kit(client, &spec, name),
         Command::AddPassword { name, file } => {
-            let password = key_file::read(file).map_err(|error| failed(error.into()))?;
+            let password = key_file::read(file).map_err(|error| failed(error.told()))?;
             let repository = one(&spec, name)?;
             repository.add_password(name, &password).map_err(backup::told).map_err(failed)?;
             done(client, name, "another password opens it; key_file names the one that is used")
         }
         Command::RemovePassword { name, file } => {
-            let password = key_file::read(file).map_err(|error| failed(error.into()))?;
+            let password = key_file::read(file).map_err(|error| failed(error.told()))?;
             let repository = one(&spec, name)?;
             repository.remove_password(name, &password).map_err(backup::told).map_err(failed)?;
             done(client, name, "this password opens it no longer")
@@ -194,7 +194,8 @@ fn kit(client: &Client, spec: &Spec, name: &str) -> Result<(), Failure> {
     let read = std::io::stdin().take(KIT_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|error| Failure::plain(format!("cannot read it: {error}")))?;
     let kit = Kit::parse(&text).map_err(backup::told).map_err(failed)?;
-    let (config, _) = backup::place(spec, name).map_err(failed)?;
+    // No password is needed for it.
+    let config = PlaceConfig::new(name, backup::declared(spec, name).map_err(failed)?);
     let opened = Repository::open_with_kit(&config, &kit).and_then(|it| it.prove().map(|()| it));
     let repository = opened.map_err(backup::told).map_err(failed)?;
     let id = &repository.identity().id;
