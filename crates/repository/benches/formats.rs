@@ -73,7 +73,7 @@ impl Ours {
 
     fn restore(&self, id: &str) {
         let dest = self.dir.path().join("dest");
-        let how = Restore { over: false, owner: owner(), threads: 2, files: &[] };
+        let how = Restore { over: false, owner: owner(), threads: 2, files: &[], log: None };
         let restored = measure("everhold", "restore", || {
             backup::restore(&self.repository, "main", id, &dest, &how, &shelf::quiet()).unwrap()
         });

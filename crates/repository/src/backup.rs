@@ -41,6 +41,8 @@ pub struct About {
     pub service: String,
     pub node: String,
     pub pg_version: String,
+    /// Of a segment of its log.
+    pub segment_bytes: u64,
     pub sysid: u64,
     /// Seconds since 1970, by the clock of the machine that made it.
     pub began_s: u64,

@@ -2,7 +2,6 @@
 //! only, archiving nothing and following nobody. It is recovered to a point and then looked at.
 
 use super::config::PgConfig;
-use super::control::Control;
 use super::error::PgError;
 use super::files::{self, Keep, Owner};
 use super::session::Session;
@@ -57,25 +56,12 @@ pub struct AsideConfig {
     pub throwaway: bool,
 }
 
-impl AsideConfig {
-    /// Of a segment of its log. Blocks briefly.
-    pub fn segment_bytes(&self) -> Result<u64, PgError> {
-        let config = config(self);
-        let mut command = tool::command(&config, "pg_controldata", &[]).into_std();
-        let output = command.arg("-D").arg(&config.data_dir).output();
-        let output = output.map_err(PgError::file("look at", &config.data_dir))?;
-        Control::parse(&String::from_utf8_lossy(&output.stdout)).segment_bytes()
-    }
-}
-
 impl Aside {
     /// Starts it and waits until it has recovered to `target` and takes writes; then it is a branch
-    /// of its own.
+    /// of its own. Its recovery.signal came with its files.
     pub async fn recover(aside: &AsideConfig, target: &Target) -> Result<Aside, PgError> {
         let config = config(aside).prepare()?;
         write_files(&config)?;
-        let signal = config.data_dir.join("recovery.signal");
-        files::write(&signal, b"", config.run_as, Keep::Synced)?;
         files::remove(&config.data_dir.join("standby.signal"))?;
         files::remove(&config.data_dir.join("postmaster.pid"))?;
         let mut aside = Aside { child: spawn(aside, &config, target).await?, config };

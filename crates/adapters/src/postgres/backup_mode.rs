@@ -18,6 +18,8 @@ pub struct BackupMode {
     pub server_version: String,
     /// Whether its pages have checksums.
     pub checksums: bool,
+    /// Of a segment of its log.
+    pub segment_bytes: u64,
 }
 
 /// What a copy is completed with.
@@ -38,15 +40,19 @@ impl BackupMode {
     pub async fn begin(config: &PgConfig) -> Result<BackupMode, PgError> {
         let session = Session::open(config, "backup", "").await?;
         let sql = "SELECT pg_backup_start('everhold', true), current_setting('server_version'), \
-                   current_setting('data_checksums')";
+                   current_setting('data_checksums'), \
+                   pg_size_bytes(current_setting('wal_segment_size'))";
         let answers = within("begin a backup", BEGIN_MS_MAX, session.ask("begin a backup", sql));
         let row = answers.await?.into_iter().next().and_then(|rows| rows.into_iter().next());
         let mut row = row.unwrap_or_default().into_iter().flatten();
         let start = row.next().and_then(|it| it.parse().ok());
-        let start = start.ok_or_else(|| PgError::refused("the backup's start can't be read"))?;
         let server_version = row.next().unwrap_or_default();
         let checksums = row.next().as_deref() == Some("on");
-        Ok(BackupMode { session, start, server_version, checksums })
+        let segment_bytes = row.next().and_then(|it| it.parse().ok());
+        let (Some(start), Some(segment_bytes)) = (start, segment_bytes) else {
+            return Err(PgError::refused("the backup's start can't be read"));
+        };
+        Ok(BackupMode { session, start, server_version, checksums, segment_bytes })
     }
 
     /// Ends it. On a standby that was promoted meanwhile this fails, and the copy is worth nothing.

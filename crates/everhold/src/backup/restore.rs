@@ -5,9 +5,9 @@ use super::{list, open, shown, told};
 use crate::spec::local::{RunAs, Search};
 use anyhow::{Context, anyhow, bail};
 use everhold_adapters::postgres::{Aside, AsideConfig, Target};
-use everhold_core::ids::Lsn;
+use everhold_core::ids::{Lsn, Tli};
 use everhold_core::spec::Spec;
-use everhold_core::term::{Branch, line_to};
+use everhold_core::term::Branch;
 use everhold_repository::backup::{Info, Progress, Restore, THREADS, Watch};
 use everhold_repository::log::{Log, coverage, missing};
 use everhold_repository::{Repository, backup};
@@ -97,8 +97,8 @@ pub async fn restore(
     let until = order.until.clone();
     let files = move || files(&of, &order, &names, &to, &config, &say);
     let files = tokio::task::spawn_blocking(files).await??;
-    let Files { backup, line, log_end, bytes_written } = files;
-    aside.tli = line.last().map_or(1, |branch| branch.tli);
+    let Files { backup, tli, log_end, bytes_written } = files;
+    aside.tli = tli;
     let target = match &until {
         Until::Latest => Target::End,
         Until::Time(_, text) => Target::Time(text.clone()),
@@ -120,7 +120,7 @@ pub async fn restore(
 
 struct Files {
     backup: Info,
-    line: Vec<Branch>,
+    tli: Tli,
     log_end: Lsn,
     bytes_written: u64,
 }
@@ -156,24 +156,24 @@ fn files(
             say(&format!("{percent} %"));
         }
     };
-    let how = Restore { over: order.over, owner: aside.run_as, threads: THREADS, files: &[] };
+    // Without the settings of a recovery, which come on its command line, no server starts with it.
+    let files: [(&str, &[u8]); 1] = [("recovery.signal", b"")];
+    let how = Restore {
+        over: order.over,
+        owner: aside.run_as,
+        threads: THREADS,
+        files: &files,
+        log: Some((&line, log_end)),
+    };
     let watch = Watch { progress: &progress, stop: &stop };
     let restored = backup::restore(&repository, &order.service, &chosen.id, to, &how, &watch);
     let restored = restored.map_err(told)?;
-    let segment_bytes = aside.segment_bytes()?;
-    let about = &chosen.about;
-    let log = Log::new(&repository, &order.service, about.sysid);
-    let wal = to.join("pg_wal");
-    let segments = log.segments(&line, about.start..log_end, segment_bytes, &wal).map_err(told)?;
-    if let Some((uid, gid)) = aside.run_as {
-        for entry in std::fs::read_dir(&wal)? {
-            let path = entry?.path();
-            std::os::unix::fs::lchown(&path, Some(uid), Some(gid))
-                .with_context(|| format!("give {} to PostgreSQL's user", path.display()))?;
-        }
-    }
-    let line = line_to(&line, segments.tli);
-    Ok(Files { backup: chosen.clone(), line, log_end, bytes_written: restored.bytes_written })
+    Ok(Files {
+        backup: chosen.clone(),
+        tli: restored.tli,
+        log_end,
+        bytes_written: restored.bytes_written,
+    })
 }
 
 /// The backup to begin with, the line of history to follow, and where the log on it ends.

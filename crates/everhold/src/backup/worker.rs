@@ -101,7 +101,6 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         line: durable.line,
     };
     let (files, pg) = (repository.clone(), (config.clone(), mode.start, mode.checksums));
-    let server_version = mode.server_version.clone();
     // The session that holds backup mode is attended to meanwhile. The files' worker waits for how
     // backup mode ended and writes the manifest.
     let (ended, end) = std::sync::mpsc::channel::<anyhow::Result<About>>();
@@ -113,7 +112,7 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         backup.finish(about).map_err(told)
     });
     if is_stored.await.is_ok() {
-        let about = about(mode, &spec, &site, worker, began_s, server_version).await;
+        let about = about(mode, &spec, &site, worker, began_s).await;
         let _ = ended.send(about);
     }
     worker_thread.await?
@@ -126,8 +125,8 @@ async fn about(
     site: &Site<'_>,
     worker: &Worker,
     began_s: u64,
-    pg_version: String,
 ) -> anyhow::Result<About> {
+    let (pg_version, segment_bytes) = (mode.server_version.clone(), mode.segment_bytes);
     let ends = mode.end().await.context("E289 end a backup")?;
     // The line can only have got longer since.
     let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
@@ -139,6 +138,7 @@ async fn about(
         service: worker.service.clone(),
         node: site.node.name.clone(),
         pg_version,
+        segment_bytes,
         sysid: durable.sysid.context("this node's system identifier is not known")?,
         began_s,
         ended_s: clock::unix_s(),

@@ -305,6 +305,7 @@ mod tests {
             service: "main".to_string(),
             node: "a".to_string(),
             pg_version: "15".to_string(),
+            segment_bytes: 16 << 20,
             sysid: 1,
             began_s: 1,
             ended_s: 2,

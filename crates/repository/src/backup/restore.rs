@@ -12,7 +12,10 @@ use super::store::read_leaf;
 use super::tree::{CONTROL, MARKER, PID_FILE, WAL};
 use super::{Info, Progress, Watch};
 use crate::RepositoryError;
+use crate::log::Log;
 use crate::repository::Repository;
+use everhold_core::ids::{Lsn, Tli};
+use everhold_core::term::Branch;
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -36,6 +39,9 @@ pub struct Restore<'a> {
     pub threads: usize,
     /// Files to write before the directory counts as whole: settings and signals of the recovery.
     pub files: &'a [(&'a str, &'a [u8])],
+    /// The line of history to follow from the backup on, and up to where: that part of the log is
+    /// there before the directory counts as whole.
+    pub log: Option<(&'a [Branch], Lsn)>,
 }
 
 /// What was done.
@@ -44,6 +50,8 @@ pub struct Restored {
     pub info: Info,
     /// Bytes of files that had to be written.
     pub bytes_written: u64,
+    /// The timeline on which the log ends that came with it.
+    pub tli: Tli,
 }
 
 /// Makes `dest` the data directory that was backed up.
@@ -91,6 +99,15 @@ pub fn restore(
     for (path, content) in how.files {
         site.write(path, content)?;
     }
+    let mut tli = about.tli;
+    if let Some((line, end)) = how.log {
+        let log = Log::new(repository, service, about.sysid);
+        let wal = dest.join(WAL);
+        let range = about.start..end;
+        let segments = log.segments(line, range, about.segment_bytes, &wal)?;
+        site.own_files(WAL)?;
+        tli = segments.tli;
+    }
     for dir in &manifest.files.dirs {
         site.sync(Path::new(dir))?;
     }
@@ -99,7 +116,7 @@ pub fn restore(
     site.sync(Path::new(""))?;
     site.remove(Path::new(MARKER))?;
     site.sync(Path::new(""))?;
-    Ok(Restored { info: manifest.info, bytes_written })
+    Ok(Restored { info: manifest.info, bytes_written, tli })
 }
 
 /// The directory that is written.
@@ -176,6 +193,19 @@ impl Site<'_> {
         let mut file = self.open(path, 0, true)?;
         let written = file.write_all(content).and_then(|()| file.sync_all());
         written.map_err(RepositoryError::file("write", &self.root.join(path)))
+    }
+
+    /// Gives what stands in a directory to the owner of the rest.
+    fn own_files(&self, dir: &str) -> Result<(), RepositoryError> {
+        let path = self.root.join(dir);
+        let Some((uid, gid)) = self.owner else { return Ok(()) };
+        let own = || -> io::Result<()> {
+            for entry in fs::read_dir(&path)? {
+                lchown(entry?.path(), Some(uid), Some(gid))?;
+            }
+            Ok(())
+        };
+        own().map_err(RepositoryError::file("give away", &path))
     }
 
     fn sync(&self, dir: &Path) -> Result<(), RepositoryError> {

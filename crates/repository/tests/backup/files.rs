@@ -69,7 +69,7 @@ fn a_restore_is_private_and_goes_nowhere_else() {
     let dest = shelf.dir.join("dest");
     fs::create_dir_all(&dest).unwrap();
     fs::write(dest.join("mine"), "precious").unwrap();
-    let how = Restore { over: false, owner: Some((1234, 1235)), threads: 1, files: &[] };
+    let how = Restore { over: false, owner: Some((1234, 1235)), threads: 1, files: &[], log: None };
     let restore =
         |dest: &std::path::Path| backup::restore(shelf.open(), SERVICE, &id, dest, &how, &quiet());
     let refused = restore(&dest).unwrap_err();
@@ -236,7 +236,7 @@ fn no_flipped_bit_passes() {
         assert!(noticed > 0, "{object:?} bit {bit}");
         if round % 10 == 0 {
             let dest = shelf.dir.join("dest");
-            let how = Restore { over: true, owner: None, threads: 1, files: &[] };
+            let how = Restore { over: true, owner: None, threads: 1, files: &[], log: None };
             let restored = backup::restore(&alone, SERVICE, &second, &dest, &how, &quiet());
             assert!(restored.is_err() || content(&dest) == expected, "{object:?} bit {bit}");
             assert_eq!(restored.is_ok(), !dest.join(backup::MARKER).exists());

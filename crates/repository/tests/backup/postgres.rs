@@ -14,7 +14,7 @@ fn restored(shelf: &Shelf, id: &str, archive: &Path, over: Option<Server>) -> Se
         format!("restore_command = 'cp {}/%f %p'\narchive_mode = off\n", archive.display());
     let files = [("recovery.signal", &b""[..]), ("postgresql.auto.conf", command.as_bytes())];
     let over = server.data.exists();
-    let how = Restore { over, owner: owner(), threads: 2, files: &files };
+    let how = Restore { over, owner: owner(), threads: 2, files: &files, log: None };
     backup::restore(shelf.open(), SERVICE, id, &server.data, &how, &quiet()).unwrap();
     assert!(!server.data.join(backup::MARKER).exists());
     server

@@ -172,6 +172,7 @@ impl Server {
             service: "main".to_string(),
             node: "a".to_string(),
             pg_version: self.sql("SHOW server_version"),
+            segment_bytes: 16 << 20,
             sysid: self.sql("SELECT system_identifier FROM pg_control_system()").parse().unwrap(),
             began_s,
             ended_s: now_s(),

@@ -96,7 +96,7 @@ impl Shelf {
     }
 
     pub fn restore(&self, id: &str, to: &str) -> Result<Restored, RepositoryError> {
-        let how = Restore { over: true, owner: None, threads: 2, files: &[] };
+        let how = Restore { over: true, owner: None, threads: 2, files: &[], log: None };
         backup::restore(self.open(), SERVICE, id, &self.dir.join(to), &how, &quiet())
     }
 
@@ -159,6 +159,7 @@ pub fn about(at_s: u64) -> About {
         service: SERVICE.to_string(),
         node: "a".to_string(),
         pg_version: "15.14".to_string(),
+        segment_bytes: 16 << 20,
         sysid: 7,
         began_s: at_s,
         ended_s: at_s + 1,
