@@ -6,8 +6,8 @@
 use crate::decide::{Action, Intent, Write};
 use crate::durable::{Data, Durable};
 use crate::postgres::{PgAction, Process};
-use crate::term::Term;
-use crate::view::View;
+use crate::term::{Branch, Term};
+use crate::view::{Cause, View};
 
 /// Refuses, with the invariant that would be broken.
 pub fn action(view: &View, action: &Action) -> Result<(), String> {
@@ -96,6 +96,20 @@ fn local(view: &View, action: &PgAction) -> Result<(), String> {
             });
             ensure(!named, "destroys no incarnation that stands in a set in force")
         }
+        PgAction::PutBack { id, .. } => {
+            ensure(durable.data == Data::Destroying, "replaces only what is marked so on disk")?;
+            let wish = view.wish.as_ref().map(|wish| &wish.cause);
+            let cause = view.campaign.as_ref().map(|campaign| &campaign.cause).or(wish);
+            let asked =
+                |cause: &Cause| matches!(cause, Cause::Restore { restored } if restored.id == *id);
+            ensure(cause.is_some_and(asked), "puts back only what the operator asks for")?;
+            let fenced = view.term().is_none()
+                || view.campaign.as_ref().is_some_and(|campaign| {
+                    let rev = view.store.term.as_ref().map(|record| record.rev);
+                    campaign.fenced == rev && campaign.epoch == durable.promise
+                });
+            ensure(fenced, "puts nothing back while anybody may acknowledge")
+        }
         PgAction::Start { .. } => ensure(
             matches!(durable.data, Data::Ok | Data::CatchUp { .. }),
             "starts only whole data",
@@ -121,11 +135,17 @@ fn store(view: &View, write: &Write) -> Result<(), String> {
     match write {
         Write::Publish { term, .. } => {
             let Some(old) = view.term() else {
-                return ensure(term.epoch == 1, "begins at epoch 1");
+                let above = |older: &[Branch]| older.iter().all(|it| it.epoch < term.epoch);
+                let first = term.epoch == 1 || view.put_back.is_some();
+                let after = term.branches.split_last().is_some_and(|(_, older)| above(older));
+                return ensure(first && after, "begins at epoch 1, or above what was restored");
             };
             ensure(term.epoch > old.epoch, "epochs only rise")?;
+            let given_up = view.campaign.as_ref().is_some_and(|campaign| {
+                matches!(campaign.cause, Cause::Restore { .. }) && campaign.fenced.is_some()
+            });
             ensure(
-                old.inforce.iter().all(|set| term.inforce.contains(set)),
+                given_up || old.inforce.iter().all(|set| term.inforce.contains(set)),
                 "a publish forgets no set in force",
             )?;
             ensure(!term.open, "a term is not open before its barrier")?;

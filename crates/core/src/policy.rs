@@ -39,6 +39,9 @@ pub const SLOTS_EVERY_MS: u64 = 30_000;
 pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
 /// An operator's switchover or forced failover is given up after this: a lease and a stop fit in.
 pub const WISH_MS: u64 = 15_000;
+/// The same for putting back what was restored: a stop, a rename and a start fit in, and the recovery
+/// from the last checkpoint.
+pub const RESTORE_MS: u64 = 120_000;
 /// With cover reached, so long is waited for nodes that are alive, so that they stand in the set.
 pub const LATE_REPORT_MS: u64 = 60;
 /// A published term that isn't open after this, without a running leader, needs a new campaign.

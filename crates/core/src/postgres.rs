@@ -103,6 +103,21 @@ pub enum StopMode {
     Fast,
 }
 
+/// A data directory that was made from a repository beside the one in use, recovered to a point and
+/// shut down there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Names the directory.
+    pub id: String,
+    pub sysid: u64,
+    /// The path of branches it is on, root first, and where it ends.
+    pub line: Vec<Branch>,
+    pub end: Lsn,
+    /// The highest of all that the repository knows: what comes now must be above them.
+    pub epoch: Epoch,
+    pub tli: Tli,
+}
+
 /// A step on the local server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,6 +153,9 @@ pub enum PgAction {
     /// The same by a whole new base backup, keeping diverging WAL where there is a `fork`, and the
     /// whole old directory beside the new one if `keep` says so.
     Clone { source: Source, fork: Option<Lsn>, epoch: Epoch, keep: bool },
+    /// The restored directory of that name takes the place of the data directory, which is kept
+    /// under the number of `epoch`.
+    PutBack { id: String, epoch: Epoch },
     /// One more look, now.
     Observe,
 }

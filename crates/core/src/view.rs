@@ -6,7 +6,7 @@ use crate::durable::Durable;
 use crate::ids::{Epoch, Lsn, Member, Time, Tli};
 use crate::minder::Right;
 use crate::policy::{self, Policy};
-use crate::postgres::{PgFacts, Process, Walsender};
+use crate::postgres::{PgFacts, Process, Restored, Walsender};
 use crate::status::{FastForward, Status, Summons};
 use crate::term::{Branch, Report, Reports, Term};
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,11 @@ pub enum Cause {
     Force {
         to: Option<String>,
     },
+    /// The operator puts this node on an older state of the service and has the others follow: what
+    /// was written since is given up.
+    Restore {
+        restored: Restored,
+    },
 }
 
 /// A campaign of this node.
@@ -108,6 +113,9 @@ pub struct Campaign {
     pub cause: Cause,
     pub opened: Time,
     pub covered: Option<Time>,
+    /// The revision of the term whose sets were last seen covered.
+    #[serde(default)]
+    pub fenced: Option<u64>,
     pub renewed: Time,
     pub beat: u64,
     pub summons: Summons,
@@ -173,8 +181,14 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejoin {
-    Rewind { fork: Lsn },
-    Clone { fork: Option<Lsn> },
+    Rewind {
+        fork: Lsn,
+    },
+    Clone {
+        fork: Option<Lsn>,
+    },
+    /// What was restored beside it takes its place.
+    PutBack,
 }
 
 /// Failures of one action in a row.
@@ -229,6 +243,8 @@ pub enum Guard {
     Regrant,
     /// A standby that is gone leaves the set.
     GoneLeaves,
+    /// Nothing restored is put back before every set in force is covered.
+    RestoreFence,
 }
 
 /// Everything, for one service on one node.
@@ -253,6 +269,9 @@ pub struct View {
     /// It was promoted to something else than was published: it must not lead.
     pub misbranched: bool,
     pub rejoin: Option<Rejoin>,
+    /// The restored directory that this process put in place.
+    #[serde(default)]
+    pub put_back: Option<String>,
     /// This standby was asked to start anew. Forgotten with the server, done or not.
     #[serde(default)]
     pub restart: bool,

@@ -2,6 +2,9 @@
 
 use crate::archive::{self, Heard, Tender, tend_slot};
 use crate::backup::desk::Desk;
+use crate::backup::origin::Origin;
+use crate::backup::prepare::Point;
+use crate::backup::recovery::Recoveries;
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
@@ -91,6 +94,12 @@ pub enum Ask {
     BackUp {
         service: String,
         kind: Kind,
+        who: String,
+    },
+    /// Put a service back to how it was, from its repositories, and lead it.
+    Recover {
+        service: String,
+        point: Point,
         who: String,
     },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
@@ -186,6 +195,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     let clerk = Clerk {
         keepers,
         backups: Desk::new(file, journal.clone(), report.clone()),
+        recoveries: Recoveries::new(file, journal.clone(), report.clone()),
         journal,
         dir: layout.node(&node.name).join("journal"),
         renewal: Renewal::default(),
@@ -347,6 +357,7 @@ async fn keep(
         probe_tls: config_tls.then(|| tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
         archive,
+        origin: service.backup.as_ref().map(|_| Origin::new(site.spec, name)),
         tell: Box::new(move |status, holds, at_once| {
             sender.send_if_modified(|report| {
                 let of_service = |hold: &&Hold| hold.service.as_ref() == Some(&service_name);
@@ -583,6 +594,7 @@ struct Clerk {
     dir: PathBuf,
     renewal: Renewal,
     backups: Desk,
+    recoveries: Recoveries,
 }
 
 async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
@@ -641,6 +653,11 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
         Ask::BackUp { service, kind, who } => {
             keeper(&service)?;
             let id = backups.begin(&service, kind, who)?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Recover { service, point, who } => {
+            let keeper = keeper(&service)?.clone();
+            let id = clerk.recoveries.begin(&service, &point, who, keeper)?;
             Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Halt => {

@@ -4,6 +4,7 @@
 //! back as an input.
 
 use crate::archive::Tender;
+use crate::backup::origin::Origin;
 use crate::failovers::{self, LastFailover};
 use crate::holds::Notes;
 use crate::journal::Journal;
@@ -55,6 +56,8 @@ pub struct Parts {
     pub minder: Feed,
     /// Of a service with backups.
     pub archive: Option<Tender>,
+    /// The same: no second database is made beside one that could be brought back.
+    pub origin: Option<Origin>,
     /// Told of each change of the status and of what is waited for; `true`: at once.
     pub tell: Tell,
 }
@@ -111,6 +114,7 @@ impl Keeper {
             generation: AtomicU64::new(0),
             member: Mutex::new(parts.agent.view.member()),
             postgres: parts.postgres.clone(),
+            origin: parts.origin.clone(),
             inputs,
         });
         tokio::spawn(look(shared.clone()));
@@ -196,6 +200,7 @@ struct Shared {
     generation: AtomicU64,
     member: Mutex<Member>,
     postgres: Arc<Postgres>,
+    origin: Option<Origin>,
     inputs: mpsc::Sender<Input>,
 }
 
@@ -514,7 +519,11 @@ async fn perform(shared: &Shared, action: &PgAction) -> Result<PgOutcome, String
         PgAction::Start { .. } | PgAction::Trim { .. } | PgAction::Bootstrap => 600,
         PgAction::Checkpoint => 1_800,
         PgAction::Rewind { .. } | PgAction::Clone { .. } => 86_400,
+        PgAction::PutBack { .. } => 60,
     });
+    if let (PgAction::Bootstrap, Some(origin)) = (action, &shared.origin) {
+        origin.clone().require_nothing_held().await?;
+    }
     let me = shared.member();
     match tokio::time::timeout(bound, shared.postgres.run(&me, action)).await {
         Ok(result) => result.map_err(|error| chain(&error)),

@@ -7,6 +7,7 @@
 
 use crate::archive::Word;
 use crate::backup::desk::Making;
+use crate::backup::recovery::Recovery;
 use crate::clock;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
@@ -66,6 +67,9 @@ pub struct Report {
     /// Of each service, once one was begun.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backups: BTreeMap<String, Making>,
+    /// Of each service, once one was begun on this node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub recoveries: BTreeMap<String, Recovery>,
 }
 
 /// Something that a node waits for, in one of its services or as a whole.

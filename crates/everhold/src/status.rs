@@ -189,6 +189,9 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         "last_failover": from.word.last_failover.get(name),
         "instances": instances,
     });
+    if let Some(recovery) = shown::recovery(name, from.reports) {
+        value["recovery"] = recovery;
+    }
     if let Some(backup) = backup(from, name, leader.as_ref().map(|(_, node, _)| node)) {
         value["backup"] = backup;
     }

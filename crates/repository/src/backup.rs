@@ -20,7 +20,7 @@ mod verify;
 pub use list::{Listed, list};
 pub use manifest::Info;
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
-pub use restore::{Restore, Restored, restore};
+pub use restore::{Restore, Restored, cut_log, restore};
 pub use take::{Backup, Plan};
 pub use tree::MARKER;
 pub use verify::{Harm, Verified, verify};

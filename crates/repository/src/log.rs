@@ -101,6 +101,20 @@ impl<'r> Log<'r> {
         Ok(Some((epoch, line)))
     }
 
+    /// The highest epoch and the highest timeline of which there is a piece or a line.
+    pub fn highest(&self) -> Result<(Epoch, Tli), RepositoryError> {
+        let (mut epoch, mut tli) = (0, 0);
+        for piece in self.pieces(1)? {
+            epoch = epoch.max(piece.epoch).max(piece.branch.epoch);
+            tli = tli.max(piece.branch.tli);
+        }
+        if let Some((newest, line)) = self.newest_line()? {
+            epoch = epoch.max(newest);
+            tli = line.iter().map(|branch| branch.tli).fold(tli, Tli::max);
+        }
+        Ok((epoch, tli))
+    }
+
     /// Gives the bytes of `line` in `wanted` to `take`, in order.
     pub fn read(
         &self,

@@ -8,7 +8,7 @@ use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Command, Input};
 use everhold_core::decide::pg_name;
 use everhold_core::kv::Txn;
-use everhold_core::postgres::PgAction;
+use everhold_core::postgres::{PgAction, Restored};
 use everhold_core::term::Redundancy;
 use everhold_core::view::Cause;
 
@@ -110,6 +110,8 @@ pub enum Kind {
     Force,
     /// Data of another cluster is put in place of a standby's.
     Foreign,
+    /// The service is put back to an older state, on this node.
+    Restore,
     /// A record of a newer version stands in the store, until all agents are of it.
     Newer,
 }
@@ -127,6 +129,8 @@ pub struct Plan {
     pub rng: Random,
     /// Of which nodes are told to leave; a stream of its own.
     leaves: Random,
+    /// Of restores, the same.
+    restores: Random,
     pub faults: Vec<Fault>,
     active: Vec<bool>,
     touched: Vec<u32>,
@@ -152,6 +156,7 @@ impl Plan {
         Plan {
             rng,
             leaves: Random::new(seed, 4),
+            restores: Random::new(seed, 5),
             faults: Vec::new(),
             active: Vec::new(),
             touched: vec![0; 5],
@@ -237,7 +242,9 @@ impl World {
         let volley = if behind { 6 } else { self.plan.rng.between(2, 4) };
         let mut last = 0;
         let scripted = self.plan.rng.chance(650) && self.now + 45 * S < LAST;
-        if healthy && single && scripted {
+        if healthy && self.plan.restores.chance(80) && self.now + 60 * S < LAST {
+            last = self.restore_some(count);
+        } else if healthy && single && scripted {
             last = self.script(leader);
         } else if healthy && single {
             let rng = &mut self.plan.rng;
@@ -280,6 +287,49 @@ impl World {
         let rest =
             if self.plan.rng.chance(350) { 24 * S } else { self.plan.rng.between(2 * S, 9 * S) };
         self.plan.next = self.now + last + rest;
+    }
+
+    /// A restore, alone or with something that goes wrong in the middle of it.
+    fn restore_some(&mut self, count: usize) -> u64 {
+        let rng = &mut self.plan.restores;
+        let node = rng.index(count);
+        let lasts = 20 * S;
+        let harmed = rng.chance(700);
+        let (begins, other) = (rng.spread(MS, 6 * S), rng.index(count));
+        self.add(0, Fault { kind: Kind::Restore, node, other, lasts });
+        if harmed {
+            let kind = self.plan.kind();
+            self.add(begins, Fault { kind, node: other, other: node, lasts: 8 * S });
+        }
+        lasts
+    }
+
+    /// What a repository holds of the leader's history up to some record, and the wish to have it.
+    fn restore(&mut self, n: usize) {
+        let Some(term) = self.store.read_term().cloned() else { return };
+        let Some(leader) = self.leader() else { return };
+        let whole = &self.nodes[leader].dir;
+        let Some(agent) = &self.nodes[leader].agent else { return };
+        let mut line = agent.view.durable.line.clone();
+        let back = self.plan.restores.index(whole.wal.len().min(400));
+        let mut dir = whole.clone();
+        dir.wal.truncate(whole.wal.len() - back);
+        let end = dir.lsn();
+        line.truncate(1 + line.iter().skip(1).take_while(|branch| branch.fork < end).count());
+        dir.tli = dir.last_tli();
+        dir.history.retain(|tli, _| line.iter().any(|branch| branch.tli == *tli));
+        (dir.replayed, dir.partial, dir.checkpoint_tli) = (dir.wal.len(), 0, dir.tli);
+        dir.slots.clear();
+        let restored = Restored {
+            id: format!("at {}", self.now),
+            sysid: dir.sysid,
+            line,
+            end,
+            epoch: term.epoch,
+            tli: term.branches.iter().map(|branch| branch.tli).max().unwrap_or(1),
+        };
+        self.nodes[n].restored = Some((restored.id.clone(), dir));
+        self.give(n, Input::Wished { cause: Cause::Restore { restored } });
     }
 
     /// Two losses some seconds apart: what is left goes on, where the policy lets it.
@@ -366,6 +416,7 @@ impl World {
             Kind::Lossy
             | Kind::AllDown
             | Kind::Force
+            | Kind::Restore
             | Kind::Newer
             | Kind::SlowReload
             | Kind::Respec
@@ -456,6 +507,7 @@ impl World {
             }
             Kind::Force => self.leave_only(other),
             Kind::Foreign => self.foreign(n),
+            Kind::Restore => self.restore(n),
             Kind::Newer => {
                 let key = format!("{}lease", self.store.keys.prefix);
                 self.store_put(&Txn::new().put(key, "{\"version\":99,\"record\":{\"new\":1}}"));
@@ -601,7 +653,7 @@ impl World {
             }
             Kind::SlowNet => self.net.slow[n] = 0,
             Kind::Lossy => self.net.loss_per_mille = 0,
-            Kind::StoreStall => {}
+            Kind::StoreStall | Kind::Restore => {}
             Kind::StoreCut => self.net.store[n] = false,
             Kind::StoreFlaky => self.store.flaky = 0,
             Kind::SlowWatch => self.store.watch = 10 * MS,

@@ -39,6 +39,9 @@ pub struct Ghost {
     /// Where reading went up to, by server and life.
     read_upto: BTreeMap<usize, u32>,
     pub excused: bool,
+    /// The campaign in which a node was put back to an older state: who serves on its branch may
+    /// lack what was acknowledged before.
+    pub restored: Option<Epoch>,
     pub lost: u64,
     pub campaigns: u64,
     /// Rules that fired, and how often.
@@ -105,7 +108,10 @@ impl World {
         }
         self.ghost.leader = Some((n, epoch));
         let dir = &self.nodes[n].dir;
-        if self.ghost.excused {
+        let line = self.store.read_term().map(Term::line).unwrap_or_default();
+        let put_back =
+            self.ghost.restored.take().is_some_and(|it| line.iter().any(|b| b.epoch == it));
+        if self.ghost.excused || put_back {
             let before = self.ghost.acked.len();
             self.ghost.acked.retain(|rec| dir.holds(rec));
             self.ghost.lost += (before - self.ghost.acked.len()) as u64;
@@ -188,7 +194,9 @@ impl World {
         let cause = agent.and_then(|agent| agent.view.reason.as_ref()).map(|(cause, _)| cause);
         say!(self, "campaign of {writer} for {}: {cause:?}", record.epoch);
         match cause {
-            Some(Cause::Switchover { .. } | Cause::Force { .. }) | None => return,
+            Some(Cause::Switchover { .. } | Cause::Force { .. } | Cause::Restore { .. }) | None => {
+                return;
+            }
             Some(
                 Cause::LeaderFell
                 | Cause::LeaderMissed

@@ -68,7 +68,7 @@ pub fn run(options: Options) -> Outcome {
 }
 
 /// Every guard, so that a run without each can be made.
-pub const GUARDS: [Guard; 20] = [
+pub const GUARDS: [Guard; 21] = [
     Guard::Cover,
     Guard::DurablePromise,
     Guard::ParkedReport,
@@ -89,4 +89,5 @@ pub const GUARDS: [Guard; 20] = [
     Guard::PreVote,
     Guard::Regrant,
     Guard::GoneLeaves,
+    Guard::RestoreFence,
 ];

@@ -78,7 +78,10 @@ impl World {
     fn advance(&mut self, n: usize, id: Id, task: &mut Task) -> Next {
         let own = matches!(
             task.action,
-            PgAction::Stop { .. } | PgAction::Rewind { .. } | PgAction::Clone { .. }
+            PgAction::Stop { .. }
+                | PgAction::Rewind { .. }
+                | PgAction::Clone { .. }
+                | PgAction::PutBack { .. }
         );
         if self.nodes[n].server.frozen && !own {
             let observes = matches!(task.action, PgAction::Observe);
@@ -106,6 +109,7 @@ impl World {
             PgAction::Slots { names } => self.slots(n, &names),
             PgAction::Rewind { source, fork, .. } => self.copy(n, &source, Some(fork), task),
             PgAction::Clone { source, .. } => self.copy(n, &source, None, task),
+            PgAction::PutBack { id, .. } => self.put_back(n, &id, task),
             PgAction::Observe => Next::Done(PgOutcome::Done),
         }
     }
@@ -461,6 +465,27 @@ impl World {
             self.after(delay, Event::Kill { node: from });
         }
         Next::Done(PgOutcome::Copied { bytes: 1, of: 2 })
+    }
+
+    fn put_back(&mut self, n: usize, id: &str, task: &Task) -> Next {
+        if self.nodes[n].server.proc != Proc::Down {
+            return Next::Failed("something runs there");
+        }
+        if self.nodes[n].disk.data != everhold_core::durable::Data::Destroying {
+            self.violated(format!("{n} replaces data that its record calls whole"));
+            return Next::Failed("violated");
+        }
+        if task.stage == 0 {
+            return Next::In(self.rng.spread(5 * MS, S));
+        }
+        let Some((_, dir)) = self.nodes[n].restored.take_if(|(own, _)| own == id) else {
+            return Next::Failed("nothing of that name was restored");
+        };
+        self.nodes[n].dir = dir;
+        self.nodes[n].replaced += 1;
+        let campaign = self.nodes[n].agent.as_ref().and_then(|agent| agent.view.campaign.as_ref());
+        self.ghost.restored = campaign.map(|campaign| campaign.epoch);
+        Next::Done(PgOutcome::Done)
     }
 
     /// The agent that had begun these is gone. What was sent to the server goes on there.

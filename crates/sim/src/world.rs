@@ -144,6 +144,8 @@ pub struct Node {
     pub watch: Watch,
     pub server: Server,
     pub dir: Dir,
+    /// What was restored beside it, and its name.
+    pub restored: Option<(String, Dir)>,
     /// So often the directory was replaced: what was sent from an earlier one is not in this one.
     pub replaced: u32,
     pub minder: Option<Minder>,
@@ -583,6 +585,7 @@ fn node(name: &str, offset_ms: u64) -> Node {
         watch: Watch::default(),
         server: Server::new(),
         dir: Dir { garbage: true, ..Dir::default() },
+        restored: None,
         replaced: 0,
         minder: None,
         frozen: false,

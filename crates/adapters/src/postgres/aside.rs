@@ -5,7 +5,7 @@ use super::config::PgConfig;
 use super::error::PgError;
 use super::files::{self, Keep, Owner};
 use super::session::Session;
-use super::settings::SUPERUSER;
+use super::settings::{LIMITS, SUPERUSER};
 use super::{postmaster, tool};
 use everhold_core::ids::{Lsn, Tli};
 use rustix::process::{Pid, Signal, kill_process};
@@ -42,6 +42,20 @@ pub struct Aside {
     child: Child,
 }
 
+/// Where a server was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Just past the last record that was replayed.
+    pub end: Lsn,
+}
+
+/// What becomes of it at the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Promote,
+    Hold,
+}
+
 /// Where it is and whose.
 #[derive(Clone, Debug)]
 pub struct AsideConfig {
@@ -64,7 +78,8 @@ impl Aside {
         write_files(&config)?;
         files::remove(&config.data_dir.join("standby.signal"))?;
         files::remove(&config.data_dir.join("postmaster.pid"))?;
-        let mut aside = Aside { child: spawn(aside, &config, target).await?, config };
+        let mut aside =
+            Aside { child: spawn(aside, &config, target, Then::Promote).await?, config };
         loop {
             if let Some(status) = aside.child.try_wait().map_err(not_waited)? {
                 let said = postmaster::logged_since(&aside.config.log_file, 0);
@@ -79,6 +94,60 @@ impl Aside {
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Starts it as a standby of nobody and waits until it has replayed up to `target` and no
+    /// further. It never becomes a branch of its own. Its standby.signal came with its files.
+    pub async fn hold(aside: &AsideConfig, target: &Target) -> Result<(Aside, Held), PgError> {
+        let config = config(aside).prepare()?;
+        write_files(&config)?;
+        files::remove(&config.data_dir.join("recovery.signal"))?;
+        files::remove(&config.data_dir.join("postmaster.pid"))?;
+        let mut held = Aside { child: spawn(aside, &config, target, Then::Hold).await?, config };
+        loop {
+            if let Some(status) = held.child.try_wait().map_err(not_waited)? {
+                let said = postmaster::logged_since(&held.config.log_file, 0);
+                return Err(PgError::DidNotStart { said: format!("{said} ({status})") });
+            }
+            if let Ok(session) = held.session("postgres").await
+                && let Some(held_at) = held.look(&session, target).await?
+            {
+                return Ok((held, held_at));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Where it stands, once it stands.
+    async fn look(&self, session: &Session, target: &Target) -> Result<Option<Held>, PgError> {
+        let sql = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn(), \
+                   (SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup')";
+        let answers = session.ask_soon("look how far it has replayed", sql).await?;
+        let row = answers.into_iter().next().and_then(|rows| rows.into_iter().next());
+        let mut row = row.unwrap_or_default().into_iter();
+        let mut next = || row.next().flatten();
+        let (pause, end, waits) = (next(), next(), next());
+        let at_end = waits.as_deref() == Some("RecoveryRetrieveRetryInterval");
+        let paused = pause.as_deref() == Some("paused");
+        if !paused && !at_end {
+            return Ok(None);
+        }
+        // A pause is also how it says that a setting is too low for the log.
+        let log = std::fs::read_to_string(&self.config.log_file).unwrap_or_default();
+        if *target != Target::End && !log.contains("recovery stopping") {
+            let what = if paused { "it can't go on" } else { "the log ends" };
+            let said = postmaster::logged_since(&self.config.log_file, 0);
+            return Err(PgError::refused(format!("{what} before the point was reached: {said}")));
+        }
+        if *target == Target::End {
+            let mut why = String::new();
+            super::standby::await_idle(session, std::time::Instant::now(), &mut why).await?;
+        }
+        let sql = "SELECT pg_last_wal_replay_lsn()";
+        let end = session.value("read the replay position", sql).await?.or(end);
+        let end = end.and_then(|end| end.parse().ok());
+        let end = end.ok_or_else(|| PgError::refused("it has replayed nothing"))?;
+        Ok(Some(Held { end }))
     }
 
     /// A session of the superuser.
@@ -155,7 +224,12 @@ fn write_files(config: &PgConfig) -> Result<(), PgError> {
     file("pg_ident.conf", &ident)
 }
 
-async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Result<Child, PgError> {
+async fn spawn(
+    aside: &AsideConfig,
+    config: &PgConfig,
+    target: &Target,
+    then: Then,
+) -> Result<Child, PgError> {
     let control = tool::control(config).await?;
     // It ends with whoever restores, however that ends.
     let through = ["setpriv", "--pdeathsig", "INT"];
@@ -172,7 +246,6 @@ async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Resul
     let mut set = |name: &str, value: &str| settings.push((name.to_string(), value.to_string()));
     for (name, value) in [
         ("listen_addresses", ""),
-        ("hot_standby", "off"),
         ("archive_mode", "off"),
         ("primary_conninfo", ""),
         ("primary_slot_name", ""),
@@ -184,16 +257,27 @@ async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Resul
         ("session_preload_libraries", ""),
         ("max_wal_size", "1GB"),
         ("default_transaction_read_only", "off"),
-        // All of the log is in its directory.
-        ("restore_command", "/bin/false"),
         ("recovery_end_command", ""),
         ("archive_cleanup_command", ""),
         ("recovery_min_apply_delay", "0"),
-        ("recovery_target_action", "promote"),
+        ("wal_retrieve_retry_interval", "50ms"),
+        ("lc_messages", "C"),
         ("recovery_target_inclusive", "on"),
     ] {
         set(name, value);
     }
+    // All of the log is in its directory.
+    let how = match then {
+        Then::Promote => [
+            ("hot_standby", "off"),
+            ("restore_command", "/bin/false"),
+            ("recovery_target_action", "promote"),
+        ],
+        Then::Hold => {
+            [("hot_standby", "on"), ("restore_command", ""), ("recovery_target_action", "pause")]
+        }
+    };
+    how.into_iter().for_each(|(name, value)| set(name, value));
     // Of these it takes one, and none beside it that is empty.
     match target {
         Target::End => {}
@@ -203,7 +287,7 @@ async fn spawn(aside: &AsideConfig, config: &PgConfig, target: &Target) -> Resul
         Target::Consistent => set("recovery_target", "immediate"),
     }
     set("recovery_target_timeline", &aside.tli.to_string());
-    for limit in ["max_connections", "max_prepared_transactions", "max_locks_per_transaction"] {
+    for limit in LIMITS.iter().map(|(limit, _)| *limit).chain(["max_wal_senders"]) {
         if let Some(value) = control.limit(limit) {
             set(limit, &value.to_string());
         }

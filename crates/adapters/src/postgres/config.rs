@@ -37,6 +37,10 @@ pub struct PgConfig {
     pub parameters: BTreeMap<String, String>,
 }
 
+/// Stands in a data directory that was restored: its name, and a sign that roles may have passwords
+/// of another time until it was promoted.
+pub const RESTORED: &str = "everhold.restored";
+
 /// PostgreSQL's own limit for the path of a socket.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -86,6 +90,11 @@ impl PgConfig {
 
     pub(super) fn clone_dir(&self) -> PathBuf {
         files::beside(&self.data_dir, ".new")
+    }
+
+    /// Where a restore makes what is to take the place of the data directory.
+    pub fn restored_dir(&self) -> PathBuf {
+        files::beside(&self.data_dir, ".restored")
     }
 
     pub(super) fn bootstrap_dir(&self) -> PathBuf {

@@ -1,5 +1,6 @@
 //! Making the directory a copy of another server's: by pg_rewind, or by a whole base backup.
 
+use super::config::RESTORED;
 use super::error::PgError;
 use super::settings::{self, Paths};
 use super::{Site, files, kept, lifecycle, tool};
@@ -107,6 +108,39 @@ pub async fn clone(
     })
     .await?;
     Ok(PgOutcome::Copied { bytes, of })
+}
+
+/// Has what was restored beside the directory take its place; the old one is kept.
+pub async fn put_back(site: &Site, id: &str, epoch: Epoch) -> Result<PgOutcome, PgError> {
+    require_stopped(site).await?;
+    let (config, id) = (site.config.clone(), id.to_string());
+    site.blocking(move || {
+        let (to, from) = (&config.data_dir, config.restored_dir());
+        let is_it =
+            |dir: &Path| fs::read_to_string(dir.join(RESTORED)).is_ok_and(|text| text.trim() == id);
+        if !from.exists() && is_it(to) {
+            return Ok(PgOutcome::Done);
+        }
+        if !is_it(&from) || from.join(lifecycle::RESTORING).exists() {
+            let from = from.display();
+            return Err(PgError::refused(format!(
+                "{from} is not the whole restored directory {id}"
+            )));
+        }
+        // What no server was ever started in holds nothing to keep.
+        if to.exists() && !to.join("PG_VERSION").exists() {
+            files::remove(to)?;
+        }
+        set_aside(to, epoch)?;
+        if to.exists() {
+            let to = to.display();
+            return Err(PgError::refused(format!("{to}: one of epoch {epoch} is kept already")));
+        }
+        fs::rename(&from, to).map_err(PgError::file("put what was restored in place of", to))?;
+        files::sync_parent(to)?;
+        Ok(PgOutcome::Done)
+    })
+    .await
 }
 
 /// Moves a data directory beside its place. One that was set aside at this epoch already was the one

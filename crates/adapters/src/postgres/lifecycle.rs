@@ -3,7 +3,7 @@
 use super::error::PgError;
 use super::files::{self, Keep};
 use super::session::Session;
-use super::settings::{self, REPLICATION_ROLE, SUPERUSER};
+use super::settings::{self, REPLICATION_ROLE, SUPERUSER, literal, name};
 use super::{Site, history, postmaster, tool};
 use everhold_core::ids::Tli;
 use everhold_core::postgres::{PgOutcome, Source, StopMode};
@@ -28,7 +28,7 @@ const START_SECONDS_MAX: u64 = 600;
 const START_CLOSE_LOOK: Duration = Duration::from_millis(500);
 
 /// Stands in a directory from before the first change of a restore until all of it lasts.
-const RESTORING: &str = "everhold.restoring";
+pub(super) const RESTORING: &str = "everhold.restoring";
 
 /// Megabytes of a WAL segment. PostgreSQL's own 16 cost a promotion 30 ms and a rewind of an idle
 /// server 64 MB more; below 4 a busy server makes dozens of files a second.
@@ -90,8 +90,6 @@ pub async fn bootstrap(site: &Site) -> Result<PgOutcome, PgError> {
 /// wants it.
 fn bootstrap_sql(site: &Site) -> Result<String, PgError> {
     let config = &site.config;
-    let literal = |text: &str| format!("'{}'", text.replace('\'', "''"));
-    let name = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
     let owner_password = settings::read_password(&config.owner_password_file)?;
     let replication_password = settings::read_password(&config.replication_password_file)?;
     let (owner, database) = (name(&config.owner), name(&config.database));

@@ -24,9 +24,9 @@ mod standby;
 mod tool;
 mod wal;
 
-pub use aside::{Aside, AsideConfig, Target};
+pub use aside::{Aside, AsideConfig, Held, Target};
 pub use backup_mode::{BackupEnds, BackupMode};
-pub use config::PgConfig;
+pub use config::{PgConfig, RESTORED};
 pub use error::PgError;
 pub use files::Owner;
 pub use kept::KeptWal;
@@ -172,7 +172,8 @@ impl Postgres {
             | PgAction::Promote { .. }
             | PgAction::SetSync { .. }
             | PgAction::Rewind { .. }
-            | PgAction::Clone { .. } => self.change(me, action).await,
+            | PgAction::Clone { .. }
+            | PgAction::PutBack { .. } => self.change(me, action).await,
         }
     }
 
@@ -196,6 +197,7 @@ impl Postgres {
             PgAction::Clone { source, fork, epoch, keep } => {
                 copy::clone(site, source, *fork, *epoch, *keep).await
             }
+            PgAction::PutBack { id, epoch } => copy::put_back(site, id, *epoch).await,
             PgAction::Barrier { .. }
             | PgAction::Evidence
             | PgAction::Checkpoint

@@ -33,7 +33,7 @@ const SENDERS_MIN: u64 = 24;
 const RESERVED_CONNECTIONS_MIN: u64 = 8;
 
 /// Limits that WAL depends on, with PostgreSQL's defaults.
-const LIMITS: [(&str, u64); 4] = [
+pub const LIMITS: [(&str, u64); 4] = [
     ("max_connections", 100),
     ("max_worker_processes", 8),
     ("max_prepared_transactions", 0),
@@ -277,6 +277,41 @@ pub fn write_passfile(config: &PgConfig) -> Result<(), PgError> {
 }
 
 /// A password without the line's end.
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// As SQL has it.
+pub fn name(text: &str) -> String {
+    format!("\"{}\"", text.replace('"', "\"\""))
+}
+
+/// Gives the roles that Everhold made their passwords of this cluster. Nothing of it is logged, nor
+/// waited for: nobody acknowledges yet.
+pub fn roles_sql(config: &PgConfig) -> Result<String, PgError> {
+    let owner_password = read_password(&config.owner_password_file)?;
+    let replication_password = read_password(&config.replication_password_file)?;
+    let exists =
+        |role: &str| format!("EXISTS (SELECT FROM pg_roles WHERE rolname = {})", literal(role));
+    let mut sql = "SET log_statement = none; SET log_min_error_statement = panic; \
+                   SET log_min_duration_statement = -1; SET log_duration = off; \
+                   SET password_encryption = 'scram-sha-256'; SET synchronous_commit = local;"
+        .to_string();
+    for (role, more, password) in [
+        (REPLICATION_ROLE, "REPLICATION", replication_password),
+        (config.owner.as_str(), "", owner_password),
+    ] {
+        let (given, password) = (name(role), literal(&password));
+        sql += &format!(
+            " DO $everhold$ BEGIN IF NOT {} THEN CREATE ROLE {given}; END IF; END $everhold$; \
+             ALTER ROLE {given} LOGIN {more} PASSWORD {password};",
+            exists(role)
+        );
+    }
+    Ok(sql)
+}
+
+/// What a password file holds.
 pub fn read_password(path: &Path) -> Result<String, PgError> {
     let text = fs::read_to_string(path).map_err(PgError::file("read the password in", path))?;
     let password = text.trim_end_matches(['\r', '\n']);

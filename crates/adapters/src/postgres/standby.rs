@@ -1,10 +1,11 @@
 //! Steps on a standby: whom it streams from, the proof that it receives nothing, promotion.
 
+use super::config::RESTORED;
 use super::error::PgError;
 use super::process::{self, Handle};
 use super::session::{APPLICATION, Row, Session, within};
-use super::settings::Dynamic;
-use super::{Site, history, leader};
+use super::settings::{self, Dynamic};
+use super::{Site, files, history, leader};
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::postgres::{CLOSED, PgOutcome, Source};
 use everhold_core::term::Branch;
@@ -81,7 +82,11 @@ async fn prove_parked(site: &Site, begun: Instant, why: &mut String) -> Result<P
 /// waits *before* it reads what the receiver left in pg_wal; and under load the postmaster's signal
 /// to read the settings may not have reached it. So it is signalled from here, and has to be seen
 /// waiting again after a round of attempts, which its count of sleeps proves.
-async fn await_idle(session: &Session, begun: Instant, why: &mut String) -> Result<(), PgError> {
+pub(super) async fn await_idle(
+    session: &Session,
+    begun: Instant,
+    why: &mut String,
+) -> Result<(), PgError> {
     let sql = "SELECT backend_type, pid, wait_event FROM pg_stat_activity \
                WHERE backend_type IN ('startup', 'walreceiver') ORDER BY backend_type";
     let mut first_seen: Option<(i32, u64)> = None;
@@ -191,7 +196,24 @@ pub async fn promote(
     let tli = tli.ok_or(PgError::Answer { doing: "read the timeline", said: name })?;
     let pg_wal = site.config.pg_wal();
     let (parent, fork) = site.blocking(move || history::origin(&pg_wal, tli)).await?;
+    renew_roles(site, &session).await?;
     Ok(PgOutcome::Promoted { tli, parent, fork })
+}
+
+/// What was restored has the passwords of its time, and perhaps of another cluster.
+async fn renew_roles(site: &Site, session: &Session) -> Result<(), PgError> {
+    let marker = site.config.data_dir.join(RESTORED);
+    if !marker.exists() {
+        return Ok(());
+    }
+    let config = site.config.clone();
+    let sql = site.blocking(move || settings::roles_sql(&config)).await?;
+    session.ask_soon("give roles this cluster's passwords", &sql).await?;
+    site.blocking(move || {
+        files::remove(&marker)?;
+        files::sync_parent(&marker)
+    })
+    .await
 }
 
 /// Puts placeholders where PostgreSQL would otherwise find a free number below the branch's, and

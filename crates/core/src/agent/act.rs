@@ -68,11 +68,12 @@ impl Agent {
             }
             _ => return,
         };
+        let rev = self.view.store.term.as_ref().map(|record| record.rev);
         if let Some(campaign) = &mut self.view.campaign
             && covered
-            && campaign.covered.is_none()
         {
-            campaign.covered = Some(now);
+            campaign.covered.get_or_insert(now);
+            campaign.fenced = rev;
         }
     }
 
@@ -219,7 +220,10 @@ impl Agent {
                 self.view.trimmed = None;
             }
             PgAction::Stop { .. } => self.server_left(Process::Remains),
-            PgAction::Start { .. } | PgAction::Rewind { .. } | PgAction::Clone { .. } => {
+            PgAction::Start { .. }
+            | PgAction::Rewind { .. }
+            | PgAction::Clone { .. }
+            | PgAction::PutBack { .. } => {
                 self.view.parked = None;
                 self.view.trimmed = None;
             }

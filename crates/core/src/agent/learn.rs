@@ -341,6 +341,7 @@ impl Agent {
                     Some(_) | None => self.view.rejoin = Some(Rejoin::Clone { fork: None }),
                 }
             }
+            (PgAction::PutBack { id, .. }, _) => self.view.put_back = Some(id.clone()),
             (_, _) => {}
         }
     }
@@ -433,6 +434,7 @@ impl Agent {
                     cause: cause.clone(),
                     opened: now,
                     covered: None,
+                    fenced: None,
                     renewed: now,
                     beat: 0,
                     summons: if switchover { Summons::Leader } else { Summons::All },

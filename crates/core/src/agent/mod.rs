@@ -155,7 +155,8 @@ fn lane(action: &PgAction) -> Lane {
         | PgAction::Promote { .. }
         | PgAction::SetSync { .. }
         | PgAction::Rewind { .. }
-        | PgAction::Clone { .. } => Lane::Local,
+        | PgAction::Clone { .. }
+        | PgAction::PutBack { .. } => Lane::Local,
         PgAction::Barrier { .. } => Lane::Barrier,
         PgAction::Evidence => Lane::Evidence,
         PgAction::Checkpoint => Lane::Checkpoint,
@@ -239,6 +240,7 @@ impl Agent {
             slots_kept: None,
             misbranched: false,
             rejoin: None,
+            put_back: None,
             restart: false,
             store: StoreView::default(),
             peers,

@@ -109,7 +109,7 @@ fn state(view: &View, running: Option<&PgAction>, streaming: bool, serving: bool
     match running {
         Some(PgAction::Bootstrap) => return State::Bootstrapping,
         Some(PgAction::Rewind { .. }) => return State::Rewinding,
-        Some(PgAction::Clone { .. }) => return State::Cloning,
+        Some(PgAction::Clone { .. } | PgAction::PutBack { .. }) => return State::Cloning,
         Some(PgAction::Promote { .. }) => return State::Promoting,
         Some(PgAction::Start { .. }) => return State::Starting,
         Some(_) | None => {}

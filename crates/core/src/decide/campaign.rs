@@ -1,15 +1,16 @@
 //! Campaigns: when to begin one, and how it goes from the open epoch to the published term.
 
-use super::{Action, Verdict, Write};
+use super::{Action, Verdict, Write, put_back};
 use crate::ids::{Epoch, Time};
 use crate::policy::{self, Policy};
+use crate::postgres::Restored;
 use crate::status::{FastForward, State, Summons};
 use crate::term::{
-    Choice, Report, Reports, Term, Uncovered, choose, covered_but, first_uncovered, lies_on,
+    Choice, Report, Reports, Set, Term, Uncovered, choose, covered_but, first_uncovered, lies_on,
     line_to, most_advanced, published,
 };
 use crate::view::{Campaign, CampaignRecord, Cause, Guard, View};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Decides what this node does as a campaigner.
 pub fn decide(view: &View, now: Time) -> Verdict {
@@ -30,17 +31,23 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 /// A wish ends with the next term, whoever made that, or when it has taken too long.
 fn wish_ended(view: &View, now: Time, term: &Term) -> Option<Verdict> {
     let wish = view.wish.as_ref()?;
-    let late = now.since(wish.since) > policy::WISH_MS;
+    let (to, within) = match &wish.cause {
+        Cause::Switchover { to } | Cause::Force { to } => (to.as_deref(), policy::WISH_MS),
+        Cause::Restore { .. } => (Some(view.me.as_str()), policy::RESTORE_MS),
+        Cause::LeaderFell | Cause::LeaderMissed | Cause::LeaderReplaced | Cause::NeverOpened => {
+            return None;
+        }
+    };
+    let late = now.since(wish.since) > within;
     if term.epoch <= wish.epoch && !late {
         return None;
     }
-    let (Cause::Switchover { to } | Cause::Force { to }) = &wish.cause else { return None };
     let leader = &term.leader.node;
     let refused = if term.epoch <= wish.epoch {
         Some(
             "no new term came of it in time; `everhold status` says what is waited for".to_string(),
         )
-    } else if to.as_ref().is_none_or(|to| to == leader) {
+    } else if to.is_none_or(|to| to == leader) {
         None
     } else {
         Some(format!("{leader} leads now: it held what the node asked for did not"))
@@ -120,22 +127,30 @@ pub fn misses(view: &View, now: Time) -> bool {
 
 /// The campaign that makes the cluster: the first node, with nothing in force to be covered.
 fn first_term(view: &View, _now: Time) -> Verdict {
-    if !view.store.read || view.policy.nodes.first() != Some(&view.me) {
+    if !view.store.read {
         return Verdict::Steady;
     }
     let (Some(report), None) = (view.report(), &view.store.epoch) else { return Verdict::Steady };
-    if report.epoch != 1 {
+    let restored = put_back::wanted(view).filter(|_| put_back::is_done(view));
+    let makes = report.epoch == 1 && view.policy.nodes.first() == Some(&view.me);
+    if !makes && restored.is_none() {
         return Verdict::Steady;
     }
     let reports = Reports::from([(view.me.clone(), report.clone())]);
     let Policy { redundancy, domains, .. } = &view.policy;
-    let term = published(None, 1, &report, &reports, *redundancy, domains);
+    let mut term = published(None, report.epoch, &report, &reports, *redundancy, domains);
+    if let (Some(restored), Some(mut branch)) = (restored, term.branches.pop()) {
+        branch.tli = restored.tli + 1;
+        term.branches = view.durable.line.clone();
+        term.branches.push(branch);
+    }
     let write = Write::Publish { term, term_rev: 0, guarded: true };
     Verdict::store("bootstrap", "the first term", write)
 }
 
 fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Verdict {
-    let asked = matches!(cause, Cause::Switchover { .. } | Cause::Force { .. });
+    let asked =
+        matches!(cause, Cause::Switchover { .. } | Cause::Force { .. } | Cause::Restore { .. });
     let say = explain(cause, term);
     if !view.store.reachable {
         return Verdict::hold("store-gone", format!("{say}, and the store is gone"), "the store");
@@ -151,6 +166,12 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
     }
     if let Cause::Switchover { to } = cause
         && let Some(refused) = unfit(view, now, term, to.as_deref())
+    {
+        let action = Action::EndWish { refused: Some(refused.clone()) };
+        return Verdict::act("switchover-refused", refused, action);
+    }
+    if let Cause::Restore { restored } = cause
+        && let Some(refused) = put_back::unfit(term, restored)
     {
         let action = Action::EndWish { refused: Some(refused.clone()) };
         return Verdict::act("switchover-refused", refused, action);
@@ -184,6 +205,7 @@ pub fn rule(cause: &Cause) -> &'static str {
         Cause::NeverOpened => "never-opened",
         Cause::Switchover { .. } => "switchover",
         Cause::Force { .. } => "force",
+        Cause::Restore { .. } => "restore",
     }
 }
 
@@ -196,6 +218,9 @@ fn explain(cause: &Cause, term: &Term) -> String {
         Cause::NeverOpened => format!("{leader} did not open epoch {}", term.epoch),
         Cause::Switchover { .. } => "the operator asks for another leader".to_string(),
         Cause::Force { .. } => "the operator forces a leader".to_string(),
+        Cause::Restore { restored } => {
+            format!("the operator puts {} back, as of {}", restored.id, restored.end)
+        }
     }
 }
 
@@ -204,7 +229,7 @@ fn agreed(view: &View, now: Time, term: &Term, cause: &Cause) -> bool {
     match cause {
         // The leader's own agent says so, or the leader's data is gone, or nobody leads.
         Cause::LeaderFell | Cause::LeaderReplaced | Cause::NeverOpened => return true,
-        Cause::Switchover { .. } | Cause::Force { .. } => return true,
+        Cause::Switchover { .. } | Cause::Force { .. } | Cause::Restore { .. } => return true,
         Cause::LeaderMissed => {}
     }
     let mut yes: BTreeMap<String, crate::ids::Member> = view
@@ -280,6 +305,11 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
         return Verdict::act("switchover", "the leader has stopped", Action::SummonAll);
     }
     let reports = &campaign.reports;
+    if let Some(restored) = put_back::wanted(view)
+        && (put_back::is_fenced(view, campaign) || put_back::is_begun(view))
+    {
+        return restore(view, now, campaign, term, restored, record.rev);
+    }
     if let Some(uncovered) = uncovered(view, term, reports) {
         return wait_for_cover(view, now, term, campaign, &uncovered, record.rev);
     }
@@ -299,9 +329,11 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
     }
     let wanted = match &campaign.cause {
         Cause::Switchover { to } | Cause::Force { to } => to.as_deref(),
-        Cause::LeaderFell | Cause::LeaderMissed | Cause::LeaderReplaced | Cause::NeverOpened => {
-            None
-        }
+        Cause::LeaderFell
+        | Cause::LeaderMissed
+        | Cause::LeaderReplaced
+        | Cause::NeverOpened
+        | Cause::Restore { .. } => None,
     };
     let preferences = preferences(view, campaign, term);
     let tried = now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS;
@@ -335,6 +367,32 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
         },
     };
     publish(view, campaign, term, leader)
+}
+
+/// Once nobody acknowledges anything below this epoch any more, this node's data may go, and what was
+/// restored leads, however old it is.
+fn restore(
+    view: &View,
+    now: Time,
+    campaign: &Campaign,
+    term: &Term,
+    restored: &Restored,
+    rev: u64,
+) -> Verdict {
+    let own = campaign.reports.get(&view.me).filter(|report| report.member == view.member());
+    let fenced = put_back::is_fenced(view, campaign);
+    if let Some(own) = own.filter(|_| fenced && put_back::is_done(view)) {
+        return publish(view, campaign, term, own);
+    }
+    let why = format!("{} takes the place of what this node has", restored.id);
+    let late = now.since(campaign.opened) >= policy::RESTORE_MS;
+    if late || !fenced {
+        return Verdict::store("restore", why, Write::GiveUp { campaign_rev: rev });
+    }
+    renew(view, now, campaign, rev).unwrap_or_else(|| {
+        Verdict::hold("restore", why, "it is in its place, started, and parked")
+            .until(campaign.opened.plus(policy::RESTORE_MS), now)
+    })
 }
 
 /// Those whose history is a part of the newest one: nobody else can lead, even after streaming what
@@ -374,7 +432,14 @@ fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Ve
     // A number that somebody is on and no term has published went astray: what is there must not be
     // taken for what this leader will write.
     if let Some(branch) = next.branches.last_mut() {
-        branch.tli = branch.tli.max(view.highest_timeline() + 1);
+        let restored = put_back::wanted(view).map_or(0, |restored| restored.tli);
+        branch.tli = branch.tli.max(view.highest_timeline() + 1).max(restored + 1);
+    }
+    // What the older sets acknowledged past the fork was given up; until the open nobody but this
+    // leader has what it leads with.
+    if matches!(campaign.cause, Cause::Restore { .. }) {
+        let own = Set { leader: next.leader.clone(), members: BTreeSet::new(), k: 0 };
+        next.inforce = vec![own, next.target.clone()];
     }
     if !view.has(Guard::OldSetsStay) {
         next.inforce = vec![next.target.clone()];

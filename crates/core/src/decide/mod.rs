@@ -5,6 +5,7 @@
 pub mod campaign;
 pub mod leader;
 pub mod node;
+mod put_back;
 pub mod rejoin;
 pub mod slow;
 pub mod upkeep;
@@ -139,7 +140,7 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 62] = [
+pub const RULES: [&str; 64] = [
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -170,6 +171,7 @@ pub const RULES: [&str; 62] = [
     "pre-vote",
     "promote",
     "publish",
+    "put-back",
     "rank",
     "re-clone",
     "re-grant",
@@ -179,6 +181,7 @@ pub const RULES: [&str; 62] = [
     "rejoin-stop",
     "remains",
     "restart",
+    "restore",
     "rewind",
     "rival",
     "seal",
@@ -323,6 +326,7 @@ pub fn pg_name(action: &PgAction) -> &'static str {
         PgAction::Slots { .. } => "slots",
         PgAction::Rewind { .. } => "rewind",
         PgAction::Clone { .. } => "clone",
+        PgAction::PutBack { .. } => "put-back",
         PgAction::Observe => "observe",
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Each step is derived from what is found, so a plan goes on after a restart in the middle of it.
 
-use super::{Action, Intent, Verdict, backing_off, pg_name, rejoin};
+use super::{Action, Intent, Verdict, backing_off, pg_name, put_back, rejoin};
 use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
@@ -36,9 +36,10 @@ fn paced(view: &View, now: Time, action: &PgAction, rule: &str) -> Option<Verdic
     match action {
         PgAction::Stop { .. } | PgAction::Observe => None,
         // It ends in a record. While none can be written, the whole database is not copied again.
-        PgAction::Bootstrap | PgAction::Rewind { .. } | PgAction::Clone { .. } => {
-            failed("persist").or_else(|| failed(pg_name(action)))
-        }
+        PgAction::Bootstrap
+        | PgAction::Rewind { .. }
+        | PgAction::Clone { .. }
+        | PgAction::PutBack { .. } => failed("persist").or_else(|| failed(pg_name(action))),
         PgAction::Start { .. }
         | PgAction::SetSource { .. }
         | PgAction::Park
@@ -112,6 +113,9 @@ fn frozen(view: &View, now: Time) -> Verdict {
 }
 
 fn down(view: &View, now: Time) -> Verdict {
+    if let Some(verdict) = put_back::begin(view) {
+        return verdict;
+    }
     match view.durable.data {
         Data::Empty | Data::Destroying => rejoin::decide(view, now),
         Data::CatchUp { .. } => match leader_source(view, now) {
@@ -294,6 +298,9 @@ fn regranted(view: &View, term: &Term) -> Verdict {
 }
 
 fn standby(view: &View, now: Time) -> Verdict {
+    if let Some(verdict) = put_back::begin(view) {
+        return verdict;
+    }
     if let Data::CatchUp { until } = view.durable.data {
         return catching_up(view, now, until);
     }

@@ -2,7 +2,7 @@
 //! new node gets its data.
 
 use super::node::leader_source;
-use super::{Action, Intent, Verdict, backing_off};
+use super::{Action, Intent, Verdict, backing_off, put_back};
 use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time, Tli};
 use crate::policy;
@@ -40,7 +40,7 @@ pub fn astray(view: &View, now: Time, tli: Tli) -> Verdict {
 
 /// The record before the first destructive byte. A node that lost its record with its disk finds
 /// in the term which incarnations it had: none of them may come back with other data.
-fn destroying(view: &View) -> Durable {
+pub(super) fn destroying(view: &View) -> Durable {
     let raise = u32::from(view.has(Guard::Incarnation));
     let named = view.term().and_then(|term| term.newest_incarnation(&view.me)).unwrap_or(0);
     Durable {
@@ -140,6 +140,9 @@ pub fn divergence(mine: &[Branch], end: Lsn, theirs: &[Branch]) -> Option<Lsn> {
 
 /// The copy itself, begun again from its start after any interruption.
 fn copy(view: &View, now: Time) -> Verdict {
+    if let Some(verdict) = put_back::take_place(view, now) {
+        return verdict;
+    }
     let Some((term, source)) = leader_source(view, now) else {
         return Verdict::hold("clone", "no running leader to copy from", "a running leader");
     };
@@ -153,7 +156,11 @@ fn copy(view: &View, now: Time) -> Verdict {
             let why = format!("back to {fork}, then along {}", source.member);
             Verdict::pg("rewind", why, PgAction::Rewind { source, fork, epoch })
         }
-        Rejoin::Clone { fork } => {
+        plan @ (Rejoin::Clone { .. } | Rejoin::PutBack) => {
+            let fork = match plan {
+                Rejoin::Clone { fork } => fork,
+                Rejoin::PutBack | Rejoin::Rewind { .. } => None,
+            };
             let why = format!("a new copy of {}", source.member);
             // What it held may still be all that is left of a commit.
             let keep = is_witness(view, term);

@@ -1,6 +1,9 @@
 //! Backups of services: their repositories, opened as the spec says.
 
 pub mod desk;
+pub mod origin;
+pub mod prepare;
+pub mod recovery;
 pub mod restore;
 pub mod shown;
 pub mod tend;

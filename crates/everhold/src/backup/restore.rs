@@ -11,6 +11,7 @@ use everhold_core::term::Branch;
 use everhold_repository::backup::{Info, Progress, Restore, THREADS, Watch};
 use everhold_repository::log::{Log, coverage, missing};
 use everhold_repository::{Repository, backup};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -34,13 +35,60 @@ pub struct Order {
 }
 
 /// The point to restore to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Until {
     Latest,
     /// Seconds since 1970, and as it was written.
     Time(i64, String),
     Lsn(Lsn),
     Name(String),
+}
+
+impl Until {
+    /// From what was asked for; at most one of them.
+    pub fn parse(
+        time: Option<&str>,
+        lsn: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<Until, String> {
+        match (time, lsn, name) {
+            (Some(text), None, None) => {
+                let time = text.parse::<jiff::Timestamp>();
+                let time = time.map_err(|error| format!("{text}: {error}"))?;
+                // As PostgreSQL reads it before it has read names of zones.
+                let text = time.strftime("%Y-%m-%d %H:%M:%S%.f+00").to_string();
+                Ok(Until::Time(time.as_second(), text))
+            }
+            (None, Some(text), None) => {
+                text.parse().map(Until::Lsn).map_err(|error| format!("{text}: {error}"))
+            }
+            (None, None, Some(name)) => Ok(Until::Name(name.to_string())),
+            (None, None, None) => Ok(Until::Latest),
+            _ => Err("a time, a place and a name are three points: name one".to_string()),
+        }
+    }
+
+    /// As PostgreSQL is told.
+    pub(super) fn target(&self) -> Target {
+        match self {
+            Until::Latest => Target::End,
+            Until::Time(_, text) => Target::Time(text.clone()),
+            Until::Lsn(lsn) => Target::Lsn(*lsn),
+            Until::Name(name) => Target::Name(name.clone()),
+        }
+    }
+}
+
+impl std::fmt::Display for Until {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Until::Latest => f.write_str("latest"),
+            Until::Time(_, text) => f.write_str(text),
+            Until::Lsn(lsn) => write!(f, "{lsn}"),
+            Until::Name(name) => f.write_str(name),
+        }
+    }
 }
 
 /// A restored server that runs.
@@ -95,17 +143,11 @@ pub async fn restore(
     };
     let (order, of, config) = (order.clone(), spec.clone(), aside.clone());
     let until = order.until.clone();
-    let files = move || files(&of, &order, &names, &to, &config, &say);
+    let files = move || files(&open(&of, &names)?, &order, &to, &config, "recovery.signal", &say);
     let files = tokio::task::spawn_blocking(files).await??;
-    let Files { backup, tli, log_end, bytes_written } = files;
+    let Files { backup, tli, log_end, bytes_written, .. } = files;
     aside.tli = tli;
-    let target = match &until {
-        Until::Latest => Target::End,
-        Until::Time(_, text) => Target::Time(text.clone()),
-        Until::Lsn(lsn) => Target::Lsn(*lsn),
-        Until::Name(name) => Target::Name(name.clone()),
-    };
-    let server = Aside::recover(&aside, &target).await.map_err(|error| {
+    let server = Aside::recover(&aside, &until.target()).await.map_err(|error| {
         let text = error.to_string();
         match text.contains("recovery ended before configured recovery target was reached") {
             true => anyhow!(
@@ -118,27 +160,29 @@ pub async fn restore(
     Ok(Standing { server, backup, log_end, bytes_written, took_ms })
 }
 
-struct Files {
-    backup: Info,
-    tli: Tli,
-    log_end: Lsn,
-    bytes_written: u64,
+/// A backup's files with the log after it, not started yet.
+pub(super) struct Files {
+    pub backup: Info,
+    pub line: Vec<Branch>,
+    pub tli: Tli,
+    pub log_end: Lsn,
+    pub bytes_written: u64,
 }
 
-fn files(
-    spec: &Spec,
+/// Writes them. `signal`: the file that says how a server starts there.
+pub(super) fn files(
+    repository: &Repository,
     order: &Order,
-    names: &[String],
     to: &Path,
     aside: &AsideConfig,
+    signal: &str,
     say: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<Files> {
-    let repository = open(spec, names)?;
     for (name, error) in repository.absent() {
         say(&format!("{name} does not answer: {error}"));
     }
-    let backups = list(&repository, &order.service)?;
-    let (chosen, line, log_end) = choose(&repository, order, &backups)?;
+    let backups = list(repository, &order.service)?;
+    let (chosen, line, log_end) = choose(repository, order, &backups)?;
     room(to, chosen, log_end)?;
     say(&format!(
         "backup {} of {}, then the log to {log_end}",
@@ -157,7 +201,7 @@ fn files(
         }
     };
     // Without the settings of a recovery, which come on its command line, no server starts with it.
-    let files: [(&str, &[u8]); 1] = [("recovery.signal", b"")];
+    let files: [(&str, &[u8]); 1] = [(signal, b"")];
     let how = Restore {
         over: order.over,
         owner: aside.run_as,
@@ -166,10 +210,11 @@ fn files(
         log: Some((&line, log_end)),
     };
     let watch = Watch { progress: &progress, stop: &stop };
-    let restored = backup::restore(&repository, &order.service, &chosen.id, to, &how, &watch);
+    let restored = backup::restore(repository, &order.service, &chosen.id, to, &how, &watch);
     let restored = restored.map_err(told)?;
     Ok(Files {
         backup: chosen.clone(),
+        line,
         tli: restored.tli,
         log_end,
         bytes_written: restored.bytes_written,

@@ -90,6 +90,21 @@ fn last(node: &str, ended: &Ended) -> Value {
     })
 }
 
+/// `services.NAME.recovery`: the last that was begun; `None`: none since the agents started.
+pub fn recovery(service: &str, reports: &Reports) -> Option<Value> {
+    let begun = reports
+        .iter()
+        .filter_map(|(node, (report, _))| Some((node, report.recoveries.get(service)?)));
+    let (node, last) = begun.max_by_key(|(_, recovery)| recovery.began_s)?;
+    let ended = last.ended.as_ref();
+    Some(json!({
+        "node": node, "began_at": time(last.began_s), "step": last.step,
+        "ended_at": ended.map(|it| time(it.at_s)),
+        "backup": ended.and_then(|it| it.result.as_ref().ok()),
+        "failed": ended.and_then(|it| it.result.as_ref().err()),
+    }))
+}
+
 /// Seconds since 1970 in RFC 3339.
 pub fn time(unix_s: u64) -> String {
     let second = i64::try_from(unix_s).unwrap_or(i64::MAX);

@@ -11,12 +11,13 @@ mod journal;
 mod manual;
 mod operations;
 mod output;
+mod recover;
 mod repository;
 mod restore;
 mod spec;
 mod status;
 
-use crate::backup::worker;
+use crate::backup::{prepare, worker};
 use crate::spec::StorePorts;
 use crate::{
     agent, archive, context, gateway, install, installed, log, machine, minder, store, up,
@@ -192,6 +193,8 @@ enum Command {
     Backup(backup::Command),
     /// Bring a service's database back as it was at some point, into a directory beside the cluster
     Restore(restore::Options),
+    /// Put a service back to how it was, in its place: the other nodes follow
+    Recover(recover::Options),
     /// Make and check the repositories of backups
     #[command(subcommand)]
     Repository(repository::Command),
@@ -222,6 +225,9 @@ enum Command {
     /// Make one backup, started by an agent
     #[command(hide = true)]
     Worker(worker::Worker),
+    /// Restore a service beside this node's data, started by an agent
+    #[command(hide = true)]
+    Restorer(prepare::Restorer),
     /// Say whether this version reads a copy of the spec, asked before it takes over
     #[command(hide = true)]
     Reads { copy: PathBuf },
@@ -286,6 +292,7 @@ pub fn main() -> ExitCode {
             serve(log, store::restore::restore(options))
         }
         Command::Worker(worker) => serve(log, worker::run(worker)),
+        Command::Restorer(restorer) => serve(log, prepare::run(restorer)),
         Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Archive(_) => serve(log, archive::run()),
@@ -319,6 +326,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
             connect::psql(client, &service, read, &arguments)
         }
         Command::Token { node, replace } => acts::token(client, &node, replace),
+        Command::Recover(options) => recover::run(client, &options),
         Command::Switchover { service, to } => acts::switchover(client, &service, to.as_deref()),
         Command::Failover { service, force: _, to, token } => {
             acts::failover(client, &service, to.as_deref(), token.as_deref())
@@ -349,6 +357,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Manual { .. }
         | Command::Restore(_)
         | Command::Worker(_)
+        | Command::Restorer(_)
         | Command::Archive(_)
         | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),

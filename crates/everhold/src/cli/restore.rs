@@ -8,7 +8,6 @@ use crate::backup::restore::{Order, Standing, Until, restore};
 use crate::log;
 use crate::spec::{StorePorts, load_file};
 use anyhow::anyhow;
-use everhold_core::ids::Lsn;
 use everhold_core::spec::Spec;
 use std::path::{Path, PathBuf};
 
@@ -56,24 +55,12 @@ pub fn run(
 }
 
 fn order(options: &Options) -> Result<Order, Failure> {
-    let unclear = |what: &str, error: String| {
+    let Options { time, lsn, name, .. } = options;
+    let until = Until::parse(time.as_deref(), lsn.as_deref(), name.as_deref());
+    let until = until.map_err(|why| {
         let next = "write it as `everhold restore --help` shows";
-        Failure::new(crate::code::Code::TargetUnknown, format!("{what}: {error}"), next)
-    };
-    let until = match (&options.time, &options.lsn, &options.name) {
-        (Some(text), ..) => {
-            let time = text.parse::<jiff::Timestamp>();
-            let time = time.map_err(|error| unclear(text, error.to_string()))?;
-            // As PostgreSQL reads it before it has read names of zones.
-            let text = time.strftime("%Y-%m-%d %H:%M:%S%.f+00").to_string();
-            Until::Time(time.as_second(), text)
-        }
-        (_, Some(text), _) => {
-            Until::Lsn(text.parse::<Lsn>().map_err(|error| unclear(text, error))?)
-        }
-        (_, _, Some(name)) => Until::Name(name.clone()),
-        (None, None, None) => Until::Latest,
-    };
+        Failure::new(crate::code::Code::TargetUnknown, why, next)
+    })?;
     Ok(Order {
         service: options.service.clone(),
         to: options.to.clone(),

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A stack with one repository, which is made.
-fn stack() -> Stack {
+pub fn stack() -> Stack {
     let mut stack = Stack::new(Wanted::default());
     let key = stack.dir().join("vault.key");
     fs::write(&key, "correct horse\n").expect("a key");
@@ -33,14 +33,14 @@ fn vault(stack: &Stack) -> PathBuf {
     stack.dir().join("vault")
 }
 
-fn json(stack: &Stack, arguments: &[&str]) -> Value {
+pub fn json(stack: &Stack, arguments: &[&str]) -> Value {
     let mut all = arguments.to_vec();
     all.push("--json");
     serde_json::from_str(&stack.done(&all)).expect("JSON")
 }
 
 /// A command that is refused: what it says.
-fn refused(stack: &Stack, arguments: &[&str]) -> String {
+pub fn refused(stack: &Stack, arguments: &[&str]) -> String {
     let output = stack.command(arguments).output().expect("it runs");
     assert!(!output.status.success(), "{arguments:?} succeeds");
     String::from_utf8_lossy(&output.stderr).to_string()

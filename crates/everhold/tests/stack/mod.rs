@@ -240,8 +240,14 @@ impl Stack {
         command
     }
 
-    /// Starts `everhold up` (again) and waits for its ready line.
+    /// Starts `everhold up` (again) and waits until it serves.
     pub fn up(&mut self) {
+        self.begin();
+        self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);
+    }
+
+    /// Only starts it.
+    pub fn begin(&mut self) {
         let log = self.dir.join("up.log");
         let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("a log");
         let spec = self.spec_file();
@@ -251,7 +257,6 @@ impl Stack {
         command.envs(self.preload.iter().flat_map(Preload::environment));
         command.stdin(Stdio::null()).stderr(log.try_clone().expect("a log")).stdout(log);
         self.up = Some(command.spawn().expect("everhold starts"));
-        self.wait("a leader that serves", |status| status["services"]["main"]["serving"] == true);
     }
 
     /// An `everhold up` that is refused, to its end.

@@ -119,6 +119,30 @@ pub fn restore(
     Ok(Restored { info: manifest.info, bytes_written, tli })
 }
 
+/// Takes the log of a restored directory away and writes it again as it is up to `end` on `line`, and
+/// no further: whoever starts there finds nothing beyond. Returns the last timeline of it.
+pub fn cut_log(
+    repository: &Repository,
+    info: &Info,
+    dest: &Path,
+    owner: Option<(u32, u32)>,
+    (line, end): (&[Branch], Lsn),
+) -> Result<Tli, RepositoryError> {
+    let about = &info.about;
+    let (site, wal) = (Site { root: dest, owner }, dest.join(WAL));
+    let entries = fs::read_dir(&wal).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    for entry in entries.map_err(RepositoryError::file("look into", &wal))? {
+        if entry.path().is_file() {
+            site.remove(&Path::new(WAL).join(entry.file_name()))?;
+        }
+    }
+    let log = Log::new(repository, &about.service, about.sysid);
+    let segments = log.segments(line, about.start..end, about.segment_bytes, &wal)?;
+    site.own_files(WAL)?;
+    site.sync(Path::new(WAL))?;
+    Ok(segments.tli)
+}
+
 /// The directory that is written.
 struct Site<'a> {
     root: &'a Path,

@@ -225,6 +225,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         slots_kept: None,
         misbranched: false,
         rejoin: None,
+        put_back: None,
         restart: false,
         store: StoreView {
             reachable: true,
