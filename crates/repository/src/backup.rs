@@ -5,6 +5,7 @@
 //! where the pages of 16 MB are; a manifest names leaves and packs. Each backup names all it needs.
 //! `docs/decisions/2026-11-20-backup-format.md` has the reasons.
 
+mod copy;
 mod leaf;
 mod list;
 mod manifest;
@@ -17,6 +18,7 @@ mod take;
 mod tree;
 mod verify;
 
+pub use copy::copy;
 pub use list::{Listed, list};
 pub use manifest::Info;
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};

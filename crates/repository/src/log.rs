@@ -101,6 +101,14 @@ impl<'r> Log<'r> {
         Ok(Some((epoch, line)))
     }
 
+    /// The names of all objects that are needed from a place on.
+    pub fn from(&self, start: Lsn) -> Result<Vec<String>, RepositoryError> {
+        let lines = self.repository.list(&format!("{}lines/", self.prefix))?.into_keys();
+        let pieces = self.pieces(1)?;
+        let pieces = pieces.iter().filter(|piece| piece.end > start);
+        Ok(lines.chain(pieces.map(|piece| self.name(piece))).collect())
+    }
+
     /// The highest epoch and the highest timeline of which there is a piece or a line.
     pub fn highest(&self) -> Result<(Epoch, Tli), RepositoryError> {
         let (mut epoch, mut tli) = (0, 0);

@@ -99,6 +99,31 @@ impl Repository {
         Ok(())
     }
 
+    /// Makes an empty place one of the same repository, and opens it by itself.
+    pub fn alone(
+        &self,
+        config: &PlaceConfig,
+        password: &Password,
+    ) -> Result<Repository, RepositoryError> {
+        let (identity, master) = (self.identity.clone(), self.master.clone());
+        let mut alone = Repository { identity, master, places: Vec::new(), absent: Vec::new() };
+        alone.extend(config, password)?;
+        Ok(alone)
+    }
+
+    /// Brings an object as it is to the places of another opening of the same repository. Returns
+    /// its bytes.
+    pub(crate) fn send(&self, name: &str, to: &Repository) -> Result<u64, RepositoryError> {
+        for place in &self.places {
+            let Some(sealed) = place.get(name)? else { continue };
+            for other in &to.places {
+                other.put(name, &sealed, Existing::Keep)?;
+            }
+            return Ok(sealed.len() as u64);
+        }
+        Err(RepositoryError::Missing { name: name.to_string() })
+    }
+
     /// Opens the places that answer; an error if none does. All have to be the same repository,
     /// that of the first that opens.
     pub fn open(

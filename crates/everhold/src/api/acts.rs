@@ -125,6 +125,31 @@ pub async fn token(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct NoteBody {
+    text: String,
+}
+
+/// Longer is no note.
+const NOTE_BYTES_MAX: usize = 4_096;
+
+/// Something for the journal: what a person or a script did about the service.
+pub async fn note(
+    State(api): State<Shared>,
+    Name(service): Name,
+    Who(who): Who,
+    Body(body): Body<NoteBody>,
+) -> Answer {
+    known(&api.cluster, &service)?;
+    if body.text.is_empty() || body.text.len() > NOTE_BYTES_MAX {
+        let text = format!("a note has 1 to {NOTE_BYTES_MAX} bytes");
+        return Err(ApiError::new(Code::Malformed, text));
+    }
+    let journal = api.cluster.note(&service, &who, &body.text).await;
+    Ok(Json(json!({ "service": service, "journal": journal })))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SwitchoverBody {
     to: Option<String>,
 }

@@ -97,6 +97,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/v1/services/{service}/backups", get(backups::list)),
         (Method::POST, "/v1/services/{service}/backups", post(backups::begin)),
         (Method::POST, "/v1/services/{service}/recovery", post(recovery::begin)),
+        (Method::POST, "/v1/services/{service}/notes", post(acts::note)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

@@ -30,6 +30,11 @@ pub fn dsn(client: &Client, service: &str, read: bool, show_password: bool) -> R
     }
 }
 
+/// A URL of the service with the password in it, for a client in this process.
+pub fn url(client: &Client, service: &str) -> Result<String, Failure> {
+    with_password(&ask(client, service, false)?)
+}
+
 /// The password takes the place of the file that holds it.
 fn with_password(answer: &Value) -> Result<String, Failure> {
     let path = plain(&answer["passfile"]);

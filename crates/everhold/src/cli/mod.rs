@@ -6,6 +6,7 @@ mod acts;
 mod backup;
 mod client;
 mod connect;
+mod drill;
 mod failure;
 mod journal;
 mod manual;
@@ -195,6 +196,9 @@ enum Command {
     Restore(restore::Options),
     /// Put a service back to how it was, in its place: the other nodes follow
     Recover(recover::Options),
+    /// Practise a recovery: what it takes, and whether it works
+    #[command(subcommand)]
+    Drill(drill::Command),
     /// Make and check the repositories of backups
     #[command(subcommand)]
     Repository(repository::Command),
@@ -326,6 +330,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
             connect::psql(client, &service, read, &arguments)
         }
         Command::Token { node, replace } => acts::token(client, &node, replace),
+        Command::Drill(command) => drill::run(client, &command),
         Command::Recover(options) => recover::run(client, &options),
         Command::Switchover { service, to } => acts::switchover(client, &service, to.as_deref()),
         Command::Failover { service, force: _, to, token } => {

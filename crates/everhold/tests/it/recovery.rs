@@ -126,3 +126,41 @@ fn a_service_comes_back_from_nothing_but_its_repository() {
     let to = stack.dir().join("beside").display().to_string();
     json(&stack, &["restore", "main", "--to", &to]);
 }
+
+#[test]
+fn plans_are_practised_and_measured() {
+    let mut stack = stack();
+    first_backup(&mut stack);
+    let epoch = stack.epoch();
+    let run = |stack: &Stack, plan: &str, more: &[&str]| -> Value {
+        let file = stack.dir().join(plan).display().to_string();
+        let mut arguments = vec!["drill", "run", plan, "main", "--report", &file];
+        arguments.extend(more);
+        let told = json(stack, &arguments);
+        let kept = fs::read_to_string(format!("{file}.json")).expect("a report");
+        assert_eq!(serde_json::from_str::<Value>(&kept).expect("JSON"), told);
+        let page = fs::read_to_string(format!("{file}.html")).expect("a page");
+        assert!(page.contains(plan) && page.contains("Passed."), "{page}");
+        println!(
+            "{plan}: RTO {} ms, RPO {}, lost {}",
+            told["rto_ms"], told["rpo_ms"], told["lost"]
+        );
+        told
+    };
+    // It begins as region-loss does.
+    let scratch = stack.dir().join("scratch");
+    let at = scratch.display().to_string();
+    let told = run(&stack, "operator-mistake", &["--scratch", &at]);
+    let steps = told["steps"].as_array().expect("steps");
+    assert!(steps.iter().all(|step| step["ok"] == true && step["journal"].is_string()), "{told}");
+    assert_eq!(told["lost"], 0);
+    assert!(!scratch.exists(), "nothing of it is left");
+    assert_eq!(stack.epoch(), epoch, "the cluster itself did not notice");
+
+    let told = run(&stack, "node-loss", &["--real", "main"]);
+    assert_eq!(told["lost"], 0);
+    assert!(stack.epoch() > epoch);
+    let told = refused(&stack, &["drill", "run", "region-loss", "--real", "main"]);
+    assert!(told.contains("gives up") || told.contains("give up"), "{told}");
+    stack.whole();
+}

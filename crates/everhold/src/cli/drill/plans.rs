@@ -1,0 +1,247 @@
+//! The plans: what is done in which order, and how each step is checked.
+
+use super::super::client::{Client, segment};
+use super::super::connect;
+use super::super::failure::Failure;
+use super::super::output::{bytes, duration, plain};
+use super::scratch::Scratch;
+use super::writer::{Writer, query};
+use super::{Course, Plan};
+use crate::code::Code;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// Writes flow again within this, or the drill has failed.
+const FLOWS_WITHIN: Duration = Duration::from_secs(120);
+/// Between two looks, and between what a time is to tell apart.
+const LOOK: Duration = Duration::from_millis(50);
+const APART: Duration = Duration::from_millis(1_500);
+/// Rows that a mistake takes away.
+const ROWS: usize = 1_000;
+
+/// All plans on a scratch cluster begin with bringing the service back there: that is the first one.
+pub fn on_scratch(
+    plan: Plan,
+    course: &mut Course<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), Failure> {
+    let (client, url) = region_loss(course, scratch)?;
+    match plan {
+        Plan::RegionLoss => Ok(()),
+        Plan::NodeLoss => node_loss(course, Some((&client, &url))),
+        Plan::OperatorMistake => operator_mistake(course, scratch, &client, &url),
+    }
+}
+
+fn region_loss(
+    course: &mut Course<'_>,
+    scratch: &mut Scratch,
+) -> Result<(Client, String), Failure> {
+    let service = course.service.clone();
+    let now = course.client.get("/v1/status")?;
+    let rpo_ms = now["services"][&service]["backup"]["rpo_ms"].as_u64();
+    course.step("copy the newest backup and its log", |_| {
+        let (info, copied) = scratch.copy()?;
+        Ok(((), format!("backup {}, {} copied", info.id, bytes(copied))))
+    })?;
+    let begun = Instant::now();
+    let client = course.step("start new machines", |_| {
+        let client = scratch.start()?;
+        Ok((client, "three nodes, without data".to_string()))
+    })?;
+    course.step("see that no empty database is made", |_| {
+        scratch.wait(&client, "hold", |status| {
+            let holds = status["holds"].as_array().into_iter().flatten();
+            let mut why = holds.filter_map(|hold| hold["why"].as_str());
+            why.any(|why| why.contains(Code::BackupsHeld.as_str()))
+        })?;
+        Ok(((), "they wait to be told".to_string()))
+    })?;
+    course.step("recover the service", |_| {
+        let backup = recovered(scratch, &client, &service, json!({}))?;
+        Ok(((), format!("from backup {backup}")))
+    })?;
+    let url = course.step("write through the gateway", |report| {
+        scratch.wait(&client, "leader that serves", |status| serves(status, &service))?;
+        let url = connect::url(&client, &service)?;
+        let until = Instant::now() + FLOWS_WITHIN;
+        let sql = "CREATE TABLE everhold_drill_back (); DROP TABLE everhold_drill_back";
+        while let Err(failure) = query(&url, sql) {
+            if Instant::now() > until {
+                return Err(failure);
+            }
+            std::thread::sleep(LOOK);
+        }
+        let took = ms(begun.elapsed());
+        (report.rto_ms, report.rpo_ms) = (Some(took), rpo_ms);
+        Ok((url, format!("{} after the machines were gone", duration(took))))
+    })?;
+    course.step("see all three nodes in their places", |_| {
+        scratch.wait(&client, "whole cluster", |status| whole(status, &service))?;
+        Ok(((), "each streams".to_string()))
+    })?;
+    Ok((client, url))
+}
+
+/// On the scratch cluster given, or on the cluster itself.
+pub fn node_loss(course: &mut Course<'_>, scratch: Option<(&Client, &str)>) -> Result<(), Failure> {
+    let service = course.service.clone();
+    let own;
+    let (client, url) = match scratch {
+        Some(scratch) => scratch,
+        None => {
+            own = connect::url(course.client, &service)?;
+            (course.client, own.as_str())
+        }
+    };
+    let writer = course.step("write all the time", |_| {
+        let writer = Writer::start(url)?;
+        flows(&writer)?;
+        Ok((writer, "writes are acknowledged".to_string()))
+    })?;
+    let (client_of, service_of) = (client, service.clone());
+    course.step("kill the leader's node", |_| {
+        let status = client_of.get("/v1/status")?;
+        let leader = plain(&status["services"][&service_of]["leader"]);
+        client_of.post("/v1/faults", &json!({ "kind": "kill-node", "node": leader }))?;
+        Ok(((), format!("{leader} is gone")))
+    })?;
+    course.step("see writes flow again", |_| {
+        flows(&writer)?;
+        Ok(((), "they do".to_string()))
+    })?;
+    course.step("see all nodes in their places", |_| {
+        let until = Instant::now() + FLOWS_WITHIN;
+        while !whole(&client_of.get("/v1/status")?, &service_of) {
+            if Instant::now() > until {
+                return Err(Failure::plain("the node that was lost is not back"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(((), "the lost one came back".to_string()))
+    })?;
+    course.step("look for each acknowledged write", |report| {
+        let written = writer.finish()?;
+        let gap = ms(written.gap);
+        (report.rto_ms, report.lost) = (Some(gap), Some(written.lost));
+        report.rpo_ms = (written.lost == 0).then_some(0);
+        if written.lost > 0 {
+            return Err(Failure::plain(format!("{} acknowledged writes are lost", written.lost)));
+        }
+        let text =
+            format!("{} acknowledged, none lost, gap {}", written.acknowledged, duration(gap));
+        Ok(((), text))
+    })
+}
+
+fn operator_mistake(
+    course: &mut Course<'_>,
+    scratch: &mut Scratch,
+    client: &Client,
+    url: &str,
+) -> Result<(), Failure> {
+    let service = course.service.clone();
+    let count = |url: &str| -> Result<usize, Failure> {
+        let rows = query(url, "SELECT count(*) FROM everhold_drill_orders")?;
+        Ok(rows.first().and_then(|text| text.parse().ok()).unwrap_or(0))
+    };
+    let before = course.step("write what is going to be deleted", |_| {
+        let sql = format!(
+            "CREATE TABLE everhold_drill_orders AS SELECT generate_series(1, {ROWS}) AS id"
+        );
+        query(url, &sql)?;
+        std::thread::sleep(APART);
+        let at = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', \
+                  'YYYY-MM-DD\"T\"HH24:MI:SS.USZ')";
+        let at = query(url, at)?.pop().unwrap_or_default();
+        std::thread::sleep(APART);
+        Ok((at.clone(), format!("{ROWS} rows at {at}")))
+    })?;
+    let begun = course.step("delete it", |_| {
+        query(url, "DELETE FROM everhold_drill_orders")?;
+        let place = query(url, "SELECT pg_current_wal_flush_lsn()")?.pop().unwrap_or_default();
+        let upto = lsn(&place);
+        scratch.wait(client, "archived log", |status| {
+            let log = status["services"][&service]["backup"]["log_lsn"].as_str();
+            log.is_some_and(|log| lsn(log) >= upto)
+        })?;
+        Ok((Instant::now(), format!("{} rows are left", count(url)?)))
+    })?;
+    course.step("put the service back to the moment before", |report| {
+        let backup = recovered(scratch, client, &service, json!({ "time": before }))?;
+        scratch.wait(client, "leader that serves", |status| serves(status, &service))?;
+        let until = Instant::now() + FLOWS_WITHIN;
+        while query(url, "CREATE TABLE everhold_drill_back ()").is_err() && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        report.rto_ms = Some(ms(begun.elapsed()));
+        report.rpo_ms = None;
+        Ok(((), format!("from backup {backup}")))
+    })?;
+    course.step("look for what was deleted", |report| {
+        let rows = count(url)?;
+        report.lost = Some((ROWS - rows.min(ROWS)) as u64);
+        match rows == ROWS {
+            true => Ok(((), format!("all {ROWS} rows are back"))),
+            false => Err(Failure::plain(format!("{rows} rows of {ROWS} are back"))),
+        }
+    })?;
+    course.step("see all nodes follow", |_| {
+        scratch.wait(client, "whole cluster", |status| whole(status, &service))?;
+        Ok(((), "each streams".to_string()))
+    })
+}
+
+/// Has a service recovered, with the token that the first answer gives; the backup it is from.
+fn recovered(
+    scratch: &mut Scratch,
+    client: &Client,
+    service: &str,
+    mut body: Value,
+) -> Result<String, Failure> {
+    let path = format!("/v1/services/{}/recovery", segment(service));
+    let before = client.get("/v1/status")?["services"][service]["recovery"]["began_at"].clone();
+    let answer = match client.post(&path, &body) {
+        Err(failure) if failure.get("token").is_some() => {
+            body["token"] = failure.get("token").cloned().unwrap_or_default();
+            client.post(&path, &body)?
+        }
+        other => other?,
+    };
+    let status = scratch.wait(client, "recovery that ends", |status| {
+        let recovery = &status["services"][service]["recovery"];
+        let own = recovery["node"] == answer["node"] && recovery["began_at"] != before;
+        own && recovery["ended_at"].is_string()
+    })?;
+    let recovery = &status["services"][service]["recovery"];
+    match recovery["failed"].as_str() {
+        Some(why) => Err(Failure::of_text(why)),
+        None => Ok(plain(&recovery["backup"])),
+    }
+}
+
+fn flows(writer: &Writer) -> Result<(), Failure> {
+    match writer.flows(50, FLOWS_WITHIN) {
+        true => Ok(()),
+        false => Err(Failure::plain("writes do not flow")),
+    }
+}
+
+fn serves(status: &Value, service: &str) -> bool {
+    status["services"][service]["serving"] == true
+}
+
+fn whole(status: &Value, service: &str) -> bool {
+    let of = &status["services"][service];
+    let instances = of["instances"].as_object();
+    let all = instances.is_some_and(|it| it.values().all(|it| it["health"] == "up"));
+    of["serving"] == true && of["synchronous"]["changing_to"].is_null() && all
+}
+
+fn lsn(text: &str) -> u64 {
+    text.parse::<everhold_core::ids::Lsn>().map_or(0, |lsn| lsn.0)
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
