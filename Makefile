@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-backup bench-many torture torture-hosts model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-backup bench-recovery bench-many torture torture-hosts model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -56,6 +56,10 @@ ROUNDS ?= 3
 bench-backup: setup
 	@scripts/setup pgbackrest
 	cargo bench -p everhold-repository --bench formats -- $(SCALE) $(ROUNDS)
+
+# RTO and RPO from nothing but a repository, and what a backup costs under pgbench. ROWS as above.
+bench-recovery: setup
+	cargo bench -p everhold --bench recovery -- $(ROWS)
 
 # What an agent costs when a cluster of NODES nodes and SERVICES services idles; 100 1 200 is what
 # membership of 100 nodes costs.

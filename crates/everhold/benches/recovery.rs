@@ -1,0 +1,171 @@
+//! What recoveries take and backups cost, from the client's side. Prints; asserts nothing about time.
+//!
+//! `cargo bench --bench recovery [-- ROW …]`: only rows whose name contains one of the words.
+
+#[path = "../tests/stack/mod.rs"]
+mod stack;
+
+use stack::load::Load;
+use stack::table::{self, Figures, Row};
+use stack::{NODES, Stack, Wanted, random, signal};
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const ROWS: [Row<Stack>; 3] = [
+    ("all machines and disks lost, 10 runs", "RTO 30 s, RPO 1.5 s, 10 of 10", everything_lost),
+    ("put back in place, 5 runs", "-", in_place),
+    ("full backups under pgbench, 5 pairs", "costs at most 10 %", under_load),
+];
+
+/// Where the distribution has PostgreSQL's programs.
+const BIN: &str = "/usr/lib/postgresql/15/bin";
+const SCALE: &str = "20";
+const SECONDS: &str = "15";
+
+fn main() {
+    table::print(&ROWS, |_| {
+        let mut stack = Stack::new(Wanted { repositories: &["vault"], ..Wanted::default() });
+        let mut key = fs::OpenOptions::new();
+        let key = key.write(true).create_new(true).mode(0o600).open(stack.key_file("vault"));
+        key.expect("a key file").write_all(b"a password\n").expect("written");
+        stack.up();
+        stack.whole();
+        stack.done(&["repository", "init"]);
+        stack.wait("first backup", |it| it["services"]["main"]["backup"]["newest"].is_string());
+        stack
+    });
+}
+
+/// Every machine with its disk goes at a random moment under load; new ones start, with the
+/// repository alone. Outages are from their start to the first write through the gateway.
+fn everything_lost(stack: &mut Stack) -> Figures {
+    let mut figures = Figures::default();
+    let mut missing = Vec::new();
+    for _ in 0..10 {
+        let load = Load::start(stack.write_port(), &stack.password());
+        load.flows();
+        std::thread::sleep(Duration::from_millis(3_000 + random::seed() % 4_000));
+        let mut pids: Vec<i32> = NODES.iter().flat_map(|node| stack.machine_pids(node)).collect();
+        pids.extend(stack.etcd_pid());
+        pids.sort_unstable();
+        signal("KILL", &pids);
+        stack.kill_up();
+        let told = load.abandon();
+        signal("KILL", &stack.pids_in(&stack.data()));
+        let _ = fs::remove_dir_all(stack.data());
+
+        let began = Instant::now();
+        stack.begin();
+        while !stack
+            .command(&["recover", "main", "--json"])
+            .output()
+            .is_ok_and(|it| it.status.success())
+        {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let again = Load::start(stack.write_port(), &stack.password());
+        while again.acknowledged() == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        figures.outages.push(began.elapsed());
+        again.finish();
+        let rows = rows(stack);
+        let last = told.last().expect("something acknowledged").0;
+        let lost = told.iter().filter(|(_, writer, n)| !rows.contains(&(*writer as i64, *n)));
+        let oldest = lost.map(|(at, ..)| *at).min();
+        missing.push(oldest.map_or(Duration::ZERO, |at| last.duration_since(at)));
+        stack.whole();
+    }
+    missing.sort();
+    let within = missing.iter().filter(|it| **it <= Duration::from_millis(1_500)).count();
+    figures.note = format!(
+        "RPO median {:.3} s, worst {:.3} s, {within} of {} within 1.5 s",
+        missing[missing.len() / 2].as_secs_f64(),
+        missing[missing.len() - 1].as_secs_f64(),
+        missing.len(),
+    );
+    figures
+}
+
+fn rows(stack: &Stack) -> std::collections::BTreeSet<(i64, i64)> {
+    let sql = "SELECT writer, n FROM written";
+    let told = stack.done(&["psql", "main", "--", "-XAt", "-F", " ", "-c", sql]);
+    let row = |line: &str| {
+        let (writer, n) = line.split_once(' ')?;
+        Some((writer.parse().ok()?, n.parse().ok()?))
+    };
+    told.lines().filter_map(row).collect()
+}
+
+/// The running service goes back to the end of its log: how long nobody acknowledges.
+fn in_place(stack: &mut Stack) -> Figures {
+    let mut figures = Figures::default();
+    for _ in 0..5 {
+        stack.whole();
+        let load = Load::start(stack.write_port(), &stack.password());
+        load.flows();
+        let from = Instant::now();
+        let token = format!("{}:latest", stack.epoch());
+        stack.done(&["recover", "main", "--token", &token]);
+        load.flows();
+        figures.outages.push(load.outage_since(from));
+        let _ = load.abandon();
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    figures.note =
+        "without a write; what was acknowledged since the restore began is given up".into();
+    figures
+}
+
+/// pgbench alone and beside one full backup after the other, in turns.
+fn under_load(stack: &mut Stack) -> Figures {
+    pgbench(stack, &["-i", "-q", "-s", SCALE]);
+    stack.done(&["backup", "now", "main", "--full"]);
+    let mut shares = Vec::new();
+    for _ in 0..5 {
+        let alone = pgbench(stack, &["-c", "8", "-j", "2", "-T", SECONDS]);
+        let (beside, made) = std::thread::scope(|scope| {
+            let stop = std::sync::atomic::AtomicBool::new(false);
+            let made = scope.spawn({
+                let (stack, stop) = (&*stack, &stop);
+                move || {
+                    let mut made = 0;
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        stack.done(&["backup", "now", "main", "--full"]);
+                        made += 1;
+                    }
+                    made
+                }
+            });
+            let beside = pgbench(stack, &["-c", "8", "-j", "2", "-T", SECONDS]);
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            (beside, made.join().unwrap_or(0))
+        });
+        shares.push((beside / alone, alone, made));
+    }
+    shares.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (share, alone, made) = shares[shares.len() / 2];
+    let note = format!(
+        "median {:.1} % of {alone:.0} transactions/s lost beside {made} full backups in {SECONDS} s; \
+         shares {:?}",
+        (1.0 - share) * 100.0,
+        shares.iter().map(|(share, ..)| (share * 1000.0).round() / 1000.0).collect::<Vec<_>>()
+    );
+    Figures { note, ..Figures::default() }
+}
+
+/// Transactions per second, if it says so.
+fn pgbench(stack: &Stack, arguments: &[&str]) -> f64 {
+    let mut command = Command::new(format!("{BIN}/pgbench"));
+    command.args(["-h", "127.0.0.1", "-U", "app", "-p", &stack.write_port().to_string()]);
+    command.args(arguments).arg("app").env("PGPASSWORD", stack.password());
+    let output = command.output().expect("pgbench");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tps =
+        text.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
+    tps.unwrap_or(0.0)
+}
