@@ -128,7 +128,12 @@ impl Facts {
     fn replica(&self, query: &Query, now: Time) -> bool {
         let lag = self.lag(query.received);
         let within = query.lag_max.is_none_or(|max| lag.is_some_and(|lag| lag <= max));
-        self.follows(now) && within && !query.tagged && !self.drained
+        self.follows(now) && within && !query.tagged && !self.drained && self.is_sound()
+    }
+
+    /// Nobody is to read from a copy with bad pages.
+    fn is_sound(&self) -> bool {
+        self.status.bad_pages == 0
     }
 
     fn is_live(&self, now: Time) -> bool {
@@ -140,7 +145,8 @@ impl Facts {
     fn is_ready(&self, query: &Query, now: Time) -> bool {
         let max = query.lag_max.unwrap_or(READY_LAG_BYTES);
         let within = self.lag(query.received).is_some_and(|lag| lag <= max);
-        self.leads(now) || (self.follows(now) && self.status.streaming && within)
+        let follows = self.follows(now) && self.status.streaming && self.is_sound();
+        self.leads(now) || (follows && within)
     }
 }
 
@@ -286,6 +292,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: 0,
         };
         let mut facts = Facts {
             status: Arc::new(status.clone()),

@@ -50,6 +50,7 @@ pub fn facts(
         .filter_map(|(name, word)| {
             let readable = word.status.state == State::Streaming
                 && word.status.term <= epoch
+                && word.status.bad_pages == 0
                 && word.ms_ago <= SILENCE_MS;
             let lag_ms = word.status.lag_ms.filter(|_| word.ms_ago <= SILENCE_MS);
             Some(Standby { instance: instance(name, word)?, lag_ms, readable })
@@ -97,6 +98,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: 0,
         };
         (parts[0].to_string(), Word { status: Arc::new(status), ms_ago: number(4) })
     }

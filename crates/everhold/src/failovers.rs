@@ -211,6 +211,7 @@ fn opens(action: &Action, epoch: Epoch) -> bool {
         Write::Lead { .. }
         | Write::Regrant { .. }
         | Write::Renew { .. }
+        | Write::Confirm { .. }
         | Write::GiveUp { .. }
         | Write::Lease { .. } => false,
     }

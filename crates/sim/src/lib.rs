@@ -10,6 +10,7 @@ mod network;
 mod queue;
 mod random;
 mod replication;
+mod rot;
 mod scripts;
 mod server;
 mod steps;
@@ -68,7 +69,7 @@ pub fn run(options: Options) -> Outcome {
 }
 
 /// Every guard, so that a run without each can be made.
-pub const GUARDS: [Guard; 20] = [
+pub const GUARDS: [Guard; 22] = [
     Guard::Cover,
     Guard::DurablePromise,
     Guard::ParkedReport,
@@ -89,4 +90,6 @@ pub const GUARDS: [Guard; 20] = [
     Guard::PreVote,
     Guard::Regrant,
     Guard::GoneLeaves,
+    Guard::SoundLeads,
+    Guard::NeededStays,
 ];

@@ -107,7 +107,9 @@ impl World {
 
     pub fn store_apply(&mut self, n: usize, gen_: u32, id: Id, txn: &Txn, answer: bool) {
         let result = self.store.memory.apply(txn).map_err(|why| why.to_string());
-        if let Ok(TxnOutcome::Done { rev }) = &result {
+        if let Ok(TxnOutcome::Done { rev }) = &result
+            && !txn.ops.is_empty()
+        {
             self.announce(n, *rev);
         }
         if answer {
@@ -216,6 +218,9 @@ impl World {
             "term" => {
                 let Ok(term) = decode::<Term>(&kv.value) else { return };
                 crate::say!(self, "store: term by {writer}: {}", show(&term));
+                if !term.open {
+                    self.check_sound(writer, &term);
+                }
                 let (epoch, open) =
                     self.store.led.as_ref().map_or((0, false), |t| (t.epoch, t.open));
                 if term.epoch < epoch {
@@ -225,6 +230,7 @@ impl World {
                     self.violated(format!("the open term {} is closed again", term.epoch));
                 }
                 self.store.led = Some(term);
+                (0..self.nodes.len()).for_each(|n| self.is_let_go(n));
             }
             "campaign" => self.check_campaign(writer, kv),
             _ => {}

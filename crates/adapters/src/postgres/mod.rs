@@ -193,8 +193,9 @@ impl Postgres {
             PgAction::Rewind { source, fork, epoch } => {
                 copy::rewind(site, source, *fork, *epoch).await
             }
-            PgAction::Clone { source, fork, epoch, keep } => {
-                copy::clone(site, source, *fork, *epoch, *keep).await
+            PgAction::Clone { source, fork, epoch, keep, bad_pages_too } => {
+                let old = copy::Old { fork: *fork, epoch: *epoch, keep: *keep };
+                copy::clone(site, source, old, *bad_pages_too).await
             }
             PgAction::Barrier { .. }
             | PgAction::Evidence

@@ -6,6 +6,7 @@ pub mod campaign;
 pub mod leader;
 pub mod node;
 pub mod rejoin;
+pub mod rot;
 pub mod slow;
 pub mod upkeep;
 
@@ -125,6 +126,11 @@ pub enum Write {
         #[serde(default)]
         campaign_rev: u64,
     },
+    /// Nothing is written: that it is done proves that the term was still this one after it was
+    /// asked for.
+    Confirm {
+        term_rev: u64,
+    },
     Renew {
         record: CampaignRecord,
         campaign_rev: u64,
@@ -139,7 +145,8 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 62] = [
+pub const RULES: [&str; 64] = [
+    "bad-pages",
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -178,6 +185,7 @@ pub const RULES: [&str; 62] = [
     "rejoin",
     "rejoin-stop",
     "remains",
+    "repair",
     "restart",
     "rewind",
     "rival",

@@ -226,6 +226,8 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         misbranched: false,
         rejoin: None,
         restart: false,
+        rot: None,
+        confirmed: None,
         store: StoreView {
             reachable: true,
             read: true,
