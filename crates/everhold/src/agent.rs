@@ -12,7 +12,7 @@ use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
 use crate::supervisor::Renewal;
-use crate::{clock, disk, log, plain, spec_store};
+use crate::{clock, disk, log, plain, scrub, spec_store};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -93,6 +93,10 @@ pub enum Ask {
         kind: Kind,
         who: String,
     },
+    /// What the kept tails of a service hold.
+    Losses {
+        service: String,
+    },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
     /// For the journal only.
@@ -140,6 +144,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         let told = Told { report: &report, heard: &heard };
         match keep(site, name, service, &store, &journal, told, &tls).await {
             Ok(keeper) => {
+                let (dir, of) = (layout.service(&node.name, name), keeper.clone());
+                scrub::start(file, &dir, name, of, journal.clone(), report.clone()).await;
                 keepers.insert(name.clone(), keeper);
             }
             Err(error) => {
@@ -642,6 +648,9 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
             keeper(&service)?;
             let id = backups.begin(&service, kind, who)?;
             Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Losses { service } => {
+            serde_json::to_value(keeper(&service)?.lost().await?).map_err(text)
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });

@@ -157,6 +157,7 @@ pub fn told(input: &Input) -> Option<LastFailover> {
         | Input::Probed { .. }
         | Input::Wished { .. }
         | Input::Restart
+        | Input::Scrubbed { .. }
         | Input::Policy { .. } => None,
     }
 }

@@ -8,6 +8,7 @@
 use crate::archive::Word;
 use crate::backup::desk::Making;
 use crate::clock;
+use crate::scrub;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
@@ -66,6 +67,9 @@ pub struct Report {
     /// Of each service, once one was begun.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backups: BTreeMap<String, Making>,
+    /// How far each service's data was read for bad pages, and which there are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scrubs: BTreeMap<String, scrub::Word>,
 }
 
 /// Something that a node waits for, in one of its services or as a whole.

@@ -80,7 +80,12 @@ impl Agent {
             }
             // A leader is handed over first, and starts anew in the course of that.
             Input::Restart => self.view.restart = self.view.is_standby(),
-            Input::Scrubbed { bad } => self.view.rot = Some(bad),
+            Input::Scrubbed { bad } => {
+                if self.view.rot.as_ref() == Some(&bad) {
+                    return false;
+                }
+                self.view.rot = Some(bad);
+            }
             Input::Policy { policy } => self.view.policy = policy,
         }
         true

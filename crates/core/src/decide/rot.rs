@@ -140,3 +140,6 @@ pub fn prefer_sound(
         preferences.entry(node.clone()).or_insert(none).failover = false;
     }
 }
+
+#[cfg(test)]
+mod tests;

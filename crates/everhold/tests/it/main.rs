@@ -16,6 +16,7 @@ mod minder;
 mod operations;
 mod plain;
 mod replaced;
+mod rot;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod store;

@@ -5,7 +5,7 @@ use super::manifest::{Entry, Leaf};
 use super::pack::{PackId, Reader, Writer, worker_ended};
 use super::page::{self, PAGE};
 use super::take::Plan;
-use super::tree::{self, CONTROL, Found};
+use super::tree::{CONTROL, Found};
 use super::{BadPage, Progress, Watch};
 use crate::RepositoryError;
 use crate::repository::Repository;
