@@ -151,7 +151,7 @@ impl World {
         }
     }
 
-    /// A term is published: nobody with bad pages leads where one without could.
+    /// A term is about to be published: nobody with bad pages leads where one without could.
     pub fn check_sound(&mut self, writer: usize, term: &Term) {
         let Some(agent) = self.nodes.get(writer).and_then(|node| node.agent.as_ref()) else {
             return;

@@ -3,7 +3,7 @@
 use crate::world::{Event, ForAgent, MS, S, World};
 use everhold_core::agent::{Id, Input};
 use everhold_core::ids::Epoch;
-use everhold_core::kv::{Change, Kv, Memory, Txn, TxnOutcome};
+use everhold_core::kv::{Change, Kv, Memory, Op, Txn, TxnOutcome};
 use everhold_core::records::{Keys, decode, epoch_of};
 use everhold_core::term::Term;
 
@@ -70,6 +70,13 @@ impl Store {
 
 impl World {
     pub fn store_write(&mut self, n: usize, id: Id, txn: Txn) {
+        if self.publishes(&txn) {
+            let term = txn.ops.iter().find_map(|op| match op {
+                Op::Put { value, .. } => decode::<Term>(value).ok(),
+                Op::Delete { .. } => None,
+            });
+            term.iter().for_each(|term| self.check_sound(n, term));
+        }
         let gen_ = self.nodes[n].gen_;
         let request_lost = self.net.store[n] || self.rng.chance(self.store.flaky);
         let answer_lost = self.rng.chance(self.store.flaky);
@@ -218,9 +225,6 @@ impl World {
             "term" => {
                 let Ok(term) = decode::<Term>(&kv.value) else { return };
                 crate::say!(self, "store: term by {writer}: {}", show(&term));
-                if !term.open {
-                    self.check_sound(writer, &term);
-                }
                 let (epoch, open) =
                     self.store.led.as_ref().map_or((0, false), |t| (t.epoch, t.open));
                 if term.epoch < epoch {

@@ -499,7 +499,7 @@ impl World {
         self.tell_agent(n, delay, ForAgent::Look);
         if let Some(bad) = self.nodes[n].rot.found.clone() {
             let found = Box::new(Input::Scrubbed { bad });
-            self.tell_agent(n, S / 5, ForAgent::Input(found));
+            self.tell_agent(n, 1, ForAgent::Input(found));
         }
         self.store_again(n);
     }
