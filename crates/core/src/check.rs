@@ -165,7 +165,10 @@ fn store(view: &View, write: &Write) -> Result<(), String> {
             ensure(view.is_primary(), "only a running leader is re-granted")
         }
         Write::Open { record, .. } => ensure(record.epoch > view.store_epoch(), "epochs only rise"),
-        Write::Renew { .. } | Write::GiveUp { .. } | Write::Lease { .. } => Ok(()),
+        Write::Confirm { .. }
+        | Write::Renew { .. }
+        | Write::GiveUp { .. }
+        | Write::Lease { .. } => Ok(()),
     }
 }
 

@@ -128,7 +128,12 @@ impl Facts {
     fn replica(&self, query: &Query, now: Time) -> bool {
         let lag = self.lag(query.received);
         let within = query.lag_max.is_none_or(|max| lag.is_some_and(|lag| lag <= max));
-        self.follows(now) && within && !query.tagged && !self.drained
+        self.follows(now) && within && !query.tagged && !self.drained && self.is_sound()
+    }
+
+    /// Nobody is to read from a copy with bad pages.
+    fn is_sound(&self) -> bool {
+        self.status.bad_pages == 0
     }
 
     fn is_live(&self, now: Time) -> bool {
@@ -140,7 +145,8 @@ impl Facts {
     fn is_ready(&self, query: &Query, now: Time) -> bool {
         let max = query.lag_max.unwrap_or(READY_LAG_BYTES);
         let within = self.lag(query.received).is_some_and(|lag| lag <= max);
-        self.leads(now) || (self.follows(now) && self.status.streaming && within)
+        let follows = self.follows(now) && self.status.streaming && self.is_sound();
+        self.leads(now) || (follows && within)
     }
 }
 
@@ -258,7 +264,7 @@ mod tests {
     const NOW: Time = Time(100_000);
 
     /// `STATE KEY=VALUE…`: serving, term, newest, until, at (ms from now), lead, lsn, received, sync,
-    /// data, maintenance.
+    /// data, maintenance, drained, bad (pages).
     fn facts(text: &str) -> Facts {
         let mut words = text.split_whitespace();
         let state: State =
@@ -286,6 +292,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: 0,
         };
         let mut facts = Facts {
             status: Arc::new(status.clone()),
@@ -314,6 +321,7 @@ mod tests {
                 "data" => status.data = Data::CatchUp { until: Lsn(1) },
                 "maintenance" => facts.maintenance = true,
                 "drained" => facts.drained = true,
+                "bad" => status.bad_pages = number().unsigned_abs(),
                 other => panic!("{other}"),
             }
         }
@@ -374,6 +382,10 @@ mod tests {
             ("connecting lead=1000 sync=no",                    "readiness",                            "503"),
             ("catching_up lead=1000 data=catch_up",             "health",                               "200"),
             ("catching_up lead=1000 data=catch_up",             "replica read-only readiness",          "503"),
+            // Bad pages: nobody reads there.
+            ("streaming lead=1000 sync=yes bad=1",              "replica read-only sync readiness",     "503"),
+            ("streaming lead=1000 sync=yes bad=1",              "health liveness",                      "200"),
+            ("open serving=1 until=1 bad=1",                    "primary read-only readiness",          "200"),
             // Lag.
             ("streaming lead=3048 received=3000 sync=no",       "replica?lag=2048 async?lag=2kB read-only?lag=2kB", "200"),
             ("streaming lead=3048 received=3000 sync=no",       "replica?lag=2047 async?lag=1kB read-only?lag=1kB replica?lag=0 readiness?lag=1kB", "503"),

@@ -15,6 +15,7 @@ pub mod journal;
 pub mod kv;
 pub mod members;
 pub mod minder;
+pub mod page;
 pub mod policy;
 pub mod postgres;
 pub mod records;

@@ -93,6 +93,16 @@ pub struct PgFacts {
     pub said: Option<String>,
 }
 
+/// Pages of the data directory that are not as they were written, found by reading all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPages {
+    /// Of the node when they were found: another one has other data.
+    pub incarnation: u32,
+    pub pages: u64,
+    /// One of them, for people.
+    pub first: String,
+}
+
 /// How a server is stopped. Both end with a proof that no process of the directory is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -151,8 +161,16 @@ pub enum PgAction {
     /// pg_rewind. Leaves it stopped.
     Rewind { source: Source, fork: Lsn, epoch: Epoch },
     /// The same by a whole new base backup, keeping diverging WAL where there is a `fork`, and the
-    /// whole old directory beside the new one if `keep` says so.
-    Clone { source: Source, fork: Option<Lsn>, epoch: Epoch, keep: bool },
+    /// whole old directory beside the new one if `keep` says so. Of a source that is known to have
+    /// bad pages (`bad_pages_too`) they are copied as they are.
+    Clone {
+        source: Source,
+        fork: Option<Lsn>,
+        epoch: Epoch,
+        keep: bool,
+        #[serde(default)]
+        bad_pages_too: bool,
+    },
     /// The restored directory of that name takes the place of the data directory, which is kept
     /// under the number of `epoch`.
     PutBack { id: String, epoch: Epoch },

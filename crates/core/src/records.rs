@@ -103,6 +103,7 @@ impl Keys {
                 .put(&term, encode(value))
                 .put(&epoch, encode(&value.epoch))
                 .delete(&campaign),
+            Write::Confirm { term_rev } => Txn::new().guard(&term, Expect::Rev(*term_rev)),
             Write::Renew { record, campaign_rev } => Txn::new()
                 .guard(&campaign, Expect::Rev(*campaign_rev))
                 .put(&campaign, encode(record)),

@@ -93,6 +93,13 @@ pub const SLOW_AFTER_MS_MIN: u64 = 5_000;
 /// See [`SLOW_AFTER_MS_MIN`]. Who would wait longer wants a person to do it.
 pub const SLOW_AFTER_MS_MAX: u64 = 3_600_000;
 
+/// All pages are read once in so long: rot that is older than the oldest backup can't be mended
+/// from one, and a day is far below that.
+pub const SCRUB_EVERY_MS: u64 = 24 * 3_600_000;
+pub const SCRUB_EVERY_MS_MIN: u64 = 1_000;
+/// See [`SCRUB_EVERY_MS`]: 90 days.
+pub const SCRUB_EVERY_MS_MAX: u64 = 2_160 * 3_600_000;
+
 /// The most nodes of one cluster; each one's gateway and API hear every agent.
 pub const NODES_MAX: usize = 100;
 /// The most services of one cluster.
@@ -190,6 +197,9 @@ pub struct PostgresSpec {
     pub instances: BTreeMap<String, InstanceSpec>,
     /// The user's settings, in PostgreSQL's own spelling; none of them weakens a guarantee.
     pub parameters: BTreeMap<String, String>,
+    /// All pages are read from disk so often, or as fast as that goes. `None`: the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_every_ms: Option<u64>,
     /// `None`: nobody asked for backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupSpec>,
@@ -431,6 +441,7 @@ impl PostgresSpec {
             slow_after_ms: None,
             instances,
             parameters: BTreeMap::new(),
+            scrub_every_ms: None,
             backup: None,
         }
     }

@@ -122,6 +122,9 @@ pub struct Status {
     /// Its disk has no room for more WAL.
     #[serde(default)]
     pub full: bool,
+    /// Pages of its data that are not as they were written: nobody reads from such a standby.
+    #[serde(default)]
+    pub bad_pages: u64,
 }
 
 #[cfg(test)]

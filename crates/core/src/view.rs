@@ -6,7 +6,7 @@ use crate::durable::Durable;
 use crate::ids::{Epoch, Lsn, Member, Time, Tli};
 use crate::minder::Right;
 use crate::policy::{self, Policy};
-use crate::postgres::{PgFacts, Process, Restored, Walsender};
+use crate::postgres::{BadPages, PgFacts, Process, Restored, Walsender};
 use crate::status::{FastForward, Status, Summons};
 use crate::term::{Branch, Report, Reports, Term};
 use serde::{Deserialize, Serialize};
@@ -245,6 +245,10 @@ pub enum Guard {
     GoneLeaves,
     /// Nothing restored is put back before every set in force is covered.
     RestoreFence,
+    /// A copy with bad pages leads only if nobody else can.
+    SoundLeads,
+    /// A copy with bad pages is replaced only where no set in force names it.
+    NeededStays,
 }
 
 /// Everything, for one service on one node.
@@ -275,6 +279,12 @@ pub struct View {
     /// This standby was asked to start anew. Forgotten with the server, done or not.
     #[serde(default)]
     pub restart: bool,
+    /// What the scrubber found, in whatever incarnation.
+    #[serde(default)]
+    pub rot: Option<BadPages>,
+    /// The term of this revision was still the newest after this node had parked to be copied.
+    #[serde(default)]
+    pub confirmed: Option<u64>,
     pub store: StoreView,
     pub peers: BTreeMap<String, Peer>,
     pub probe: Probe,
@@ -330,6 +340,26 @@ impl View {
 
     pub fn is_standby(&self) -> bool {
         self.pg.process == Process::Running && self.pg.in_recovery == Some(true)
+    }
+
+    /// The bad pages of this node's present data, if there are any.
+    pub fn bad_pages(&self) -> Option<&BadPages> {
+        self.rot.as_ref().filter(|bad| bad.incarnation == self.durable.incarnation && bad.pages > 0)
+    }
+
+    /// The copy is known to have bad pages, by the last word of its own agent.
+    pub fn is_rotten(&self, member: &Member) -> bool {
+        if self.is_me(member) {
+            return self.bad_pages().is_some();
+        }
+        let told = self.peers.get(&member.node).and_then(|peer| peer.status.as_deref());
+        told.is_some_and(|status| status.member == *member && status.bad_pages > 0)
+    }
+
+    /// Whom a leader may hand over to: allowed to lead, and its pages are as they were written.
+    pub fn may_take_over(&self, member: &Member) -> bool {
+        let fit = self.policy.preferences.get(&member.node).is_none_or(|p| p.failover);
+        fit && !(self.is_rotten(member) && self.has(Guard::SoundLeads))
     }
 
     /// The newest status of a node heard from lately.

@@ -12,6 +12,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const ROWS: [Row<Stack>; 3] = [
@@ -127,21 +128,19 @@ fn under_load(stack: &mut Stack) -> Figures {
     let mut shares = Vec::new();
     for _ in 0..5 {
         let alone = pgbench(stack, &["-c", "8", "-j", "2", "-T", SECONDS]);
+        let stop = AtomicBool::new(false);
         let (beside, made) = std::thread::scope(|scope| {
-            let stop = std::sync::atomic::AtomicBool::new(false);
-            let made = scope.spawn({
-                let (stack, stop) = (&*stack, &stop);
-                move || {
-                    let mut made = 0;
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        stack.done(&["backup", "now", "main", "--full"]);
-                        made += 1;
-                    }
-                    made
+            let shared = &*stack;
+            let made = scope.spawn(|| {
+                let mut made = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    shared.done(&["backup", "now", "main", "--full"]);
+                    made += 1;
                 }
+                made
             });
-            let beside = pgbench(stack, &["-c", "8", "-j", "2", "-T", SECONDS]);
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            let beside = pgbench(shared, &["-c", "8", "-j", "2", "-T", SECONDS]);
+            stop.store(true, Ordering::Relaxed);
             (beside, made.join().unwrap_or(0))
         });
         shares.push((beside / alone, alone, made));

@@ -15,7 +15,7 @@ use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
 use crate::supervisor::Renewal;
-use crate::{clock, disk, log, plain, spec_store};
+use crate::{clock, disk, log, plain, scrub, spec_store};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -102,6 +102,10 @@ pub enum Ask {
         point: Point,
         who: String,
     },
+    /// What the kept tails of a service hold.
+    Losses {
+        service: String,
+    },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
     /// For the journal only.
@@ -149,6 +153,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         let told = Told { report: &report, heard: &heard };
         match keep(site, name, service, &store, &journal, told, &tls).await {
             Ok(keeper) => {
+                let (dir, of) = (layout.service(&node.name, name), keeper.clone());
+                scrub::start(file, &dir, name, of, journal.clone(), report.clone()).await;
                 keepers.insert(name.clone(), keeper);
             }
             Err(error) => {
@@ -659,6 +665,9 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
             let keeper = keeper(&service)?.clone();
             let id = clerk.recoveries.begin(&service, &point, who, keeper)?;
             Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Losses { service } => {
+            serde_json::to_value(keeper(&service)?.lost().await?).map_err(text)
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });

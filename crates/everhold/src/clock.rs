@@ -20,6 +20,12 @@ pub fn unix_s() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }
 
+/// What this thread has had of the processor, in microseconds.
+pub fn thread_us() -> u64 {
+    let at = clock_gettime(ClockId::ThreadCPUTime);
+    at.tv_sec as u64 * 1_000_000 + at.tv_nsec as u64 / 1_000
+}
+
 /// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())

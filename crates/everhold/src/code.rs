@@ -115,6 +115,8 @@ codes! {
         "mend the disk; the agent tries again";
     JournalDamaged "E204" "journal damaged"
         "restore the file from a copy, or move the journal away and end the agent";
+    BadPages "E205" "bad pages"
+        "`everhold switchover` if the leader has them; a standby is copied anew by itself";
     Certificate "E210" "certificate can't be used"
         "restore the file that is named, or move it and its key away for `everhold up` to make anew";
     AgentPort "E211" "agent's port taken" "end the process that has this port";

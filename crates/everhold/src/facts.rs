@@ -50,6 +50,7 @@ pub fn facts(
         .filter_map(|(name, word)| {
             let readable = word.status.state == State::Streaming
                 && word.status.term <= epoch
+                && word.status.bad_pages == 0
                 && word.ms_ago <= SILENCE_MS;
             let lag_ms = word.status.lag_ms.filter(|_| word.ms_ago <= SILENCE_MS);
             Some(Standby { instance: instance(name, word)?, lag_ms, readable })
@@ -71,7 +72,7 @@ mod tests {
         let number = |i: usize| parts[i].parse::<u64>().expect("a number");
         let state = match parts[1] {
             "open" => State::Open,
-            "streaming" => State::Streaming,
+            "streaming" | "rotten" => State::Streaming,
             _ => State::Unknown,
         };
         let status = Status {
@@ -97,6 +98,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: u64::from(parts[1] == "rotten"),
         };
         (parts[0].to_string(), Word { status: Arc::new(status), ms_ago: number(4) })
     }
@@ -115,6 +117,8 @@ mod tests {
             // A silent standby's lag is unknown.
             ("a:open:1:1:10 b:streaming:1:0:9000",                  "1 a -"),
             ("a:unknown:1:0:10 b:streaming:1:0:10",                 "1 - b"),
+            // Nobody reads from a copy with bad pages.
+            ("a:open:1:1:10 b:rotten:1:0:10 c:streaming:1:0:10",    "1 a c"),
             // An agent that has just begun knows nothing; with all silent nothing is doubted.
             ("a:unknown:0:0:10",                                    "nothing"),
             ("a:open:1:1:9000 b:streaming:1:0:9000",                "nothing"),

@@ -157,6 +157,7 @@ pub fn told(input: &Input) -> Option<LastFailover> {
         | Input::Probed { .. }
         | Input::Wished { .. }
         | Input::Restart
+        | Input::Scrubbed { .. }
         | Input::Policy { .. } => None,
     }
 }
@@ -211,6 +212,7 @@ fn opens(action: &Action, epoch: Epoch) -> bool {
         Write::Lead { .. }
         | Write::Regrant { .. }
         | Write::Renew { .. }
+        | Write::Confirm { .. }
         | Write::GiveUp { .. }
         | Write::Lease { .. } => false,
     }

@@ -118,6 +118,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: 0,
         };
         nodes.iter().map(|(name, lsn)| (name.to_string(), Arc::new(status(name, *lsn)))).collect()
     }

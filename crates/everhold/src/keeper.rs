@@ -11,13 +11,14 @@ use crate::journal::Journal;
 use crate::link::Hold;
 use crate::minder::Feed;
 use crate::{clock, disk};
+use everhold_adapters::postgres::lost::Tail;
 use everhold_adapters::postgres::{self, Postgres};
 use everhold_core::agent::{Agent, Command, Input};
 use everhold_core::decide::Verdict;
 use everhold_core::health;
 use everhold_core::ids::{Member, Time};
 use everhold_core::minder;
-use everhold_core::postgres::{PgAction, PgOutcome, StopMode};
+use everhold_core::postgres::{BadPages, PgAction, PgOutcome, StopMode};
 use everhold_core::status::Status;
 use everhold_core::term::{Redundancy, Term};
 use everhold_core::view::{Cause, View};
@@ -101,6 +102,7 @@ pub struct Keeper {
     inputs: mpsc::Sender<Input>,
     asks: mpsc::Sender<Ask>,
     health: watch::Receiver<Arc<health::Facts>>,
+    postgres: Arc<Postgres>,
 }
 
 impl Keeper {
@@ -109,7 +111,8 @@ impl Keeper {
         let (inputs, taken) = mpsc::channel(INPUTS_MAX);
         let (asks, asked) = mpsc::channel(64);
         let (health, seen) = watch::channel(Arc::new(facts(&parts.agent)));
-        let keeper = Keeper { inputs: inputs.clone(), asks, health: seen };
+        let postgres = parts.postgres.clone();
+        let keeper = Keeper { inputs: inputs.clone(), asks, health: seen, postgres };
         let shared = Arc::new(Shared {
             generation: AtomicU64::new(0),
             member: Mutex::new(parts.agent.view.member()),
@@ -146,6 +149,11 @@ impl Keeper {
         let _ = self.inputs.send(Input::Policy { policy }).await;
     }
 
+    /// These are all bad pages known.
+    pub async fn scrubbed(&self, bad: BadPages) {
+        let _ = self.inputs.send(Input::Scrubbed { bad }).await;
+    }
+
     /// Has the standby's server started anew, if it is still that process.
     pub async fn restart(&self, pid: i32) -> Result<(), String> {
         let seen = self.view().await.ok_or("the agent is stopping")?;
@@ -163,6 +171,11 @@ impl Keeper {
         let (answer, told) = oneshot::channel();
         self.asks.send(Ask::View(answer)).await.ok()?;
         told.await.ok()
+    }
+
+    /// What tails that are kept here hold.
+    pub async fn lost(&self) -> Result<Vec<Tail>, String> {
+        self.postgres.lost().await.map_err(|error| chain(&error))
     }
 
     /// What load balancers go by, as it stands; nobody is asked.

@@ -9,6 +9,7 @@ use crate::archive::Word;
 use crate::backup::desk::Making;
 use crate::backup::recovery::Recovery;
 use crate::clock;
+use crate::scrub;
 use everhold_core::policy::HEARTBEAT_MS;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
@@ -70,6 +71,9 @@ pub struct Report {
     /// Of each service, once one was begun on this node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub recoveries: BTreeMap<String, Recovery>,
+    /// How far each service's data was read for bad pages, and which there are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scrubs: BTreeMap<String, scrub::Word>,
 }
 
 /// Something that a node waits for, in one of its services or as a whole.

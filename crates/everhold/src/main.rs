@@ -36,6 +36,7 @@ mod nodes;
 mod notify;
 mod plain;
 mod rollout;
+mod scrub;
 mod secrets;
 mod spec;
 mod spec_store;

@@ -36,7 +36,8 @@ pub fn takers(
     let policy = agent::policy(spec, declared);
     let may = |node: &String| {
         let status = fresh(reports, node, now_ms).and_then(|report| report.services.get(service));
-        status.is_some_and(|it| it.streaming && term.target.members.contains(&it.member))
+        let set = &term.target.members;
+        status.is_some_and(|it| it.streaming && it.bad_pages == 0 && set.contains(&it.member))
             && policy.preferences.get(node).is_some_and(|it| it.failover)
     };
     declared.nodes.iter().filter(|node| may(node)).cloned().collect()
@@ -164,6 +165,7 @@ mod tests {
             call: None,
             overrides: Vec::new(),
             full: false,
+            bad_pages: 0,
         };
         let services = [("main".to_string(), Arc::new(status))].into();
         Report { services, ..Report::default() }

@@ -157,7 +157,12 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
                 *ms <= DOWN_MS || (leads && serving == Some(true))
             });
             let epoch = leader.as_ref().map(|(epoch, ..)| *epoch);
-            (node, instance(node, port, told, epoch, lead_lsn))
+            let mut shown = instance(node, port, told, epoch, lead_lsn);
+            let word = from.reports.get(node).and_then(|(report, _)| report.scrubs.get(name));
+            if let Some(word) = word.filter(|_| told.is_some()) {
+                shown["detail"]["scrub"] = json!(word);
+            }
+            (node, shown)
         })
         .collect();
     let up = instances.values().filter(|i| i["health"] == "up").count();
@@ -270,7 +275,7 @@ fn instance(
         "lag_bytes": lag,
         "lag_ms": status.lag_ms.filter(|_| known),
         "in_route": (status.serving.is_some() && status.serving == epoch)
-            || (status.streaming && known),
+            || (status.streaming && status.bad_pages == 0 && known),
         "detail": {
             "timeline": status.primary.unwrap_or(status.checkpoint),
             "flush_lsn": status.lsn.to_string(),
@@ -278,6 +283,7 @@ fn instance(
             "incarnation": status.member.incarnation,
             "data": data_word(status.data),
             "overrides": status.overrides,
+            "bad_pages": status.bad_pages,
         },
     })
 }

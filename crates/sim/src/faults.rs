@@ -186,6 +186,11 @@ impl Plan {
         stray
     }
 
+    /// Two losses are to be survived: bad pages would be a third.
+    pub fn is_counting(&self) -> bool {
+        self.second_loss.is_some() || self.survives.is_some() || self.force.is_some()
+    }
+
     /// Since when there has been no fault; `None`: there is one.
     pub fn calm_since(&self) -> Option<u64> {
         self.calm
@@ -345,7 +350,8 @@ impl World {
             let may_lead = |node: &crate::world::Node| {
                 node.agent.is_some() && self.policy.preferences[&node.name].failover
             };
-            let able = left >= redundancy.floor && self.nodes.iter().any(may_lead);
+            let rotten = (0..self.nodes.len()).any(|n| self.is_rotten(n));
+            let able = !rotten && left >= redundancy.floor && self.nodes.iter().any(may_lead);
             self.plan.survives = able.then_some(self.now + 15 * S);
         }
         if let Some((at, n)) = self.plan.force

@@ -39,9 +39,10 @@ pub struct Ghost {
     /// Where reading went up to, by server and life.
     read_upto: BTreeMap<usize, u32>,
     pub excused: bool,
-    /// The campaign in which a node was put back to an older state: who serves on its branch may
-    /// lack what was acknowledged before.
-    pub restored: Option<Epoch>,
+    /// The campaign in which a node was put back to an older state, which, and how often its data
+    /// had been replaced then: who serves on that branch, or with that data, may lack what was
+    /// acknowledged before.
+    pub restored: Option<(Epoch, usize, u32)>,
     pub lost: u64,
     pub campaigns: u64,
     /// Rules that fired, and how often.
@@ -109,8 +110,10 @@ impl World {
         self.ghost.leader = Some((n, epoch));
         let dir = &self.nodes[n].dir;
         let line = self.store.read_term().map(Term::line).unwrap_or_default();
-        let put_back =
-            self.ghost.restored.take().is_some_and(|it| line.iter().any(|b| b.epoch == it));
+        let replaced = self.nodes[n].replaced;
+        let put_back = self.ghost.restored.take().is_some_and(|(campaign, node, times)| {
+            line.iter().any(|b| b.epoch == campaign) || (node == n && times == replaced)
+        });
         if self.ghost.excused || put_back {
             let before = self.ghost.acked.len();
             self.ghost.acked.retain(|rec| dir.holds(rec));

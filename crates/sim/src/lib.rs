@@ -10,6 +10,7 @@ mod network;
 mod queue;
 mod random;
 mod replication;
+mod rot;
 mod scripts;
 mod server;
 mod steps;
@@ -68,7 +69,7 @@ pub fn run(options: Options) -> Outcome {
 }
 
 /// Every guard, so that a run without each can be made.
-pub const GUARDS: [Guard; 21] = [
+pub const GUARDS: [Guard; 23] = [
     Guard::Cover,
     Guard::DurablePromise,
     Guard::ParkedReport,
@@ -90,4 +91,6 @@ pub const GUARDS: [Guard; 21] = [
     Guard::Regrant,
     Guard::GoneLeaves,
     Guard::RestoreFence,
+    Guard::SoundLeads,
+    Guard::NeededStays,
 ];

@@ -516,5 +516,6 @@ impl World {
         self.nodes[n].replaced += 1;
         self.nodes[n].disk = Default::default();
         self.nodes[n].minder = None;
+        self.copied(n, false);
     }
 }

@@ -204,6 +204,7 @@ impl World {
             return Next::Failed("not running");
         }
         if task.stage == 0 {
+            self.nodes[n].rot.let_go &= source.is_none();
             self.nodes[n].server.source = source;
             let delay = self.rng.spread(MS, 20 * MS);
             self.tell_server(n, delay, ForServer::TakeSource);
@@ -233,7 +234,9 @@ impl World {
         if !quiet {
             return Next::In(POLL);
         }
-        Next::Done(PgOutcome::Parked { end: Lsn(dir.end()), tli: dir.tli })
+        let (end, tli) = (Lsn(dir.end()), dir.tli);
+        self.is_let_go(n);
+        Next::Done(PgOutcome::Parked { end, tli })
     }
 
     fn trim(&mut self, n: usize, line: &[Branch], task: &mut Task) -> Next {
@@ -459,8 +462,16 @@ impl World {
             return Next::Failed("the source went away");
         }
         let Some(copy) = task.copy.take() else { return Next::Failed("nothing was copied") };
+        let rotten = fork.is_none() && self.is_rotten(from);
+        let told = matches!(task.action, PgAction::Clone { bad_pages_too: true, .. });
+        if rotten && !told {
+            return Next::Failed("a page of the source is not as it was written");
+        }
         self.nodes[n].dir = *copy;
         self.nodes[n].replaced += 1;
+        if fork.is_none() {
+            self.copied(n, rotten);
+        }
         if let Some(delay) = self.plan.kill_source.take() {
             self.after(delay, Event::Kill { node: from });
         }
@@ -484,7 +495,8 @@ impl World {
         self.nodes[n].dir = dir;
         self.nodes[n].replaced += 1;
         let campaign = self.nodes[n].agent.as_ref().and_then(|agent| agent.view.campaign.as_ref());
-        self.ghost.restored = campaign.map(|campaign| campaign.epoch);
+        let replaced = self.nodes[n].replaced;
+        self.ghost.restored = campaign.map(|campaign| (campaign.epoch, n, replaced));
         Next::Done(PgOutcome::Done)
     }
 

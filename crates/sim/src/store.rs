@@ -3,7 +3,7 @@
 use crate::world::{Event, ForAgent, MS, S, World};
 use everhold_core::agent::{Id, Input};
 use everhold_core::ids::Epoch;
-use everhold_core::kv::{Change, Kv, Memory, Txn, TxnOutcome};
+use everhold_core::kv::{Change, Kv, Memory, Op, Txn, TxnOutcome};
 use everhold_core::records::{Keys, decode, epoch_of};
 use everhold_core::term::Term;
 
@@ -70,6 +70,13 @@ impl Store {
 
 impl World {
     pub fn store_write(&mut self, n: usize, id: Id, txn: Txn) {
+        if self.publishes(&txn) {
+            let term = txn.ops.iter().find_map(|op| match op {
+                Op::Put { value, .. } => decode::<Term>(value).ok(),
+                Op::Delete { .. } => None,
+            });
+            term.iter().for_each(|term| self.check_sound(n, term));
+        }
         let gen_ = self.nodes[n].gen_;
         let request_lost = self.net.store[n] || self.rng.chance(self.store.flaky);
         let answer_lost = self.rng.chance(self.store.flaky);
@@ -107,7 +114,9 @@ impl World {
 
     pub fn store_apply(&mut self, n: usize, gen_: u32, id: Id, txn: &Txn, answer: bool) {
         let result = self.store.memory.apply(txn).map_err(|why| why.to_string());
-        if let Ok(TxnOutcome::Done { rev }) = &result {
+        if let Ok(TxnOutcome::Done { rev }) = &result
+            && !txn.ops.is_empty()
+        {
             self.announce(n, *rev);
         }
         if answer {
@@ -225,6 +234,7 @@ impl World {
                     self.violated(format!("the open term {} is closed again", term.epoch));
                 }
                 self.store.led = Some(term);
+                (0..self.nodes.len()).for_each(|n| self.is_let_go(n));
             }
             "campaign" => self.check_campaign(writer, kv),
             _ => {}

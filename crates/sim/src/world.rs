@@ -7,6 +7,7 @@ use crate::invariants::Ghost;
 use crate::network::Net;
 use crate::queue::Queue;
 use crate::random::Random;
+use crate::rot::{self, Rot};
 use crate::server::{Proc, Server, Who};
 use crate::steps::Task;
 use crate::store::{Store, Watch};
@@ -155,6 +156,7 @@ pub struct Node {
     /// How long a flush takes at most.
     pub fsync: u64,
     pub full: bool,
+    pub rot: Rot,
     pub crash_on: Option<(&'static str, u32)>,
     pub serving: Option<Epoch>,
     pub ticks: u64,
@@ -180,6 +182,7 @@ pub struct World {
     pub clients: Clients,
     pub ghost: Ghost,
     pub plan: Plan,
+    pub rot_plan: rot::Plan,
     pub options: Options,
     pub events: u64,
     pub ends_at: u64,
@@ -213,6 +216,7 @@ impl World {
             clients: Clients::new(options.seed),
             ghost: Ghost::default(),
             plan,
+            rot_plan: rot::Plan::new(options.seed),
             options,
             events: 0,
             ends_at: 300 * S,
@@ -338,6 +342,7 @@ impl World {
             Event::Second => {
                 self.after(S, Event::Second);
                 self.sweep();
+                self.rot();
                 self.check_second();
                 self.plan_ahead();
             }
@@ -443,6 +448,7 @@ impl World {
         if durable.promise < self.nodes[n].disk.promise {
             self.violated(format!("{} lowers its promise", self.nodes[n].name));
         }
+        self.check_unneeded(n, &durable);
         say!(self, "{n} disk {durable:?}");
         self.nodes[n].disk = durable;
     }
@@ -493,6 +499,10 @@ impl World {
         self.tell_agent(n, 0, ForAgent::Tick);
         let delay = self.rng.between(MS, 20 * MS);
         self.tell_agent(n, delay, ForAgent::Look);
+        if let Some(bad) = self.nodes[n].rot.found.clone() {
+            let found = Box::new(Input::Scrubbed { bad });
+            self.tell_agent(n, 1, ForAgent::Input(found));
+        }
         self.store_again(n);
     }
 
@@ -593,6 +603,7 @@ fn node(name: &str, offset_ms: u64) -> Node {
         server_deferred: Vec::new(),
         fsync: 2 * MS,
         full: false,
+        rot: Rot::default(),
         crash_on: None,
         serving: None,
         ticks: 0,

@@ -52,6 +52,11 @@ impl Control {
         self.number("Bytes per WAL segment")
     }
 
+    /// Its pages have checksums.
+    pub fn checksums(&self) -> bool {
+        self.get("Data page checksum version").is_ok_and(|version| version != "0")
+    }
+
     /// The server was shut down in order: nothing has to be recovered.
     pub fn is_clean(&self) -> bool {
         let state = self.values.get("Database cluster state").map(String::as_str);

@@ -57,16 +57,25 @@ pub async fn rewind(
     Ok(PgOutcome::Copied { bytes, of })
 }
 
+/// What becomes of the directory that a clone takes the place of.
+pub struct Old {
+    /// Its WAL past this place is kept.
+    pub fork: Option<Lsn>,
+    /// Of the term that made it a copy.
+    pub epoch: Epoch,
+    pub keep: bool,
+}
+
 /// Takes a base backup beside the directory and puts it in its place. Only then the old one is
 /// removed, or set aside if it is to be kept.
 pub async fn clone(
     site: &Site,
     source: &Source,
-    fork: Option<Lsn>,
-    epoch: Epoch,
-    keep: bool,
+    old: Old,
+    bad_pages_too: bool,
 ) -> Result<PgOutcome, PgError> {
     let config = &site.config;
+    let Old { fork, epoch, keep } = old;
     require_stopped(site).await?;
     let _copying = Copying::begin(site);
     if let Some(fork) = fork
@@ -87,6 +96,9 @@ pub async fn clone(
     command.arg("--pgdata").arg(&dir);
     command.arg("--dbname").arg(settings::tool_conninfo(source, config, "everhold clone"));
     command.args(["--checkpoint=fast", "--wal-method=stream", "--progress", "--no-password"]);
+    if bad_pages_too {
+        command.arg("--no-verify-checksums");
+    }
     let output = tool::run("pg_basebackup", command, None).await?;
     let (bytes, of) = progress(&String::from_utf8_lossy(&output.stderr));
     let config = site.config.clone();

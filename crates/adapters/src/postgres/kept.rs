@@ -28,6 +28,9 @@ pub struct KeptWal {
     pub node: String,
     pub tli: Tli,
     pub fork: Lsn,
+    /// Its timelines, each with where its own records begin.
+    #[serde(default)]
+    pub begins: Vec<(Tli, Lsn)>,
     /// Where the WAL ends, as far as it could be read.
     pub end: Lsn,
     pub bytes: u64,
@@ -73,6 +76,7 @@ pub async fn keep(site: &Site, fork: Lsn, epoch: Epoch) -> Result<KeptWal, PgErr
         node: site.config.node.clone(),
         tli: stretches.last().map_or(0, |(tli, _)| *tli),
         fork,
+        begins: stretches.clone(),
         end: fork,
         bytes: 0,
         commits: 0,

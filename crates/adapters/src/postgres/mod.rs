@@ -14,10 +14,12 @@ mod history;
 mod kept;
 mod leader;
 mod lifecycle;
+pub mod lost;
 mod observe;
 mod postmaster;
 mod probe;
 mod process;
+pub mod scrub;
 mod session;
 mod settings;
 mod standby;
@@ -194,8 +196,9 @@ impl Postgres {
             PgAction::Rewind { source, fork, epoch } => {
                 copy::rewind(site, source, *fork, *epoch).await
             }
-            PgAction::Clone { source, fork, epoch, keep } => {
-                copy::clone(site, source, *fork, *epoch, *keep).await
+            PgAction::Clone { source, fork, epoch, keep, bad_pages_too } => {
+                let old = copy::Old { fork: *fork, epoch: *epoch, keep: *keep };
+                copy::clone(site, source, old, *bad_pages_too).await
             }
             PgAction::PutBack { id, epoch } => copy::put_back(site, id, *epoch).await,
             PgAction::Barrier { .. }
@@ -214,6 +217,11 @@ impl Postgres {
     /// Sees to the slot that keeps WAL until it is archived. Runs beside everything else.
     pub async fn log_slot(&self, wanted: LogSlot) -> Result<(), PgError> {
         leader::log_slot(&self.site, wanted).await
+    }
+
+    /// What tails that are kept here hold, as [`lost::tails`] tells it.
+    pub async fn lost(&self) -> Result<Vec<lost::Tail>, PgError> {
+        lost::tails(&self.site.config).await
     }
 
     /// Changes at once when the postmaster ends, for whatever reason.

@@ -97,8 +97,14 @@ impl Cluster {
         let node = self.node(name).await;
         leader.run(PgAction::Slots { names: vec![node.me.slot()] }).await;
         let source = node.source(leader);
-        node.run(PgAction::Clone { source: source.clone(), fork: None, epoch: 1, keep: false })
-            .await;
+        node.run(PgAction::Clone {
+            source: source.clone(),
+            fork: None,
+            epoch: 1,
+            keep: false,
+            bad_pages_too: false,
+        })
+        .await;
         node.start(&line(&[1, 2]), Some(source)).await;
         leader.await_streaming(&node).await;
         node

@@ -92,7 +92,13 @@ async fn a_dead_leader_is_replaced_rewound_and_cloned() {
 
     // A whole copy does the same.
     a.stop(StopMode::Fast).await;
-    let clone = PgAction::Clone { source: a.source(leader), fork: None, epoch: 6, keep: false };
+    let clone = PgAction::Clone {
+        source: a.source(leader),
+        fork: None,
+        epoch: 6,
+        keep: false,
+        bad_pages_too: false,
+    };
     let PgOutcome::Copied { bytes, of } = a.run(clone).await else { panic!() };
     assert!(bytes > 0 && bytes == of);
     returns(&a, leader, rows).await;
@@ -125,7 +131,13 @@ async fn a_copy_whose_leader_went_is_seen_to_start() {
     let b = cluster.node("b").await;
     a.run(PgAction::Slots { names: vec![b.me.slot()] }).await;
     let source = b.source(&a);
-    let clone = PgAction::Clone { source: source.clone(), fork: None, epoch: 1, keep: false };
+    let clone = PgAction::Clone {
+        source: source.clone(),
+        fork: None,
+        epoch: 1,
+        keep: false,
+        bad_pages_too: false,
+    };
     b.run(clone).await;
     // As after a rewind: what makes it consistent is its leader's.
     for file in std::fs::read_dir(b.pg_wal()).unwrap().map(Result::unwrap) {
@@ -264,7 +276,14 @@ async fn timelines_of_others_lead_nobody_astray() {
     c.run(PgAction::Checkpoint).await;
     let rewind = PgAction::Rewind { source: b.source(&c), fork: c_end, epoch: 5 };
     assert!(b.fail(rewind).await.contains("clone it"));
-    b.run(PgAction::Clone { source: b.source(&c), fork: Some(c_end), epoch: 5, keep: false }).await;
+    b.run(PgAction::Clone {
+        source: b.source(&c),
+        fork: Some(c_end),
+        epoch: 5,
+        keep: false,
+        bad_pages_too: false,
+    })
+    .await;
     let kept = kept(&b, 5);
     assert_eq!((kept.tli, kept.fork, kept.commits), (3, c_end, 2), "{kept:?}");
     assert!(kept.end > b_end && kept.segments.len() == 3, "{kept:?}");

@@ -59,7 +59,13 @@ async fn what_goes_wrong_is_said_and_leaves_the_data() {
     let b = cluster.standby("b", &a).await;
     let dead = Source { port: crate::cluster::free_port(), ..b.source(&a) };
 
-    let clone = PgAction::Clone { source: dead.clone(), fork: None, epoch: 2, keep: false };
+    let clone = PgAction::Clone {
+        source: dead.clone(),
+        fork: None,
+        epoch: 2,
+        keep: false,
+        bad_pages_too: false,
+    };
     assert!(b.fail(clone.clone()).await.contains("is running"));
     let (end, _) = b.seal().await;
     b.stop(StopMode::Immediate).await;

@@ -216,6 +216,7 @@ impl Agent {
         let lane = lane(&action);
         match &action {
             PgAction::SetSource { source: Some(_) } => {
+                self.view.confirmed = None;
                 self.view.parked = None;
                 self.view.trimmed = None;
             }

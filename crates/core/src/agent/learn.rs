@@ -80,6 +80,12 @@ impl Agent {
             }
             // A leader is handed over first, and starts anew in the course of that.
             Input::Restart => self.view.restart = self.view.is_standby(),
+            Input::Scrubbed { bad } => {
+                if self.view.rot.as_ref() == Some(&bad) {
+                    return false;
+                }
+                self.view.rot = Some(bad);
+            }
             Input::Policy { policy } => self.view.policy = policy,
         }
         true
@@ -457,6 +463,7 @@ impl Agent {
                 self.view.leading.leased = Some(began);
                 self.view.leading.lease_beat = record.beat;
             }
+            Write::Confirm { term_rev } => self.view.confirmed = Some(*term_rev),
             Write::Lead { .. } | Write::Regrant { .. } => {}
         }
     }

@@ -17,7 +17,7 @@ use crate::ids::{Epoch, Time};
 use crate::journal::Event;
 use crate::kv::{Kv, Txn, TxnOutcome};
 use crate::policy::{self, Policy};
-use crate::postgres::{PgAction, PgFacts, PgOutcome, Source};
+use crate::postgres::{BadPages, PgAction, PgFacts, PgOutcome, Source};
 use crate::records::Keys;
 use crate::status::Status;
 use crate::view::{Cause, Guard, Leading, Peer, Probe, StoreView, View};
@@ -78,6 +78,10 @@ pub enum Input {
     },
     /// A standby is to start anew.
     Restart,
+    /// All bad pages that are known now.
+    Scrubbed {
+        bad: BadPages,
+    },
     /// The spec changed.
     Policy {
         policy: Policy,
@@ -242,6 +246,8 @@ impl Agent {
             rejoin: None,
             put_back: None,
             restart: false,
+            rot: None,
+            confirmed: None,
             store: StoreView::default(),
             peers,
             probe: Probe::default(),

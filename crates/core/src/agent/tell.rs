@@ -43,6 +43,7 @@ pub(super) fn status(view: &View, now: Time, running: Option<&PgAction>) -> Stat
         }),
         overrides: view.pg.overrides.clone(),
         full: view.pg.full,
+        bad_pages: view.bad_pages().map_or(0, |bad| bad.pages),
     }
 }
 
@@ -72,6 +73,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         call,
         overrides,
         full,
+        bad_pages,
     } = old;
     *promise != new.promise
         || *state != new.state
@@ -91,6 +93,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         || *host != new.host
         || *overrides != new.overrides
         || *full != new.full
+        || *bad_pages != new.bad_pages
 }
 
 /// A cut-off standby's lag is unknown, not 0: only a fresh message of the leader vouches for it.

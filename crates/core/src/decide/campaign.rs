@@ -1,6 +1,6 @@
 //! Campaigns: when to begin one, and how it goes from the open epoch to the published term.
 
-use super::{Action, Verdict, Write, put_back};
+use super::{Action, Verdict, Write, put_back, rot};
 use crate::ids::{Epoch, Time};
 use crate::policy::{self, Policy};
 use crate::postgres::Restored;
@@ -269,19 +269,23 @@ fn unfit(view: &View, now: Time, term: &Term, to: Option<&str>) -> Option<String
     }
     let ready = |node: &str| {
         let status = view.fresh(node, now);
-        let fit = view.policy.preferences.get(node).is_none_or(|p| p.failover);
-        fit && status.is_some_and(|s| s.streaming && term.target.members.contains(&s.member))
+        let set = &term.target.members;
+        status.is_some_and(|s| {
+            s.streaming && set.contains(&s.member) && view.may_take_over(&s.member)
+        })
     };
     match to {
         Some(node) if node == view.me => Some(format!("{node} leads already")),
         Some(node) if !view.policy.nodes.iter().any(|n| n == node) => {
             Some(format!("{node} is not a node of this service"))
         }
-        Some(node) if !ready(node) => {
-            Some(format!("{node} is not a streaming member of the synchronous set"))
-        }
+        Some(node) if !ready(node) => Some(format!(
+            "{node} is not a streaming member of the synchronous set that may lead and has \
+                 no bad pages"
+        )),
         None if !view.others().any(ready) => {
-            Some("no streaming member of the synchronous set may lead".to_string())
+            let why = "no streaming member of the synchronous set without bad pages may lead";
+            Some(why.to_string())
         }
         Some(_) | None => None,
     }
@@ -322,10 +326,12 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
                 .until(campaign.opened.plus(policy::CAMPAIGN_GIVE_UP_MS), now)
         });
     }
-    if let Some(late) = late(view, now, campaign) {
-        let at = campaign.covered.unwrap_or(now).plus(policy::LATE_REPORT_MS);
-        return Verdict::hold("late-report", format!("{late} is alive and not sealed yet"), late)
-            .until(at, now);
+    let able = able(term, reports);
+    if let Some((late, at)) = late(view, now, campaign, &able) {
+        return renew(view, now, campaign, record.rev).unwrap_or_else(|| {
+            Verdict::hold("late-report", format!("{late} is alive and not sealed yet"), late)
+                .until(at, now)
+        });
     }
     let wanted = match &campaign.cause {
         Cause::Switchover { to } | Cause::Force { to } => to.as_deref(),
@@ -335,9 +341,11 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
         | Cause::NeverOpened
         | Cause::Restore { .. } => None,
     };
-    let preferences = preferences(view, campaign, term);
     let tried = now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS;
-    let able = able(term, reports);
+    let mut preferences = preferences(view, campaign, term);
+    if !tried {
+        rot::prefer_sound(view, &able, wanted, &mut preferences);
+    }
     let choice = choose(&able, &preferences, wanted.filter(|_| !tried));
     let leader = match (choice, view.has(Guard::HistoryOrder)) {
         (Choice::Lead(leader), true) => leader,
@@ -444,7 +452,12 @@ fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Ve
     if !view.has(Guard::OldSetsStay) {
         next.inforce = vec![next.target.clone()];
     }
-    let why = format!("{} leads epoch {}: {}", leader.member, campaign.epoch, next.target);
+    let rotten = if view.is_rotten(&leader.member) {
+        ", with bad pages: nobody without can hold what it holds"
+    } else {
+        ""
+    };
+    let why = format!("{} leads epoch {}{rotten}: {}", leader.member, campaign.epoch, next.target);
     let term_rev = view.store.term.as_ref().map_or(0, |record| record.rev);
     let guarded = view.has(Guard::PublishGuard);
     Verdict::store("publish", why, Write::Publish { term: next, term_rev, guarded })
@@ -458,18 +471,31 @@ fn uncovered(view: &View, term: &Term, reports: &Reports) -> Option<Uncovered> {
     if all { None } else { first_uncovered(&term.inforce, reports) }
 }
 
-/// A node that is alive and will report in a moment belongs into the new set.
-fn late<'a>(view: &'a View, now: Time, campaign: &Campaign) -> Option<&'a str> {
-    let since = campaign.covered.unwrap_or(now);
-    if now.since(since) >= policy::LATE_REPORT_MS {
-        return None;
+/// A node that is alive and will report in a moment belongs into the new set: who, and until when it
+/// is waited for. Where only copies with bad pages could lead, one without is worth waiting longer.
+fn late<'a>(
+    view: &'a View,
+    now: Time,
+    campaign: &Campaign,
+    able: &Reports,
+) -> Option<(&'a str, Time)> {
+    let sealing = |node: &&str| {
+        let status = view.fresh(node, now)?;
+        let soon = matches!(status.state, State::Streaming | State::Connecting | State::Parking);
+        (soon && !campaign.reports.contains_key(*node)).then_some(&status.member)
+    };
+    let soon = campaign.covered.unwrap_or(now).plus(policy::LATE_REPORT_MS);
+    let any = view.others().find(|node| sealing(node).is_some());
+    if let Some(node) = any.filter(|_| now < soon) {
+        return Some((node, soon));
     }
-    view.others().find(|node| {
-        let sealing = view.fresh(node, now).is_some_and(|s| {
-            matches!(s.state, State::Streaming | State::Connecting | State::Parking)
-        });
-        sealing && !campaign.reports.contains_key(*node)
-    })
+    let last = campaign.opened.plus(policy::CAMPAIGN_GIVE_UP_MS);
+    let mut leaders = able.values().map(|report| &report.member);
+    let rotten = leaders.clone().any(|member| view.is_rotten(member))
+        && !leaders.any(|member| view.may_take_over(member));
+    let sound = |node: &&str| sealing(node).is_some_and(|member| view.may_take_over(member));
+    let worth = rotten && now < last && view.has(Guard::SoundLeads);
+    worth.then(|| view.others().find(sound)).flatten().map(|node| (node, last))
 }
 
 fn leader_sealed(view: &View, now: Time, term: &Term, campaign: &Campaign) -> bool {
@@ -497,7 +523,7 @@ fn wait_for_cover(
         && !campaign.reports.is_empty()
         && lease_ended(view, now)
         && now.since(campaign.opened) >= policy::UNOPENED_MS
-        && let Choice::Lead(leader) = choose(&campaign.reports, &view.policy.preferences, None)
+        && let Some(leader) = forced_choice(view, campaign)
     {
         return publish(view, campaign, term, leader);
     }
@@ -512,6 +538,16 @@ fn wait_for_cover(
         } else {
             hold.until(campaign.opened.plus(policy::CAMPAIGN_GIVE_UP_MS), now)
         }
+    })
+}
+
+fn forced_choice<'a>(view: &View, campaign: &'a Campaign) -> Option<&'a Report> {
+    let mut sound = view.policy.preferences.clone();
+    rot::prefer_sound(view, &campaign.reports, None, &mut sound);
+    let mut choices = [&sound, &view.policy.preferences].into_iter();
+    choices.find_map(|preferences| match choose(&campaign.reports, preferences, None) {
+        Choice::Lead(leader) => Some(leader),
+        Choice::FastForward { .. } | Choice::Nobody => None,
     })
 }
 

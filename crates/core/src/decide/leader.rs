@@ -3,7 +3,7 @@
 //! A change is never remembered: `inforce`, `target` and the names that PostgreSQL shows say how far
 //! it is. While it is under way the envelope of old and new set is in force (section 2.7, general).
 
-use super::{Verdict, Write, backing_off, slow};
+use super::{Verdict, Write, backing_off, rot, slow};
 use crate::ids::{Lsn, Member, Time};
 use crate::policy::{self, Policy};
 use crate::postgres::{PgAction, sync_names};
@@ -49,7 +49,8 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if term.target.is_closed() || acknowledging(view, term) < term.target.k {
         return blocked(view, term);
     }
-    slow::decide(view, now, term).or_else(|| lacking(view, term)).unwrap_or(Verdict::Steady)
+    let more = rot::leader(view, term).or_else(|| slow::decide(view, now, term));
+    more.or_else(|| lacking(view, term)).unwrap_or(Verdict::Steady)
 }
 
 /// What the set lacks of what was declared, though writes go on.
@@ -207,6 +208,7 @@ pub fn wanted_set(view: &View, now: Time, term: &Term) -> Set {
     });
     let joins: Vec<Member> = joins.collect();
     members.extend(joins);
+    let members = rot::without(view, &target.leader.node, members);
     let redundancy = view.policy.redundancy;
     if members.is_empty() && redundancy.floor > 0 {
         // Nothing acknowledges either way; those named may come back and then do.

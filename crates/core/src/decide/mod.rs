@@ -7,6 +7,7 @@ pub mod leader;
 pub mod node;
 mod put_back;
 pub mod rejoin;
+pub mod rot;
 pub mod slow;
 pub mod upkeep;
 
@@ -126,6 +127,11 @@ pub enum Write {
         #[serde(default)]
         campaign_rev: u64,
     },
+    /// Nothing is written: that it is done proves that the term was still this one after it was
+    /// asked for.
+    Confirm {
+        term_rev: u64,
+    },
     Renew {
         record: CampaignRecord,
         campaign_rev: u64,
@@ -140,7 +146,8 @@ pub enum Write {
 }
 
 /// The names of all rules, in order: what a verdict can say, and what the simulator must have seen.
-pub const RULES: [&str; 64] = [
+pub const RULES: [&str; 66] = [
+    "bad-pages",
     "barrier",
     "bootstrap",
     "branch-learned",
@@ -180,6 +187,7 @@ pub const RULES: [&str; 64] = [
     "rejoin",
     "rejoin-stop",
     "remains",
+    "repair",
     "restart",
     "restore",
     "rewind",

@@ -2,7 +2,7 @@
 //!
 //! Each step is derived from what is found, so a plan goes on after a restart in the middle of it.
 
-use super::{Action, Intent, Verdict, backing_off, pg_name, put_back, rejoin};
+use super::{Action, Intent, Verdict, backing_off, pg_name, put_back, rejoin, rot};
 use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
@@ -270,14 +270,13 @@ fn another_has_room(view: &View, now: Time) -> bool {
     let Some(term) = view.led_term().filter(|term| term.open && !term.target.is_alone()) else {
         return false;
     };
-    let fit = |node: &str| view.policy.preferences.get(node).is_none_or(|p| p.failover);
     let has_room =
         |node: &str| view.fresh(node, now).is_some_and(|status| status.streaming && !status.full);
     let covered = term.target.members.iter().filter(|m| has_room(&m.node)).count();
     view.store.reachable
         && !view.store.maintenance
         && covered >= term.target.cover_needed() as usize
-        && term.target.members.iter().any(|m| fit(&m.node) && has_room(&m.node))
+        && term.target.members.iter().any(|m| view.may_take_over(m) && has_room(&m.node))
 }
 
 /// The disk of another node may be better: without one there is nothing to win by stopping.
@@ -457,7 +456,8 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
             let why = format!("epoch {} of the same leader", term.epoch);
             return Verdict::persist("follow", why, promise, Intent::Plain);
         }
-        return moved(view, now).or_else(|| full(view)).unwrap_or(Verdict::Steady);
+        let more = moved(view, now).or_else(|| full(view)).or_else(|| rot::standby(view, now));
+        return more.unwrap_or(Verdict::Steady);
     }
     if view.pg.source.is_some() || view.parked.is_none() {
         return match quiet(view, now, "to follow the leader of a new term") {
@@ -482,6 +482,9 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
     let ours = view.durable.last_record(end).is_some_and(|last| lies_on(last, end, &line));
     if !ours && view.has(Guard::HistoryCheck) {
         return rejoin::decide(view, now);
+    }
+    if let Some(verdict) = rot::parked(view, now) {
+        return verdict;
     }
     if view.trimmed.as_ref() != Some(&line) {
         return Verdict::pg("follow", "history files of other paths go", PgAction::Trim { line });

@@ -25,6 +25,12 @@ pub fn again(view: &View, why: &str) -> Verdict {
     Verdict::persist("re-clone", why, destroying(view), Intent::Rejoin(plan))
 }
 
+/// A copy that is whole but for its bad pages makes way for a new one.
+pub fn repair(view: &View, why: impl Into<String>) -> Verdict {
+    let plan = Rejoin::Clone { fork: None };
+    Verdict::persist("repair", why, destroying(view), Intent::Rejoin(plan))
+}
+
 /// This node was promoted to a timeline that nobody granted. No name can tell what it wrote there
 /// from what another wrote under the same number, so a clone replaces it once another leads.
 pub fn astray(view: &View, now: Time, tli: Tli) -> Verdict {
@@ -112,7 +118,10 @@ fn begin(view: &View, now: Time) -> Verdict {
     let registered = last.is_some_and(|id| term.branches.iter().any(|b| b.id() == id));
     let collides = last.is_some_and(|id| id.tli == branch.tli) || view.unknown_branch().is_some();
     let plan = match fork {
-        Some(fork) if registered && !collides && !needed => Rejoin::Rewind { fork },
+        // A rewind leaves every page that both have as it is, the bad ones too.
+        Some(fork) if registered && !collides && !needed && view.bad_pages().is_none() => {
+            Rejoin::Rewind { fork }
+        }
         fork => Rejoin::Clone { fork },
     };
     let why = format!("its history ends at {end}, off the line of {}", term.leader);
@@ -164,7 +173,11 @@ fn copy(view: &View, now: Time) -> Verdict {
             let why = format!("a new copy of {}", source.member);
             // What it held may still be all that is left of a commit.
             let keep = is_witness(view, term);
-            Verdict::pg("clone", why, PgAction::Clone { source, fork, epoch, keep })
+            // Commits need a second disk more than this copy needs every page: it says itself which
+            // are bad, and is made anew once there is a better one to copy.
+            let bad_pages_too = view.leader_status(now).is_some_and(|s| s.bad_pages > 0);
+            let clone = PgAction::Clone { source, fork, epoch, keep, bad_pages_too };
+            Verdict::pg("clone", why, clone)
         }
     }
 }

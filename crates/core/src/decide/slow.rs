@@ -47,7 +47,7 @@ fn slow_since(view: &View, now: Time) -> Option<Time> {
 
 /// The fastest of the members that may lead, among those that lately were much faster.
 fn faster<'a>(view: &View, term: &'a Term) -> Option<&'a Member> {
-    let fit = |m: &&Member| view.policy.preferences.get(&m.node).is_none_or(|p| p.failover);
+    let fit = |m: &&Member| view.may_take_over(m);
     let took = |m: &Member| {
         let (_, ms) = view.leading.follows.get(&view.walsender(m)?.name)?;
         (*ms < policy::SLOW_FLUSH_MS).then_some(*ms)

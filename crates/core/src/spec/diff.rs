@@ -165,6 +165,8 @@ impl Changes {
         self.synchronous(&format!("{path}.synchronous"), old, new);
         let slow = |it: &PostgresSpec| it.slow_after_ms.map(|ms| format!("{ms}ms"));
         self.push(&format!("{path}.switchover_when_slow"), slow(old), slow(new), AtOnce);
+        let scrub = |it: &PostgresSpec| it.scrub_every_ms.map(|ms| format!("{ms}ms"));
+        self.push(&format!("{path}.scrub_every"), scrub(old), scrub(new), AtOnce);
         self.backup(&format!("{path}.backup"), old.backup.as_ref(), new.backup.as_ref());
         for (node, old, new) in both(&old.instances, &new.instances) {
             if let (Some(old), Some(new)) = (old, new) {

@@ -6,6 +6,7 @@ mod error;
 mod guard;
 mod input;
 mod look;
+mod losses;
 mod operations;
 mod parse;
 mod recovery;
@@ -98,6 +99,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/v1/services/{service}/backups", post(backups::begin)),
         (Method::POST, "/v1/services/{service}/recovery", post(recovery::begin)),
         (Method::POST, "/v1/services/{service}/notes", post(acts::note)),
+        (Method::GET, "/v1/services/{service}/losses", get(losses::losses)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

@@ -9,6 +9,7 @@ mod connect;
 mod drill;
 mod failure;
 mod journal;
+mod losses;
 mod manual;
 mod operations;
 mod output;
@@ -21,7 +22,7 @@ mod status;
 use crate::backup::{prepare, worker};
 use crate::spec::StorePorts;
 use crate::{
-    agent, archive, context, gateway, install, installed, log, machine, minder, store, up,
+    agent, archive, context, gateway, install, installed, log, machine, minder, scrub, store, up,
 };
 use clap::{Parser, Subcommand};
 use client::Client;
@@ -189,6 +190,11 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Show what failovers lost: what old leaders' kept logs hold that no leader has
+    Losses {
+        /// Without one: of all
+        service: Option<String>,
+    },
     /// Make a backup, or show which there are
     #[command(subcommand)]
     Backup(backup::Command),
@@ -238,6 +244,9 @@ enum Command {
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
+    /// Read the pages of one data directory, started by an agent
+    #[command(hide = true)]
+    Scrub(scrub::Seat),
     /// Archive the log of one leader, started by its agent
     #[command(hide = true)]
     Archive(archive::Seat),
@@ -297,6 +306,7 @@ pub fn main() -> ExitCode {
         }
         Command::Worker(worker) => serve(log, worker::run(worker)),
         Command::Restorer(restorer) => serve(log, prepare::run(restorer)),
+        Command::Scrub(seat) => serve(log, scrub::run(seat)),
         Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Archive(_) => serve(log, archive::run()),
@@ -341,6 +351,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Rollout { service, stop, no_wait } => {
             operations::rollout(client, service.as_deref(), stop, no_wait)
         }
+        Command::Losses { service } => losses::losses(client, service.as_deref()),
         Command::Backup(command) => backup::run(client, &command),
         Command::Repository(command) => repository::run(client, &command),
         Command::Fault(fault) => acts::fault(client, &fault),
@@ -363,6 +374,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Restore(_)
         | Command::Worker(_)
         | Command::Restorer(_)
+        | Command::Scrub(_)
         | Command::Archive(_)
         | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),

@@ -149,6 +149,12 @@ impl Desk {
                 page.maybe(&m::LOG_ARCHIVED, &only, word.archived.map(|lsn| lsn.0 as f64));
                 page.maybe(&m::LOG_BEHIND, &only, word.behind_ms.map(seconds));
             }
+            if let Some(word) = self.report.borrow().scrubs.get(service) {
+                let only = [("service", service.as_str())];
+                page.put(&m::BAD_PAGES, &only, word.bad_pages as f64);
+                page.maybe(&m::SCRUBBED_AT, &only, word.ended_s.map(|at| at as f64));
+                page.maybe(&m::SCRUB_TOOK, &only, word.ended_s.map(|_| word.took_s as f64));
+            }
             if measured.facts.status.pid.is_some() {
                 let dir = self.layout.service(&self.node.name, service);
                 page.put(&m::MINDER, &[("service", service)], flag(minder::is_there(&dir)));
@@ -223,7 +229,8 @@ fn of_instance(page: &mut Page, service: &str, measured: &Measured) {
     let serving = facts.leads(now);
     page.put(&m::INSTANCE_UP, &only, flag(is_up(status.state)));
     page.put(&m::INSTANCE_SERVING, &only, flag(serving));
-    page.put(&m::INSTANCE_IN_ROUTE, &only, flag(serving || status.streaming));
+    let read = status.streaming && status.bad_pages == 0;
+    page.put(&m::INSTANCE_IN_ROUTE, &only, flag(serving || read));
     let right = facts.until.map(|until| seconds(until.since(now)));
     page.maybe(&m::INSTANCE_RIGHT, &only, right);
     for name in ["primary", "standby", "none"] {

@@ -100,6 +100,12 @@ metrics! {
         "All of the log up to there is in as many repositories as are asked for; absent unless it leads.";
     LOG_BEHIND gauge "everhold_log_behind_seconds" "service"
         "Since the oldest of the log came to disk that is not; absent unless it leads.";
+    BAD_PAGES gauge "everhold_bad_pages" "service"
+        "Pages of its data that are not as they were written.";
+    SCRUBBED_AT gauge "everhold_scrub_timestamp_seconds" "service"
+        "When all pages of its data had last been read; absent before the first time.";
+    SCRUB_TOOK gauge "everhold_scrub_duration_seconds" "service"
+        "How long that took; absent before the first time.";
     GATEWAY_REVISION gauge "everhold_gateway_table_revision" ""
         "Revision of the route table in force.";
     LISTENER_OPEN gauge "everhold_gateway_listener_open" "listener, service, role"

@@ -70,6 +70,7 @@ pub(super) struct RawPostgres {
     pub durability: Text,
     pub spread: Text,
     pub switchover_when_slow: Text,
+    pub scrub_every: Text,
     pub instances: Vec<(Placed<String>, Option<RawInstance>)>,
     /// The value as text, as PostgreSQL would read it.
     pub parameters: Vec<(Placed<String>, Placed<String>)>,
@@ -282,6 +283,7 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
     let owner = table.string("owner", faults);
     let (number, durability, spread) = synchronous(&mut table, faults);
     let switchover_when_slow = table.string("switchover_when_slow", faults);
+    let scrub_every = table.string("scrub_every", faults);
     let instances = match named(&mut table, "instance", faults, instance) {
         Part::Is(instances) => instances.value,
         Part::Absent | Part::Faulty => Vec::new(),
@@ -305,6 +307,7 @@ fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
         durability,
         spread,
         switchover_when_slow,
+        scrub_every,
         instances,
         parameters,
         backup,

@@ -142,6 +142,108 @@ fn data_that_can_not_be_rewound_is_copied_anew() {
 }
 
 #[test]
+fn what_a_failover_lost_is_told_by_row() {
+    let mut stack = Stack::start(Wanted::default());
+    stack.whole();
+    let config = config(stack.write_port(), &stack.password());
+    let run = |sql: &'static str| {
+        let config = config.clone();
+        block_on(async move {
+            let (client, _) = connect(&config).await.expect("a session");
+            client.batch_execute(sql).await.expect(sql);
+        });
+    };
+    run("CREATE TABLE things (id int PRIMARY KEY, name text, ok bool, at timestamptz, gone int, \
+         amount numeric(12,3), u uuid, j jsonb, note varchar(20), n bigint); \
+         ALTER TABLE things DROP COLUMN gone; \
+         INSERT INTO things VALUES (1, 'kept', true), (2, 'kept too', false), (3, 'third', null)");
+    let leader = stack.leader();
+    let quiet = stack.done(&["losses", "main"]);
+    assert!(quiet.contains("no node keeps a log"), "{quiet}");
+    // Its next change of each page writes the page as a whole.
+    let socket = stack.data().join(&leader).join("main/run").display().to_string();
+    let port = stack.postgres_port(&leader).to_string();
+    let mut psql = std::process::Command::new("psql");
+    psql.args(["-h", &socket, "-p", &port, "-U", "everhold", "-qc", "CHECKPOINT", "postgres"]);
+    assert!(psql.status().expect("psql").success());
+
+    let frozen = tail(&mut stack, &leader, &others(&leader));
+    let changes = [
+        "INSERT INTO things VALUES (10, 'ten', true, '2026-11-20 10:00:00.5+00', -1234.5, \
+         '0b7e3f8a-1111-2222-3333-444455556666', \
+         '{\"a\": [1, 2.50, null], \"b\": {\"c\": \"d\"}, \"e\": true}', 'short', 9007199254740993)",
+        "UPDATE things SET name = 'changed' WHERE id = 1",
+        "DELETE FROM things WHERE id = 2",
+        "INSERT INTO things (id, name) SELECT n, repeat('y', 3000) FROM generate_series(20, 22) n",
+        "BEGIN; INSERT INTO things (id) VALUES (30); SAVEPOINT s; \
+         UPDATE things SET ok = false WHERE id = 30; RELEASE s; COMMIT",
+    ];
+    for sql in changes {
+        let config = config.clone();
+        // Each waits for an acknowledgement that never comes.
+        std::thread::spawn(move || {
+            block_on(async {
+                let (client, _) = connect(&config).await?;
+                client.batch_execute(sql).await.map_err(|error| error.to_string())
+            })
+        });
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    signal("KILL", &stack.node_pids(&leader));
+    signal("CONT", &frozen);
+    stack.wait("another leader", |status| {
+        let main = &status["services"]["main"];
+        main["serving"] == true && main["leader"] != json!(leader)
+    });
+    stack.whole();
+
+    let told: Value = serde_json::from_str(&stack.done(&["losses", "--json"])).expect("JSON");
+    let tails = told["services"][0]["tails"].as_array().expect("tails");
+    let [tail] = tails.as_slice() else { panic!("one tail: {told}") };
+    assert_eq!((&tail["node"], &tail["acknowledged"]), (&json!(leader), &json!(0)));
+    assert!(tail["bytes"].as_u64() > Some(12 << 20) && tail["note"].is_null(), "{}", tail["note"]);
+    let transactions = tail["transactions"].as_array().expect("transactions");
+    assert_eq!(Some(transactions.len() as u64), tail["commits"].as_u64(), "each is told");
+    let of_things = transactions.iter().flat_map(|it| it["rows"].as_array().expect("rows"));
+    let rows: Vec<&Value> = of_things.filter(|it| it["relation"] == "things of app").collect();
+    let shown: Vec<String> = rows
+        .iter()
+        .map(|it| format!("{} {}", it["act"].as_str().unwrap_or("?"), it["row"]["id"]))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            "insert 10",
+            "update 1",
+            "delete 2",
+            "insert 20",
+            "insert 21",
+            "insert 22",
+            "insert 30",
+            "update 30"
+        ]
+    );
+    assert_eq!(
+        rows[0]["row"],
+        json!({
+            "id": 10, "name": "ten", "ok": true, "at": "2026-11-20 10:00:00.5+00",
+            "amount": "-1234.500", "u": "0b7e3f8a-1111-2222-3333-444455556666",
+            "j": { "a": [1, 2.5, null], "b": { "c": "d" }, "e": true }, "note": "short",
+            "n": 9_007_199_254_740_993_u64,
+        })
+    );
+    assert_eq!((&rows[1]["row"]["name"], &rows[1]["row"]["ok"]), (&json!("changed"), &json!(true)));
+    assert_eq!(rows[2]["row"]["name"], "kept too");
+    let long = rows[3]["row"]["name"].as_str().expect("a text");
+    assert!(long.starts_with("yyy") && long.ends_with("(3000 bytes)"), "{long}");
+    assert_eq!(rows[7]["row"]["ok"], false);
+    let text = stack.done(&["losses", "main"]);
+    assert!(text.contains("none of it was acknowledged") && text.contains("1 inserted"), "{text}");
+    let unknown = stack.command(&["losses", "nothing"]).output().expect("it runs");
+    assert_eq!(unknown.status.code(), Some(1));
+}
+
+#[test]
 fn a_witness_that_has_to_be_copied_over_is_kept() {
     let mut stack = Stack::start(Wanted::default());
     stack.whole();

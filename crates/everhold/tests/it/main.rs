@@ -17,6 +17,7 @@ mod operations;
 mod plain;
 mod recovery;
 mod replaced;
+mod rot;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod store;

@@ -41,6 +41,8 @@ pub struct Wanted {
     /// Whether its disks and clock can be made worse.
     pub worse: bool,
     pub parameters: String,
+    /// More keys of the service, each with its line end.
+    pub service: &'static str,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
     /// `[store]`, if it is the operator's.
@@ -58,6 +60,7 @@ impl Default for Wanted {
             arguments: Vec::new(),
             worse: false,
             parameters: String::new(),
+            service: "",
             disks: &[],
             store: String::new(),
             repositories: &[],
@@ -120,7 +123,7 @@ impl Stack {
 
     /// Its spec, with a fourth node or without.
     pub fn spec(&self, more: bool) -> String {
-        let Wanted { durability, number, parameters, store, .. } = &self.wanted;
+        let Wanted { durability, number, parameters, service, store, .. } = &self.wanted;
         let first = self.write_port() + 8;
         let range_of_d = format!("{first}-{}", first + RANGE - 1);
         let (d, nodes) = match more {
@@ -141,7 +144,7 @@ impl Stack {
              {d}[service.main]\nkind = \"postgres\"\nnodes = [{nodes}]\n\
              database = \"app\"\nowner = \"app\"\n\
              synchronous = {{ number = {number}, durability = \"{durability}\" }}\n\
-             parameters = {{ {parameters} }}\n\
+             parameters = {{ {parameters} }}\n{service}\
              [listener]\n\
              write = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"primary\" }}\n\
              read = {{ bind = \"127.0.0.1:{}\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1s\" }}\n\

@@ -5,7 +5,7 @@ use super::manifest::{Entry, Leaf};
 use super::pack::{PackId, Reader, Writer, worker_ended};
 use super::page::{self, PAGE};
 use super::take::Plan;
-use super::tree::{self, CONTROL, Found};
+use super::tree::{CONTROL, Found};
 use super::{BadPage, Progress, Watch};
 use crate::RepositoryError;
 use crate::repository::Repository;
@@ -181,7 +181,7 @@ impl<'a> Worker<'a> {
         if found.path == CONTROL {
             return settle(file, at, bytes).map_err(failed());
         }
-        let Some(first) = tree::first_page(&found.path).filter(|_| plan.checksums) else {
+        let Some(first) = page::first_page(&found.path).filter(|_| plan.checksums) else {
             return Ok(());
         };
         for (n, page) in bytes[..ended].chunks_exact_mut(PAGE).enumerate() {

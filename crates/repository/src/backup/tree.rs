@@ -2,7 +2,6 @@
 //! Everhold's own.
 
 use super::manifest::Stamp;
-use super::page::SEGMENT_PAGES;
 use crate::RepositoryError;
 use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
@@ -132,17 +131,6 @@ fn is_temporary_relation(name: &str) -> bool {
     })
 }
 
-/// The number of a file's first page, if it is one of a relation: its pages have checksums.
-pub fn first_page(path: &str) -> Option<u32> {
-    let (dir, name) = path.rsplit_once('/')?;
-    if !(dir == "global" || dir.starts_with("base/") || dir.starts_with(TABLESPACES)) {
-        return None;
-    }
-    let (relation, segment) = name.split_once('.').unwrap_or((name, "0"));
-    relation.split('_').next()?.parse::<u32>().ok()?;
-    segment.parse::<u32>().ok()?.checked_mul(SEGMENT_PAGES)
-}
-
 impl Stamp {
     pub fn of(meta: &Metadata) -> Stamp {
         let ns = |seconds: i64, ns: i64| seconds.saturating_mul(1_000_000_000).saturating_add(ns);
@@ -191,19 +179,5 @@ mod tests {
         fs::create_dir_all(dir.path().join(TABLESPACES)).unwrap();
         std::os::unix::fs::symlink("/tmp", dir.path().join("pg_tblspc/16400")).unwrap();
         assert!(matches!(walk(dir.path()), Err(RepositoryError::Tablespace { .. })));
-    }
-
-    #[test]
-    fn files_of_pages() {
-        #[rustfmt::skip]
-        let cases = [
-            ("base/5/16384", Some(0)), ("base/5/16384.2", Some(262_144)), ("global/1262", Some(0)),
-            ("base/5/16384_fsm", Some(0)), ("base/5/16384_init", Some(0)),
-            ("global/pg_control", None), ("base/5/PG_VERSION", None), ("pg_xact/0000", None),
-            ("base/5/pg_filenode.map", None), ("16384", None), ("base/5/1.x", None),
-        ];
-        for (path, expected) in cases {
-            assert_eq!(first_page(path), expected, "{path}");
-        }
     }
 }

@@ -227,6 +227,8 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         rejoin: None,
         put_back: None,
         restart: false,
+        rot: None,
+        confirmed: None,
         store: StoreView {
             reachable: true,
             read: true,

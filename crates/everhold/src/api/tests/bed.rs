@@ -427,6 +427,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         call: None,
         overrides: Vec::new(),
         full: false,
+        bad_pages: 0,
     };
     Arc::new(Report {
         node: node.to_string(),

@@ -49,6 +49,10 @@ pub(super) fn postgres(
             let range = (spec::SLOW_AFTER_MS_MIN..=spec::SLOW_AFTER_MS_MAX, "5s to 1h");
             duration("switchover_when_slow", &place, raw, range, faults)
         }),
+        scrub_every_ms: raw.scrub_every.is().and_then(|raw| {
+            let range = (spec::SCRUB_EVERY_MS_MIN..=spec::SCRUB_EVERY_MS_MAX, "1s to 2160h");
+            duration("scrub_every", &place, raw, range, faults)
+        }),
         instances: instances(name, raw, &on, faults),
         parameters: settings(name, &raw.parameters, faults),
         backup: None,
