@@ -66,7 +66,7 @@ pub struct BadPage {
     pub page: u64,
 }
 
-/// How far it is, in bytes of files.
+/// How far it is, in bytes of files; where objects are looked at or removed, in objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub done: u64,
@@ -83,7 +83,7 @@ pub struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    fn check(&self) -> Result<(), RepositoryError> {
+    pub(crate) fn check(&self) -> Result<(), RepositoryError> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err(RepositoryError::Stopped),
             false => Ok(()),

@@ -10,6 +10,7 @@ mod coverage;
 
 pub use coverage::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
 
+use crate::backup::Watch;
 use crate::{Put, Repository, RepositoryError};
 use coverage::{doubled, gathered, gatherings, plan, unneeded};
 use everhold_core::backup::keep;
@@ -223,22 +224,35 @@ impl<'r> Log<'r> {
         Ok(gone.len())
     }
 
+    /// What nothing kept needs: pieces, and the bytes in them.
+    pub fn unneeded(
+        &self,
+        needed: &keep::Log,
+        segment_bytes: u64,
+    ) -> Result<(usize, u64), RepositoryError> {
+        let unneeded = unneeded(&self.pieces(1)?, needed, segment_bytes);
+        Ok((unneeded.len(), unneeded.iter().map(Piece::bytes).sum()))
+    }
+
     /// Removes what nothing kept needs, and the lines of leaders of which no piece is left but the
-    /// newest. Returns how many pieces went.
+    /// newest. Returns how many pieces went. Refused while a place is away: what it has would come
+    /// back with it.
     pub fn drop_before(
         &self,
         needed: &keep::Log,
         segment_bytes: u64,
+        watch: &Watch<'_>,
     ) -> Result<usize, RepositoryError> {
+        self.repository.all_there()?;
         let mut epochs = self.epochs()?;
         let pieces = self.pieces(1)?;
         let unneeded = unneeded(&pieces, needed, segment_bytes);
-        for piece in &unneeded {
-            self.repository.delete(&self.name(piece))?;
-        }
+        let names: Vec<String> = unneeded.iter().map(|piece| self.name(piece)).collect();
+        self.repository.delete_all(&names, watch)?;
         epochs.pop_last();
+        let gone: BTreeSet<&Piece> = unneeded.iter().collect();
         let used: BTreeSet<Epoch> =
-            pieces.iter().filter(|it| !unneeded.contains(it)).map(|it| it.epoch).collect();
+            pieces.iter().filter(|it| !gone.contains(it)).map(|it| it.epoch).collect();
         for epoch in epochs.difference(&used) {
             self.repository.delete(&self.line_name(*epoch))?;
         }

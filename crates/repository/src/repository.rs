@@ -1,12 +1,14 @@
 //! The same objects in one place or several.
 
 use crate::RepositoryError;
+use crate::backup::{Progress, Watch};
 use crate::key::{Kit, Password, Wrapped, hex};
 use crate::place::{Existing, Object, Place, PlaceConfig};
 use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The version of all that is described here; a newer one is refused.
 const FORMAT: u32 = 1;
@@ -18,6 +20,8 @@ const KEYS: &str = "keys/";
 const KEYS_MAX: usize = 32;
 /// For objects that are read whole: manifests and pieces of the log.
 const PLAIN_BYTES_MAX: u64 = 4 << 30;
+/// Objects that are removed at once: each takes an S3 store some ten milliseconds.
+const DELETERS: usize = 8;
 /// What compresses well at a gigabyte a second and core.
 const LEVEL: i32 = 3;
 
@@ -280,10 +284,7 @@ impl Repository {
                 Ok(Ok(())) => put.copies += 1,
                 Ok(Err(error @ RepositoryError::Conflict { .. })) => return Err(error),
                 Ok(Err(error)) => put.failed.push((place, error)),
-                Err(_) => put.failed.push((
-                    place,
-                    RepositoryError::Unreachable { said: "its thread ended".to_string() },
-                )),
+                Err(_) => put.failed.push((place, lost_thread())),
             }
         }
         match put.copies {
@@ -440,6 +441,32 @@ impl Repository {
         self.places.iter().try_for_each(|place| place.delete(name))
     }
 
+    /// Removes many, several at once, in no order.
+    pub(crate) fn delete_all(
+        &self,
+        names: &[String],
+        watch: &Watch<'_>,
+    ) -> Result<(), RepositoryError> {
+        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let total = names.len() as u64;
+        let work = || -> Result<(), RepositoryError> {
+            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                watch.check()?;
+                self.delete(name)?;
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                (watch.progress)(Progress { done, total });
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads = names.len().min(DELETERS);
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let ended = running.into_iter().map(|thread| thread.join());
+            let ended: Vec<_> = ended.map(|it| it.unwrap_or_else(|_| Err(lost_thread()))).collect();
+            ended.into_iter().collect()
+        })
+    }
+
     /// Brings every object below `prefix` to the places that lack it; how many copies were made.
     /// What is damaged is found when it is read.
     pub fn level(&self, prefix: &str) -> Result<usize, RepositoryError> {
@@ -493,6 +520,10 @@ pub(crate) enum Found<T> {
     Whole(T),
     Damaged,
     Nothing,
+}
+
+fn lost_thread() -> RepositoryError {
+    RepositoryError::Unreachable { said: "its thread ended".to_string() }
 }
 
 fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held> {

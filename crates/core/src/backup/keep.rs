@@ -74,6 +74,26 @@ pub enum Reason {
     Yearly,
 }
 
+/// After a run that came to nothing, or waited for a backup under way.
+const AGAIN_S: u64 = 600;
+
+/// How the last run that forgets ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub at_s: u64,
+    /// It did all that there was to do.
+    pub whole: bool,
+}
+
+/// Whether it is time to forget: a day after the last time, and after each full backup.
+pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, now_s: u64) -> bool {
+    let Some(Run { at_s, whole }) = last else { return true };
+    // One of the future was a wrong clock's.
+    let at_s = at_s.min(now_s);
+    let wait = if whole { DAY_S } else { AGAIN_S };
+    now_s >= at_s + wait || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
+}
+
 /// Why each backup is kept; without a reason it may go.
 pub fn judge(backups: &[Backup], keep: &Keep, now_s: u64) -> BTreeMap<String, BTreeSet<Reason>> {
     let mut kept: BTreeMap<String, BTreeSet<Reason>> =
@@ -229,6 +249,28 @@ mod tests {
         ];
         for (text, keep, stay) in cases {
             assert_eq!(kept(text, &keep), stay.replace('!', ""), "{text} {keep:?}");
+        }
+    }
+
+    #[test]
+    fn when_it_is_time() {
+        let run = |ago: i64, whole| Some(Run { at_s: NOW.saturating_add_signed(-ago), whole });
+        #[rustfmt::skip]
+        let cases = [
+            // last run             newest full       due
+            (None,                  None,             true),
+            (run(86_399, true),     None,             false),
+            (run(86_400, true),     None,             true),
+            (run(60, true),         Some(NOW - 61),   false),
+            (run(60, true),         Some(NOW - 30),   true),
+            (run(599, false),       Some(NOW - 30),   false),
+            (run(600, false),       None,             true),
+            // Clocks that ran ahead.
+            (run(-900_000, true),   None,             false),
+            (run(60, true),         Some(NOW + 500),  false),
+        ];
+        for (last, full, due) in cases {
+            assert_eq!(is_due(last, full, NOW), due, "{last:?} {full:?}");
         }
     }
 

@@ -77,7 +77,7 @@ fn a_dead_one_is_given_up_and_a_slow_one_refused() {
     let slow = Backup::begin(repository, &shelf.plan(&data, None, NOW), &quiet()).unwrap();
     let dead = [slow.id().to_string()];
     let asked = Prune { service: SERVICE, drop: &[], dead: &dead, dry_run: false, now_s: NOW + 1 };
-    assert!(backup::prune(repository, &asked).unwrap().packs > 0);
+    assert!(backup::prune(repository, &asked, &quiet()).unwrap().packs > 0);
     slow.finish(about(NOW)).unwrap_err();
     // Finished, and killed before it took its announcement back.
     let done = shelf.take(None, NOW + 60).unwrap().id;
@@ -98,6 +98,7 @@ fn nothing_goes_because_something_is_not_known() {
         backup::prune(
             repository,
             &Prune { service: SERVICE, drop, dead: &[], dry_run: false, now_s },
+            &quiet(),
         )
     };
     // A manifest that is damaged in both places.
@@ -135,7 +136,7 @@ fn a_dry_run_says_what_a_run_does() {
     let before = shelf.objects("");
     let drop = [first];
     let asked = Prune { service: SERVICE, drop: &drop, dead: &[], dry_run: true, now_s: NOW + 120 };
-    let would = backup::prune(shelf.open(), &asked).unwrap();
+    let would = backup::prune(shelf.open(), &asked, &quiet()).unwrap();
     assert_eq!(shelf.objects(""), before);
     assert!(would.packs > 0 && would.bytes > 0);
     assert_eq!(shelf.prune(&drop, NOW + 120), would);
