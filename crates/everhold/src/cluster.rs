@@ -7,6 +7,7 @@ mod word;
 pub use word::StoreWord;
 
 use crate::agent::Ask;
+use crate::backup::forget::Forgetting;
 use crate::backup::shown::Summary;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
@@ -126,6 +127,8 @@ pub struct Cluster {
     pub here: Option<String>,
     pub layout: Layout,
     pub store_ports: StorePorts,
+    /// The runs of this process that forget backups.
+    pub forgetting: Forgetting,
     store: Agreed,
     links: Mutex<Links>,
     seen: Mutex<Seen>,
@@ -173,6 +176,7 @@ impl Cluster {
             here: parts.here,
             layout: parts.layout,
             store_ports: parts.store_ports,
+            forgetting: Forgetting::default(),
             store: parts.store,
             links: Mutex::new(links),
             seen: Mutex::new(Seen {
@@ -275,8 +279,18 @@ impl Cluster {
 
     /// Tells every API what the repositories hold of a service.
     pub async fn put_backups(&self, service: &str, summary: &Summary) -> Result<(), ClusterError> {
-        let key = format!("{}backups", Keys::new(&self.name, service).prefix);
-        self.store.txn(&Txn::new().put(&key, encode(summary))).await?;
+        self.put_of(service, "backups", summary).await
+    }
+
+    /// Tells every API something of a service, under a name that `word` knows.
+    pub async fn put_of(
+        &self,
+        service: &str,
+        name: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<(), ClusterError> {
+        let key = format!("{}{name}", Keys::new(&self.name, service).prefix);
+        self.store.txn(&Txn::new().put(&key, encode(value))).await?;
         Ok(())
     }
 

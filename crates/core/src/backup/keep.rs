@@ -91,7 +91,8 @@ pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, now_s: u64) -> bool
     // One of the future was a wrong clock's.
     let at_s = at_s.min(now_s);
     let wait = if whole { DAY_S } else { AGAIN_S };
-    now_s >= at_s + wait || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
+    now_s >= at_s + wait
+        || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
 }
 
 /// Why each backup is kept; without a reason it may go.

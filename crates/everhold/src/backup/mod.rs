@@ -1,6 +1,7 @@
 //! Backups of services: their repositories, opened as the spec says.
 
 pub mod desk;
+pub mod forget;
 pub mod restore;
 pub mod shown;
 pub mod tend;

@@ -16,7 +16,7 @@ mod restore;
 mod spec;
 mod status;
 
-use crate::backup::worker;
+use crate::backup::{forget, worker};
 use crate::spec::StorePorts;
 use crate::{
     agent, archive, context, gateway, install, installed, log, machine, minder, store, up,
@@ -222,6 +222,9 @@ enum Command {
     /// Make one backup, started by an agent
     #[command(hide = true)]
     Worker(worker::Worker),
+    /// Remove backups that nothing needs, ordered on stdin
+    #[command(hide = true)]
+    Forget,
     /// Say whether this version reads a copy of the spec, asked before it takes over
     #[command(hide = true)]
     Reads { copy: PathBuf },
@@ -285,6 +288,7 @@ pub fn main() -> ExitCode {
             let options = store::restore::Options { copy, lost, file: node_file, data };
             serve(log, store::restore::restore(options))
         }
+        Command::Forget => serve(log, async { forget::worker::run() }),
         Command::Worker(worker) => serve(log, worker::run(worker)),
         Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
@@ -349,6 +353,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Manual { .. }
         | Command::Restore(_)
         | Command::Worker(_)
+        | Command::Forget
         | Command::Archive(_)
         | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),

@@ -1,5 +1,6 @@
 //! What the store says that agents don't, learnt key by key.
 
+use crate::backup::forget::Forgotten;
 use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
@@ -27,6 +28,8 @@ pub struct StoreWord {
     pub terms: BTreeMap<String, Term>,
     /// What the coordinator last read of services' backups.
     pub backups: BTreeMap<String, Summary>,
+    /// How services' old backups were last forgotten.
+    pub forgotten: BTreeMap<String, Forgotten>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
     /// The newest rollout and its revision.
@@ -144,6 +147,10 @@ impl StoreWord {
             ("backups", kv) => match kv.and_then(|kv| decode(&kv.value).ok()) {
                 Some(summary) => drop(self.backups.insert(service.to_string(), summary)),
                 None => drop(self.backups.remove(service)),
+            },
+            ("forgotten", kv) => match kv.and_then(|kv| decode(&kv.value).ok()) {
+                Some(forgotten) => drop(self.forgotten.insert(service.to_string(), forgotten)),
+                None => drop(self.forgotten.remove(service)),
             },
             ("last-failover", kv) => self.relearn_failover(service, kv),
             ("term", Some(kv)) => match decode::<Term>(&kv.value) {

@@ -6,6 +6,7 @@ mod certs;
 mod commands;
 mod damage;
 mod external;
+mod forget;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;

@@ -13,9 +13,9 @@
 //! any more; a manifest that is there already counts. Clocks decide when that is tried, not whether
 //! it is safe.
 
+use super::Watch;
 use super::manifest::{self, Standing};
 use super::pack::{self, PackId, enough};
-use super::Watch;
 use crate::RepositoryError;
 use crate::place::Existing;
 use crate::repository::{Held, Repository};
@@ -334,8 +334,7 @@ mod tests {
             remove(&repository, &asked, &watch, &mut seen, condemned.clone()).unwrap();
         assert_eq!((deleted.len(), waiting.len()), (0, 1));
         let id = backup.finish(about).unwrap().id;
-        let (deleted, waiting) =
-            remove(&repository, &asked, &watch, &mut seen, condemned).unwrap();
+        let (deleted, waiting) = remove(&repository, &asked, &watch, &mut seen, condemned).unwrap();
         assert_eq!((deleted.len(), waiting.len()), (0, 0));
         assert_eq!(verify(&repository, "main", &id, 1, &watch).unwrap().copies, 1);
     }
