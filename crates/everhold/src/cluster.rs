@@ -7,6 +7,7 @@ mod word;
 pub use word::StoreWord;
 
 use crate::agent::Ask;
+use crate::backup::copies::Content;
 use crate::backup::forget::Forgetting;
 use crate::backup::shown::Summary;
 use crate::failovers::{self, Change, LastFailover, Leaders};
@@ -280,6 +281,24 @@ impl Cluster {
     /// Tells every API what the repositories hold of a service.
     pub async fn put_backups(&self, service: &str, summary: &Summary) -> Result<(), ClusterError> {
         self.put_of(service, "backups", summary).await
+    }
+
+    /// Tells every API something of the whole cluster, under a name that `word` knows.
+    pub async fn put_word(
+        &self,
+        name: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<(), ClusterError> {
+        let key = format!("{}{name}", self.prefix());
+        self.store.txn(&Txn::new().put(&key, encode(value))).await?;
+        Ok(())
+    }
+
+    /// All that the store holds of this cluster.
+    pub async fn content(&self) -> Result<Content, ClusterError> {
+        let snapshot = self.store.get_prefix(&self.prefix()).await?;
+        let keys = snapshot.kvs.into_iter().map(|kv| (kv.key, kv.value));
+        Ok(Content::new(&self.name, snapshot.rev, keys.collect()))
     }
 
     /// Tells every API something of a service, under a name that `word` knows.

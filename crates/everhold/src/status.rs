@@ -74,6 +74,9 @@ pub fn status(from: &Sources<'_>) -> Value {
     if let Some(node) = &from.word.coordinator {
         status["coordinator"] = json!(node);
     }
+    if let Some(copied) = &from.word.copied {
+        status["copies"] = copied.shown();
+    }
     if let Some((rollout, _)) = &from.word.rollout {
         status["rollout"] = json!(rollout);
     }
@@ -346,7 +349,9 @@ fn holds(from: &Sources<'_>) -> Value {
     let backed_up = |name: &&String| from.spec.postgres(name).is_some_and(|it| it.backup.is_some());
     let old = from.word.forgotten.iter().filter(|(name, _)| backed_up(name));
     let old = old.filter_map(|(name, forgotten)| forgotten.hold(name));
-    Value::Array(unreadable.chain(told).chain(gateways).chain(leaving).chain(old).collect())
+    let copies = from.word.copied.as_ref().and_then(|copied| copied.hold());
+    let of_nodes = told.chain(gateways).chain(leaving);
+    Value::Array(unreadable.chain(of_nodes).chain(old).chain(copies).collect())
 }
 
 /// What a node waits for that was drained or is to leave.

@@ -8,7 +8,7 @@
 
 mod coverage;
 
-pub use coverage::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
+pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing};
 
 use crate::backup::Watch;
 use crate::{Put, Repository, RepositoryError};

@@ -8,6 +8,7 @@ use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The version of all that is described here; a newer one is refused.
@@ -38,7 +39,7 @@ pub struct Identity {
 pub struct Repository {
     identity: Identity,
     master: Master,
-    places: Vec<Place>,
+    places: Vec<Arc<Place>>,
     /// Places that did not answer or are not what they should be, and why.
     absent: Vec<(String, RepositoryError)>,
 }
@@ -99,7 +100,7 @@ impl Repository {
         if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)? {
             return Err(RepositoryError::Conflict { name: IDENTITY.to_string() });
         }
-        self.places.push(place);
+        self.places.push(Arc::new(place));
         Ok(())
     }
 
@@ -120,18 +121,31 @@ impl Repository {
     ) -> Result<Repository, RepositoryError> {
         let mut opened: Option<Repository> = None;
         let mut absent = Vec::new();
-        for (config, password) in places {
-            let unlocked = password
-                .map_err(|said| RepositoryError::NoPassword { place: config.name.clone(), said })
-                .and_then(|password| unlock(config, &password, cluster));
+        // All at once: one that does not answer takes its time.
+        let unlocked: Vec<_> = std::thread::scope(|scope| {
+            let one = |config: &PlaceConfig, password: Result<Password, String>| {
+                let name = || config.name.clone();
+                let none = |said| RepositoryError::NoPassword { place: name(), said };
+                password.map_err(none).and_then(|password| unlock(config, &password, cluster))
+            };
+            let running = places
+                .into_iter()
+                .map(|(config, password)| (config, scope.spawn(move || one(config, password))));
+            let running: Vec<_> = running.collect();
+            let ended = running.into_iter().map(|(config, thread)| {
+                (config, thread.join().unwrap_or_else(|_| Err(lost_thread())))
+            });
+            ended.collect()
+        });
+        for (config, unlocked) in unlocked {
             match (unlocked, &mut opened) {
                 (Ok((identity, master, place)), None) => {
-                    let places = vec![place];
+                    let places = vec![Arc::new(place)];
                     opened = Some(Repository { identity, master, places, absent: Vec::new() });
                 }
                 (Ok((identity, _, place)), Some(repository)) => {
                     if identity.id == repository.identity.id {
-                        repository.places.push(place);
+                        repository.places.push(Arc::new(place));
                     } else {
                         let error = RepositoryError::Foreign {
                             place: config.name.clone(),
@@ -155,6 +169,34 @@ impl Repository {
         }
     }
 
+    /// Several that were opened by themselves as one; `None`: there are none, or they are not one
+    /// repository.
+    pub fn join<'r>(parts: impl IntoIterator<Item = &'r Repository>) -> Option<Repository> {
+        let mut joined: Option<Repository> = None;
+        for part in parts {
+            let joined = joined.get_or_insert_with(|| Repository {
+                identity: part.identity.clone(),
+                master: part.master.clone(),
+                places: Vec::new(),
+                absent: Vec::new(),
+            });
+            if joined.identity.id != part.identity.id {
+                return None;
+            }
+            joined.places.extend(part.places.iter().cloned());
+        }
+        joined
+    }
+
+    /// Opens one place of whichever cluster it is.
+    pub fn open_any(
+        config: &PlaceConfig,
+        password: &Password,
+    ) -> Result<Repository, RepositoryError> {
+        let cluster = known(&Place::open(config)?)?.cluster;
+        Repository::open(&[(config.clone(), password.clone())], &cluster)
+    }
+
     /// Opens one place with the recovery kit, without a password.
     pub fn open_with_kit(config: &PlaceConfig, kit: &Kit) -> Result<Repository, RepositoryError> {
         let place = Place::open(config)?;
@@ -168,7 +210,7 @@ impl Repository {
             });
         }
         let master = kit.master().clone();
-        Ok(Repository { identity, master, places: vec![place], absent: Vec::new() })
+        Ok(Repository { identity, master, places: vec![Arc::new(place)], absent: Vec::new() })
     }
 
     pub fn identity(&self) -> &Identity {
@@ -188,7 +230,7 @@ impl Repository {
 
     /// Proves that each place can tell a second write of an object from the first.
     pub fn probe(&self) -> Result<(), RepositoryError> {
-        self.places.iter().try_for_each(Place::probe)
+        self.places.iter().try_for_each(|place| place.probe())
     }
 
     pub fn kit(&self) -> Kit {
@@ -197,7 +239,7 @@ impl Repository {
 
     /// Places that are open.
     pub fn places(&self) -> impl Iterator<Item = &str> {
-        self.places.iter().map(Place::name)
+        self.places.iter().map(|place| place.name())
     }
 
     /// Places that could not be opened, and why.
@@ -231,7 +273,7 @@ impl Repository {
     }
 
     fn place(&self, name: &str) -> Result<&Place, RepositoryError> {
-        let place = self.places.iter().find(|place| place.name() == name);
+        let place = self.places.iter().find(|place| place.name() == name).map(AsRef::as_ref);
         place.ok_or_else(|| RepositoryError::NoRepository { place: name.to_string() })
     }
 
@@ -334,7 +376,7 @@ impl Repository {
         let mut harmed = Vec::new();
         let mut damaged = false;
         let mut unreachable = None;
-        for place in &self.places {
+        for place in self.places.iter().map(AsRef::as_ref) {
             match look(place) {
                 Ok(Found::Whole(found)) => return Ok((found, harmed)),
                 Ok(Found::Damaged) => {
@@ -425,7 +467,7 @@ impl Repository {
         Ok(())
     }
 
-    pub(crate) fn all_places(&self) -> &[Place] {
+    pub(crate) fn all_places(&self) -> &[Arc<Place>] {
         &self.places
     }
 

@@ -1,5 +1,6 @@
 //! Backups of services: their repositories, opened as the spec says.
 
+pub mod copies;
 pub mod desk;
 pub mod forget;
 pub mod restore;

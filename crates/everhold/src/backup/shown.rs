@@ -36,7 +36,7 @@ impl Summary {
             Proof::Unproven | Proof::Failed { .. } => None,
         });
         let full = backups.iter().filter(|it| it.kind == Kind::Full && it.good);
-        let (kind, due_s) = schedule::due(&spec.plan, backups, now_s);
+        let (kind, due_s) = schedule::due(&spec.plan, backups, None, now_s);
         // One that never was is due since the beginning of time, and shown when it can't be made.
         let late = due_s > 0 && now_s > due_s + OVERDUE_S;
         Summary {

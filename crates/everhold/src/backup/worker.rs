@@ -191,7 +191,9 @@ impl Job {
     ) -> anyhow::Result<Backup<'r>> {
         self.await_log(repository, start)?;
         let listed = list(repository, &self.service)?;
-        let base = listed.iter().rev().find(|it| it.copies >= self.copies).map(|it| it.id.clone());
+        // What it lacks somewhere is copied there when it is used.
+        let base =
+            listed.iter().rev().find(|it| it.manifests >= self.copies).map(|it| it.id.clone());
         // Without anything to compare with every byte is read.
         let kind = if base.is_none() { Kind::Full } else { self.kind };
         let last_told = AtomicU64::new(0);

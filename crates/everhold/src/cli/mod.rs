@@ -300,6 +300,9 @@ pub fn main() -> ExitCode {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
         }
+        Command::Repository(command @ repository::Command::Spec { .. }) => {
+            repository::print_spec(&command, cli.data.as_deref(), cli.json)
+        }
         command => {
             let client = Client::find(cli.data.as_deref(), cli.json);
             client.and_then(|client| ask(&client, command))

@@ -1,5 +1,6 @@
 //! What the store says that agents don't, learnt key by key.
 
+use crate::backup::copies::Copied;
 use crate::backup::forget::Forgotten;
 use crate::backup::shown::Summary;
 use crate::clock;
@@ -30,6 +31,8 @@ pub struct StoreWord {
     pub backups: BTreeMap<String, Summary>,
     /// How services' old backups were last forgotten.
     pub forgotten: BTreeMap<String, Forgotten>,
+    /// What of spec and store is in the repositories.
+    pub copied: Option<Copied>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
     /// The newest rollout and its revision.
@@ -97,6 +100,8 @@ impl StoreWord {
         } else if let Some(rest) = rest.strip_prefix("service/") {
             let (service, name) = rest.split_once('/')?;
             self.learn_of_service(service, name, kv);
+        } else if rest == "copied" {
+            self.copied = kv.and_then(|kv| decode(&kv.value).ok());
         } else if rest == "coordinator" {
             self.coordinator = kv.map(|kv| kv.value.clone());
         } else if rest == "rollout" {

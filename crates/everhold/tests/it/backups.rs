@@ -54,7 +54,7 @@ fn restore(stack: &Stack, to: &Path, more: &[&str]) -> Value {
 }
 
 /// Restores and asks the server that stands there, which then stops.
-fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
+pub fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
     let dir = to.display().to_string();
     let mut arguments = vec!["restore", "main", "--run", "--to", &dir];
     arguments.extend(more);

@@ -15,6 +15,7 @@ mod loss;
 mod machines;
 mod minder;
 mod operations;
+mod places;
 mod plain;
 mod replaced;
 #[path = "../stack/mod.rs"]

@@ -148,8 +148,8 @@ impl Seen {
             if dropped || self.read.contains(&name) {
                 continue;
             }
-            match manifest::read_packs(repository, &name) {
-                Ok(Standing::Backup(packs)) => {
+            match manifest::read_with_packs(repository, &name) {
+                Ok(Standing::Backup((_, packs))) => {
                     self.needed.extend(packs);
                     self.read.insert(name);
                 }

@@ -253,3 +253,28 @@ fn all_at_once() {
     shelf.prune(&[], NOW + 200);
     shelf.check();
 }
+
+#[test]
+fn copies_are_counted_over_all_that_a_backup_needs() {
+    let shelf = filled();
+    let first = shelf.take(None, NOW).unwrap().id;
+    change_files(&shelf.data(), &mut Dice(19));
+    let second = shelf.take(Some(&first), NOW + 60).unwrap().id;
+    let copies = || -> Vec<usize> {
+        let listed = backup::list(shelf.open(), SERVICE).unwrap().backups;
+        assert!(listed.iter().all(|it| it.manifests == 2), "{listed:?}");
+        listed.iter().map(|it| it.copies).collect()
+    };
+    assert_eq!(copies(), [2, 2]);
+    // One that both need.
+    let packs = shelf.objects("packs");
+    let oldest = |path: &&std::path::PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let pack = packs.iter().min_by_key(oldest).unwrap().clone();
+    fs::remove_file(&pack).unwrap();
+    assert_eq!(copies()[0], 1, "{first}");
+    // The next backup that stands on it brings it back.
+    shelf.take(Some(&second), NOW + 120).unwrap();
+    let verified = backup::verify(shelf.open(), SERVICE, &first, 1, &quiet()).unwrap();
+    assert_eq!(verified.copies, 2);
+    assert_eq!(copies(), [2, 2, 2]);
+}
