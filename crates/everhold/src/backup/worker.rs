@@ -87,6 +87,16 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
     let (durable, config, _) = agent::open(&site, &worker.service, service)?;
     let (of, names) = (spec.clone(), wanted.repositories.clone());
     let repository = tokio::task::spawn_blocking(move || open(&of, &names)).await??;
+    if let (true, Some((_, error))) =
+        (repository.places().count() < wanted.copies as usize, repository.absent().first())
+    {
+        anyhow::bail!(
+            "E280 {} copies are wanted and only {} repositories are there: {error}; next step: mend \
+             what is named; the schedule tries again",
+            wanted.copies,
+            repository.places().count()
+        );
+    }
     let repository = Arc::new(repository);
 
     let mode = BackupMode::begin(&config).await.context("E289 begin a backup")?;

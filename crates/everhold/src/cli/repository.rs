@@ -25,7 +25,12 @@ pub enum Command {
     /// Open each of them and try what backups hang on
     Check,
     /// Try a recovery kit, read from stdin: it opens a repository without any password
-    Kit { name: String },
+    Kit {
+        name: String,
+        /// Print it instead, by the password of this machine
+        #[arg(long)]
+        print: bool,
+    },
     /// Print the spec that a repository holds, with nothing but the repository at hand
     Spec {
         /// Where it lies, as in s3://BUCKET/PREFIX, or its name in the running cluster's spec
@@ -66,7 +71,14 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Init { name } => init(client, &spec, name.as_deref()),
         Command::Check => check(client, &spec),
-        Command::Kit { name } => kit(client, &spec, name),
+        Command::Kit { name, print: false } => kit(client, &spec, name),
+        Command::Kit { name, print: true } => {
+            let text = one(&spec, name)?.kit().text();
+            match client.json {
+                true => print_json(&json!({ "repository": name, "kit": text })),
+                false => print(&text),
+            }
+        }
         Command::Spec { .. } => Ok(()),
         Command::AddPassword { name, file } => {
             let password = key_file::read(file).map_err(|error| failed(error.told()))?;
@@ -184,9 +196,9 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
         "The recovery kit below opens every repository of this cluster without a password. Print it,",
     );
     say(
-        "lock it away from the machines, and try it: `everhold repository kit NAME`. It is not shown",
+        "lock it away from the machines, and try it: `everhold repository kit NAME`. Whoever has a",
     );
-    say("again.");
+    say("password can print it again: `everhold repository kit NAME --print`.");
     say("");
     print(&kit)
 }
