@@ -20,6 +20,7 @@ mod verify;
 pub use list::{Listed, list};
 pub use manifest::Info;
 pub(crate) use manifest::{began_s as time_of, new_id};
+pub(crate) use prune::announced;
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
 pub use restore::{Restore, Restored, restore};
 pub use take::{Backup, Plan};

@@ -119,6 +119,7 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         let backup = job.store(&files, &pg.0, pg.1, pg.2)?;
         let _ = stored.send(());
         let about = end.recv().context("backup mode was not ended")??;
+        job.check_log(&files, &about)?;
         backup.finish(about).map_err(told)
     });
     if is_stored.await.is_ok() {
@@ -190,6 +191,24 @@ impl Job {
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    /// Whether the log is still there from where the backup starts: what no other needed may have
+    /// been dropped meanwhile. Its end may be on its way yet.
+    fn check_log(&self, repository: &Repository, about: &About) -> anyhow::Result<()> {
+        let log = Log::new(repository, &self.service, self.sysid);
+        let covered = coverage(&log.pieces(self.copies).map_err(told)?, &about.line);
+        let hole = missing(&covered, about.start, about.stop);
+        let end = covered.last().map(|range| range.end);
+        if let Some(hole) = hole.filter(|hole| end.is_none_or(|end| hole.start < end)) {
+            anyhow::bail!(
+                "E289 the log from {} to {} is not archived any more, which this backup needs; next \
+                 step: none, the schedule tries again",
+                hole.start,
+                hole.end
+            );
+        }
+        Ok(())
     }
 
     fn store<'r>(

@@ -338,7 +338,8 @@ fn a_lost_slot_is_a_gap_that_a_backup_ends_by_itself() {
     assert!(said.contains("E287"), "{said}");
 }
 
-fn checkpoint(stack: &mut Stack) {
+/// Where a standby's next backup begins is its last one.
+pub fn checkpoint(stack: &mut Stack) {
     for node in NODES {
         as_superuser(stack, node, "CHECKPOINT");
     }

@@ -1,5 +1,6 @@
 //! Old backups and their log are forgotten, by themselves and by hand, and never what is needed.
 
+use crate::archive::checkpoint;
 use crate::stack::{Stack, Wanted};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::Location;
@@ -7,6 +8,7 @@ use everhold_repository::{Log, Password, PlaceConfig, Repository};
 use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 /// A stack with one repository and a window of no days: the newest backup and the one before stay.
 fn start() -> (Stack, Repository) {
@@ -43,9 +45,13 @@ fn json(stack: &Stack, arguments: &[&str]) -> Value {
 }
 
 /// More log than two segments, and then a full backup; its id.
-fn another(stack: &Stack) -> String {
+fn another(stack: &mut Stack) -> String {
     let sql = "SELECT pg_logical_emit_message(true, 'test', repeat('x', 35000000))";
     stack.done(&["psql", "main", "--", "-XAt", "-c", sql]);
+    // The leader's, and once it has come to the standbys, theirs.
+    checkpoint(stack);
+    std::thread::sleep(Duration::from_secs(1));
+    checkpoint(stack);
     let made = json(stack, &["backup", "now", "main", "--full"]);
     made["id"].as_str().expect("an id").to_string()
 }
@@ -69,8 +75,8 @@ fn what_nothing_needs_goes_by_itself_and_the_rest_stays() {
     let (mut stack, repository) = start();
     let first = ids(&stack)[0].clone();
     let begin = log_start(&repository);
-    let second = another(&stack);
-    let third = another(&stack);
+    let second = another(&mut stack);
+    let third = another(&mut stack);
     // After the full backup, without being asked.
     stack.wait("two backups", |status| {
         status["services"]["main"]["backup"]["forgotten"]["dropped"] == 1

@@ -212,6 +212,9 @@ fn each_of_two_places_is_enough() {
     fs::write(stack.spec_file(), spec(&stack, &bucket, &["west"])).expect("the spec");
     stack.done(&["apply", &stack.spec_file().display().to_string()]);
     fs::remove_dir_all(stack.dir().join("vault")).expect("removed");
+    // Agents start their part anew.
+    std::thread::sleep(Duration::from_secs(2));
+    stack.whole();
     let only = json(&stack, &["backup", "now", "main", "--full"]);
     let listed = json(&stack, &["backup", "list", "main"]);
     assert_eq!(listed["backups"][0]["id"], only["id"], "{listed}");

@@ -195,7 +195,7 @@ pub fn condemned(
 }
 
 /// Backups under way, or dead.
-fn announced(repository: &Repository, service: &str) -> Result<Vec<String>, RepositoryError> {
+pub fn announced(repository: &Repository, service: &str) -> Result<Vec<String>, RepositoryError> {
     let prefix = announcement(service, "");
     let names = repository.list(&prefix)?.into_keys();
     Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_string)).collect())

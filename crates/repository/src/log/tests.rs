@@ -211,14 +211,31 @@ fn what_is_dropped_takes_its_line_along() {
     assert!(matches!(refused, RepositoryError::PlaceAbsent { .. }), "{refused}");
     assert_eq!(half.pieces(1).expect("listed").len(), 4);
     fs::rename(&away, &west).expect("back");
-    assert_eq!(log.drop_before(&keep::Log::default(), SEGMENT, &quiet()).expect("dropped"), 0);
-    assert_eq!(log.drop_before(&needed(SEGMENT * 3 / 2), SEGMENT, &quiet()).expect("dropped"), 1);
+    assert_eq!(
+        log.drop_before(&keep::Log::default(), SEGMENT, &quiet()).expect("dropped").pieces,
+        0
+    );
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 3 / 2), SEGMENT, &quiet()).expect("dropped").pieces,
+        1
+    );
     let rest = SEGMENT..SEGMENT * 7 / 2;
     assert_eq!(read(&log, rest.clone()).expect("read"), expected(rest));
     assert_eq!(log.epochs().expect("listed").len(), 2);
-    assert_eq!(log.drop_before(&needed(SEGMENT * 3), SEGMENT, &quiet()).expect("dropped"), 2);
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 3), SEGMENT, &quiet()).expect("dropped").pieces,
+        2
+    );
     assert_eq!(log.epochs().expect("listed").into_iter().collect::<Vec<_>>(), [2]);
+    // A backup under way may begin with what no other needs.
+    repository.put("main/running/x", b"main").expect("put");
+    let waits = log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("waits");
+    assert_eq!((waits.pieces, waits.waiting_for), (0, vec!["x".to_string()]));
+    repository.delete("main/running/x").expect("deleted");
     // The newest line stays, whatever goes.
-    assert_eq!(log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("dropped"), 1);
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("dropped").pieces,
+        1
+    );
     assert_eq!(log.newest_line().expect("a line"), Some((2, line())));
 }

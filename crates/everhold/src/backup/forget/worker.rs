@@ -179,12 +179,14 @@ fn remove(repository: &Repository, order: &Order, judged: &[Judged]) -> anyhow::
         waiting_for: pruned.waiting_for,
     };
     // One under way may begin with log that nothing needs yet.
-    if done.waiting_for.is_empty() {
-        for Judged { sysid, segment_bytes, log, .. } in judged {
-            let archive = Log::new(repository, &order.service, *sysid);
-            done.log_pieces +=
-                watched("log", |watch| archive.drop_before(log, *segment_bytes, watch))?;
+    for Judged { sysid, segment_bytes, log, .. } in judged {
+        if !done.waiting_for.is_empty() {
+            break;
         }
+        let archive = Log::new(repository, &order.service, *sysid);
+        let dropped = watched("log", |watch| archive.drop_before(log, *segment_bytes, watch))?;
+        done.log_pieces += dropped.pieces;
+        done.waiting_for = dropped.waiting_for;
     }
     Ok(done)
 }
