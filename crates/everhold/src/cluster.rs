@@ -7,6 +7,8 @@ mod word;
 pub use word::StoreWord;
 
 use crate::agent::Ask;
+use crate::backup::copies::Content;
+use crate::backup::forget::Forgetting;
 use crate::backup::shown::Summary;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
@@ -126,6 +128,8 @@ pub struct Cluster {
     pub here: Option<String>,
     pub layout: Layout,
     pub store_ports: StorePorts,
+    /// The runs of this process that forget backups.
+    pub forgetting: Forgetting,
     store: Agreed,
     links: Mutex<Links>,
     seen: Mutex<Seen>,
@@ -173,6 +177,7 @@ impl Cluster {
             here: parts.here,
             layout: parts.layout,
             store_ports: parts.store_ports,
+            forgetting: Forgetting::default(),
             store: parts.store,
             links: Mutex::new(links),
             seen: Mutex::new(Seen {
@@ -275,8 +280,36 @@ impl Cluster {
 
     /// Tells every API what the repositories hold of a service.
     pub async fn put_backups(&self, service: &str, summary: &Summary) -> Result<(), ClusterError> {
-        let key = format!("{}backups", Keys::new(&self.name, service).prefix);
-        self.store.txn(&Txn::new().put(&key, encode(summary))).await?;
+        self.put_of(service, "backups", summary).await
+    }
+
+    /// Tells every API something of the whole cluster, under a name that `word` knows.
+    pub async fn put_word(
+        &self,
+        name: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<(), ClusterError> {
+        let key = format!("{}{name}", self.prefix());
+        self.store.txn(&Txn::new().put(&key, encode(value))).await?;
+        Ok(())
+    }
+
+    /// All that the store holds of this cluster.
+    pub async fn content(&self) -> Result<Content, ClusterError> {
+        let snapshot = self.store.get_prefix(&self.prefix()).await?;
+        let keys = snapshot.kvs.into_iter().map(|kv| (kv.key, kv.value));
+        Ok(Content::new(&self.name, snapshot.rev, keys.collect()))
+    }
+
+    /// Tells every API something of a service, under a name that `word` knows.
+    pub async fn put_of(
+        &self,
+        service: &str,
+        name: &str,
+        value: &impl serde::Serialize,
+    ) -> Result<(), ClusterError> {
+        let key = format!("{}{name}", Keys::new(&self.name, service).prefix);
+        self.store.txn(&Txn::new().put(&key, encode(value))).await?;
         Ok(())
     }
 

@@ -182,9 +182,11 @@ codes! {
         "choose a point that `everhold backup list SERVICE` shows as covered";
     RestoreTo "E288" "directory can't be restored into" "name an empty or new directory";
     BackupFailed "E289" "no backup was made" "mend what is named; the schedule tries again";
-    BackupsHeld "E296" CONFLICT "backups of a service without data"
+    NotForgotten "E290" SERVICE_UNAVAILABLE "backups are not forgotten"
+        "mend what is named; nothing that is needed is gone";
+    BackupsHeld "E293" CONFLICT "backups of a service without data"
         "`everhold recover SERVICE` brings it back";
-    RecoveryFailed "E297" "no recovery" "mend what is named and ask again; nothing was changed";
+    RecoveryFailed "E294" "no recovery" "mend what is named and ask again; nothing was changed";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

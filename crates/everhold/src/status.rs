@@ -1,5 +1,6 @@
 //! The answer of `everhold status`: one shape for command line, API and console. Pure.
 
+use crate::backup::forget::Running;
 use crate::backup::shown;
 use crate::cluster::{Reports, StoreWord};
 use crate::link::{Hold, Report};
@@ -27,6 +28,8 @@ pub struct Sources<'a> {
     pub spec: &'a Spec,
     pub reports: &'a Reports,
     pub word: &'a StoreWord,
+    /// What this process is forgetting, by service.
+    pub forgetting: &'a BTreeMap<String, Running>,
 }
 
 /// A state in the words of `status`.
@@ -70,6 +73,9 @@ pub fn status(from: &Sources<'_>) -> Value {
     });
     if let Some(node) = &from.word.coordinator {
         status["coordinator"] = json!(node);
+    }
+    if let Some(copied) = &from.word.copied {
+        status["copies"] = copied.shown();
     }
     if let Some((rollout, _)) = &from.word.rollout {
         status["rollout"] = json!(rollout);
@@ -212,6 +218,8 @@ fn backup(from: &Sources<'_>, name: &str, leader: Option<&String>) -> Option<Val
     let mut value = shown::status(name, from.reports, from.word.backups.get(name));
     value["rpo_ms"] = json!(word.and_then(|word| word.behind_ms));
     value["log_lsn"] = json!(word.and_then(|word| word.archived));
+    value["forgotten"] = json!(from.word.forgotten.get(name).map(|it| it.shown()));
+    value["forgetting"] = json!(from.forgetting.get(name));
     Some(value)
 }
 
@@ -347,7 +355,12 @@ fn holds(from: &Sources<'_>) -> Value {
     });
     let steps = nodes::steps(from.spec, from.reports, from.word, from.now_ms);
     let leaving = steps.into_iter().filter_map(of_a_node);
-    Value::Array(unreadable.chain(told).chain(gateways).chain(leaving).collect())
+    let backed_up = |name: &&String| from.spec.postgres(name).is_some_and(|it| it.backup.is_some());
+    let old = from.word.forgotten.iter().filter(|(name, _)| backed_up(name));
+    let old = old.filter_map(|(name, forgotten)| forgotten.hold(name));
+    let copies = from.word.copied.as_ref().and_then(|copied| copied.hold());
+    let of_nodes = told.chain(gateways).chain(leaving);
+    Value::Array(unreadable.chain(of_nodes).chain(old).chain(copies).collect())
 }
 
 /// What a node waits for that was drained or is to leave.
@@ -394,6 +407,7 @@ mod tests {
                 spec: &spec,
                 reports: &Reports::new(),
                 word: &word,
+                forgetting: &BTreeMap::new(),
             };
             let status = status(&from);
             assert_eq!(status["services"]["main"]["maintenance"], expected);

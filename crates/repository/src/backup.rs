@@ -21,6 +21,8 @@ mod verify;
 pub use copy::copy;
 pub use list::{Listed, list};
 pub use manifest::Info;
+pub(crate) use manifest::{began_s as time_of, new_id};
+pub(crate) use prune::announced;
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
 pub use restore::{Restore, Restored, cut_log, restore};
 pub use take::{Backup, Plan};
@@ -68,7 +70,7 @@ pub struct BadPage {
     pub page: u64,
 }
 
-/// How far it is, in bytes of files.
+/// How far it is, in bytes of files; where objects are looked at or removed, in objects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub done: u64,
@@ -85,7 +87,7 @@ pub struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    fn check(&self) -> Result<(), RepositoryError> {
+    pub(crate) fn check(&self) -> Result<(), RepositoryError> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err(RepositoryError::Stopped),
             false => Ok(()),

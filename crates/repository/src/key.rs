@@ -6,6 +6,7 @@ use crate::seal::{Master, ObjectKey, TAG, random};
 use argon2::{Algorithm, Argon2, Params, Version};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// Memory in KiB, passes and lanes of Argon2id: the second recommended set of RFC 9106, for where
 /// 2 GiB are too much. About a tenth of a second.
@@ -89,6 +90,9 @@ fn derive(
     passes: u32,
     lanes: u32,
 ) -> Result<ObjectKey, RepositoryError> {
+    // One at a time: the memory of one, however many places are opened at once.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut key = [0; 32];
     Params::new(memory_kib, passes, lanes, Some(key.len()))
         .and_then(|params| {

@@ -6,6 +6,7 @@
 //! blocks: callers in asynchronous code give it a thread.
 
 pub mod backup;
+pub mod copies;
 mod error;
 mod key;
 pub mod log;

@@ -8,8 +8,9 @@
 
 mod coverage;
 
-pub use coverage::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
+pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing};
 
+use crate::backup::{Watch, announced};
 use crate::{Put, Repository, RepositoryError};
 use coverage::{doubled, gathered, gatherings, plan, unneeded};
 use everhold_core::backup::keep;
@@ -26,13 +27,24 @@ use std::path::{Path, PathBuf};
 const READ_AHEAD: usize = 4;
 /// How often pieces that went while they were read are looked for anew, gathered in larger ones.
 const ANEW_MAX: u32 = 3;
+/// Pieces that are dropped between two looks whether a backup is under way.
+const DROPPED_AT_ONCE: usize = 64;
 /// Rounds of gathering in one go; the next one comes soon.
 const GATHERINGS_MAX: usize = 32;
 
 /// The log of one database in a repository.
 pub struct Log<'r> {
     repository: &'r Repository,
+    service: String,
     prefix: String,
+}
+
+/// What was dropped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dropped {
+    pub pieces: usize,
+    /// Backups under way: a standby's may begin with log that no other needs any more.
+    pub waiting_for: Vec<String>,
 }
 
 /// Segment files as they were written for PostgreSQL.
@@ -46,7 +58,8 @@ pub struct Segments {
 impl<'r> Log<'r> {
     /// Of the service's database with this system identifier.
     pub fn new(repository: &'r Repository, service: &str, sysid: u64) -> Log<'r> {
-        Log { repository, prefix: Log::prefix(service, sysid) }
+        let prefix = Log::prefix(service, sysid);
+        Log { repository, service: service.to_string(), prefix }
     }
 
     /// How the names of all its objects begin.
@@ -245,26 +258,47 @@ impl<'r> Log<'r> {
         Ok(gone.len())
     }
 
+    /// What nothing kept needs: pieces, and the bytes in them.
+    pub fn unneeded(
+        &self,
+        needed: &keep::Log,
+        segment_bytes: u64,
+    ) -> Result<(usize, u64), RepositoryError> {
+        let unneeded = unneeded(&self.pieces(1)?, needed, segment_bytes);
+        Ok((unneeded.len(), unneeded.iter().map(Piece::bytes).sum()))
+    }
+
     /// Removes what nothing kept needs, and the lines of leaders of which no piece is left but the
-    /// newest. Returns how many pieces went.
+    /// newest. Nothing more goes once a backup is under way. Refused while a place is away: what it has
+    /// would come back with it.
     pub fn drop_before(
         &self,
         needed: &keep::Log,
         segment_bytes: u64,
-    ) -> Result<usize, RepositoryError> {
+        watch: &Watch<'_>,
+    ) -> Result<Dropped, RepositoryError> {
+        self.repository.all_there()?;
         let mut epochs = self.epochs()?;
         let pieces = self.pieces(1)?;
         let unneeded = unneeded(&pieces, needed, segment_bytes);
-        for piece in &unneeded {
-            self.repository.delete(&self.name(piece))?;
+        let names: Vec<String> = unneeded.iter().map(|piece| self.name(piece)).collect();
+        let mut dropped = Dropped::default();
+        for some in names.chunks(DROPPED_AT_ONCE) {
+            dropped.waiting_for = announced(self.repository, &self.service)?;
+            if !dropped.waiting_for.is_empty() {
+                return Ok(dropped);
+            }
+            self.repository.delete_all(some, watch)?;
+            dropped.pieces += some.len();
         }
         epochs.pop_last();
+        let gone: BTreeSet<&Piece> = unneeded.iter().collect();
         let used: BTreeSet<Epoch> =
-            pieces.iter().filter(|it| !unneeded.contains(it)).map(|it| it.epoch).collect();
+            pieces.iter().filter(|it| !gone.contains(it)).map(|it| it.epoch).collect();
         for epoch in epochs.difference(&used) {
             self.repository.delete(&self.line_name(*epoch))?;
         }
-        Ok(unneeded.len())
+        Ok(dropped)
     }
 }
 

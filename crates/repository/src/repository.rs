@@ -1,12 +1,15 @@
 //! The same objects in one place or several.
 
 use crate::RepositoryError;
+use crate::backup::{Progress, Watch};
 use crate::key::{Kit, Password, Wrapped, hex};
 use crate::place::{Existing, Object, Place, PlaceConfig};
 use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The version of all that is described here; a newer one is refused.
 const FORMAT: u32 = 1;
@@ -18,6 +21,8 @@ const KEYS: &str = "keys/";
 const KEYS_MAX: usize = 32;
 /// For objects that are read whole: manifests and pieces of the log.
 const PLAIN_BYTES_MAX: u64 = 4 << 30;
+/// Objects that are removed at once: each takes an S3 store some ten milliseconds.
+const DELETERS: usize = 8;
 /// What compresses well at a gigabyte a second and core.
 const LEVEL: i32 = 3;
 
@@ -34,7 +39,7 @@ pub struct Identity {
 pub struct Repository {
     identity: Identity,
     master: Master,
-    places: Vec<Place>,
+    places: Vec<Arc<Place>>,
     /// Places that did not answer or are not what they should be, and why.
     absent: Vec<(String, RepositoryError)>,
 }
@@ -95,7 +100,7 @@ impl Repository {
         if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)? {
             return Err(RepositoryError::Conflict { name: IDENTITY.to_string() });
         }
-        self.places.push(place);
+        self.places.push(Arc::new(place));
         Ok(())
     }
 
@@ -141,18 +146,31 @@ impl Repository {
     ) -> Result<Repository, RepositoryError> {
         let mut opened: Option<Repository> = None;
         let mut absent = Vec::new();
-        for (config, password) in places {
-            let unlocked = password
-                .map_err(|said| RepositoryError::NoPassword { place: config.name.clone(), said })
-                .and_then(|password| unlock(config, &password, cluster));
+        // All at once: one that does not answer takes its time.
+        let unlocked: Vec<_> = std::thread::scope(|scope| {
+            let one = |config: &PlaceConfig, password: Result<Password, String>| {
+                let name = || config.name.clone();
+                let none = |said| RepositoryError::NoPassword { place: name(), said };
+                password.map_err(none).and_then(|password| unlock(config, &password, cluster))
+            };
+            let running = places
+                .into_iter()
+                .map(|(config, password)| (config, scope.spawn(move || one(config, password))));
+            let running: Vec<_> = running.collect();
+            let ended = running.into_iter().map(|(config, thread)| {
+                (config, thread.join().unwrap_or_else(|_| Err(lost_thread())))
+            });
+            ended.collect()
+        });
+        for (config, unlocked) in unlocked {
             match (unlocked, &mut opened) {
                 (Ok((identity, master, place)), None) => {
-                    let places = vec![place];
+                    let places = vec![Arc::new(place)];
                     opened = Some(Repository { identity, master, places, absent: Vec::new() });
                 }
                 (Ok((identity, _, place)), Some(repository)) => {
                     if identity.id == repository.identity.id {
-                        repository.places.push(place);
+                        repository.places.push(Arc::new(place));
                     } else {
                         let error = RepositoryError::Foreign {
                             place: config.name.clone(),
@@ -176,6 +194,34 @@ impl Repository {
         }
     }
 
+    /// Several that were opened by themselves as one; `None`: there are none, or they are not one
+    /// repository.
+    pub fn join<'r>(parts: impl IntoIterator<Item = &'r Repository>) -> Option<Repository> {
+        let mut joined: Option<Repository> = None;
+        for part in parts {
+            let joined = joined.get_or_insert_with(|| Repository {
+                identity: part.identity.clone(),
+                master: part.master.clone(),
+                places: Vec::new(),
+                absent: Vec::new(),
+            });
+            if joined.identity.id != part.identity.id {
+                return None;
+            }
+            joined.places.extend(part.places.iter().cloned());
+        }
+        joined
+    }
+
+    /// Opens one place of whichever cluster it is.
+    pub fn open_any(
+        config: &PlaceConfig,
+        password: &Password,
+    ) -> Result<Repository, RepositoryError> {
+        let cluster = known(&Place::open(config)?)?.cluster;
+        Repository::open(&[(config.clone(), password.clone())], &cluster)
+    }
+
     /// Opens one place with the recovery kit, without a password.
     pub fn open_with_kit(config: &PlaceConfig, kit: &Kit) -> Result<Repository, RepositoryError> {
         let place = Place::open(config)?;
@@ -189,7 +235,7 @@ impl Repository {
             });
         }
         let master = kit.master().clone();
-        Ok(Repository { identity, master, places: vec![place], absent: Vec::new() })
+        Ok(Repository { identity, master, places: vec![Arc::new(place)], absent: Vec::new() })
     }
 
     pub fn identity(&self) -> &Identity {
@@ -209,7 +255,7 @@ impl Repository {
 
     /// Proves that each place can tell a second write of an object from the first.
     pub fn probe(&self) -> Result<(), RepositoryError> {
-        self.places.iter().try_for_each(Place::probe)
+        self.places.iter().try_for_each(|place| place.probe())
     }
 
     pub fn kit(&self) -> Kit {
@@ -218,7 +264,7 @@ impl Repository {
 
     /// Places that are open.
     pub fn places(&self) -> impl Iterator<Item = &str> {
-        self.places.iter().map(Place::name)
+        self.places.iter().map(|place| place.name())
     }
 
     /// Places that could not be opened, and why.
@@ -252,7 +298,7 @@ impl Repository {
     }
 
     fn place(&self, name: &str) -> Result<&Place, RepositoryError> {
-        let place = self.places.iter().find(|place| place.name() == name);
+        let place = self.places.iter().find(|place| place.name() == name).map(AsRef::as_ref);
         place.ok_or_else(|| RepositoryError::NoRepository { place: name.to_string() })
     }
 
@@ -305,10 +351,7 @@ impl Repository {
                 Ok(Ok(())) => put.copies += 1,
                 Ok(Err(error @ RepositoryError::Conflict { .. })) => return Err(error),
                 Ok(Err(error)) => put.failed.push((place, error)),
-                Err(_) => put.failed.push((
-                    place,
-                    RepositoryError::Unreachable { said: "its thread ended".to_string() },
-                )),
+                Err(_) => put.failed.push((place, lost_thread())),
             }
         }
         match put.copies {
@@ -358,7 +401,7 @@ impl Repository {
         let mut harmed = Vec::new();
         let mut damaged = false;
         let mut unreachable = None;
-        for place in &self.places {
+        for place in self.places.iter().map(AsRef::as_ref) {
             match look(place) {
                 Ok(Found::Whole(found)) => return Ok((found, harmed)),
                 Ok(Found::Damaged) => {
@@ -449,7 +492,7 @@ impl Repository {
         Ok(())
     }
 
-    pub(crate) fn all_places(&self) -> &[Place] {
+    pub(crate) fn all_places(&self) -> &[Arc<Place>] {
         &self.places
     }
 
@@ -463,6 +506,32 @@ impl Repository {
     /// Removes an object from every place.
     pub fn delete(&self, name: &str) -> Result<(), RepositoryError> {
         self.places.iter().try_for_each(|place| place.delete(name))
+    }
+
+    /// Removes many, several at once, in no order.
+    pub(crate) fn delete_all(
+        &self,
+        names: &[String],
+        watch: &Watch<'_>,
+    ) -> Result<(), RepositoryError> {
+        let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
+        let total = names.len() as u64;
+        let work = || -> Result<(), RepositoryError> {
+            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                watch.check()?;
+                self.delete(name)?;
+                let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+                (watch.progress)(Progress { done, total });
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads = names.len().min(DELETERS);
+            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let ended = running.into_iter().map(|thread| thread.join());
+            let ended: Vec<_> = ended.map(|it| it.unwrap_or_else(|_| Err(lost_thread()))).collect();
+            ended.into_iter().collect()
+        })
     }
 
     /// Brings every object below `prefix` to the places that lack it; how many copies were made.
@@ -518,6 +587,10 @@ pub(crate) enum Found<T> {
     Whole(T),
     Damaged,
     Nothing,
+}
+
+fn lost_thread() -> RepositoryError {
+    RepositoryError::Unreachable { said: "its thread ended".to_string() }
 }
 
 fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held> {

@@ -74,6 +74,27 @@ pub enum Reason {
     Yearly,
 }
 
+/// After a run that came to nothing, or waited for a backup under way.
+const AGAIN_S: u64 = 600;
+
+/// How the last run that forgets ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub at_s: u64,
+    /// It did all that there was to do.
+    pub whole: bool,
+}
+
+/// Whether it is time to forget: a day after the last time, and after each full backup.
+pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, now_s: u64) -> bool {
+    let Some(Run { at_s, whole }) = last else { return true };
+    // One of the future was a wrong clock's.
+    let at_s = at_s.min(now_s);
+    let wait = if whole { DAY_S } else { AGAIN_S };
+    now_s >= at_s + wait
+        || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
+}
+
 /// Why each backup is kept; without a reason it may go.
 pub fn judge(backups: &[Backup], keep: &Keep, now_s: u64) -> BTreeMap<String, BTreeSet<Reason>> {
     let mut kept: BTreeMap<String, BTreeSet<Reason>> =
@@ -216,10 +237,13 @@ mod tests {
             ("0d! 50d 60d",                  keep(2, 0, 0, 0),    "0d! 50d 60d"),
             // The newest proven one stays until another is.
             ("0d 1d 40d+ 50d+",              keep(2, 0, 0, 0),    "0d 1d 40d"),
+            ("0d 1d 40d 50d+ 60d+",          keep(2, 0, 0, 0),    "0d 1d 40d 50d"),
             // From a clock that ran ahead.
             ("-400d 0d 1d 9d 10d",           keep(2, 0, 0, 0),    "-400d 0d 1d 9d"),
             // Fridays back from now, and one for each month.
             ("0d 7d 8d 14d 15d 21d 28d",     keep(1, 0, 3, 0),    "0d 7d 14d"),
+            // Weeks begin on Monday, which is 4 days ago.
+            ("0d 3d 4d 5d 6d 11d 12d",       keep(0, 0, 3, 0),    "0d 3d 5d 12d"),
             ("0d 30d 31d 60d 90d 100d",      keep(1, 0, 0, 3),    "0d 30d 60d"),
             ("0d 0d5h 1d 1d5h 2d 2d5h 3d",   keep(0, 2, 0, 0),    "0d 0d5h"),
             ("0d1h 0d5h 1d1h 1d5h 2d 2d5h",  keep(0, 2, 0, 0),    "0d1h 0d5h 1d1h"),
@@ -229,6 +253,45 @@ mod tests {
         ];
         for (text, keep, stay) in cases {
             assert_eq!(kept(text, &keep), stay.replace('!', ""), "{text} {keep:?}");
+        }
+    }
+
+    #[test]
+    fn what_it_stays_for() {
+        let keep = Keep { days: 2, weekly: 2, ..Keep::default() };
+        let backups = backups("0d 1d 9d 10d+ 40d");
+        let kept = judge(&backups, &keep, NOW);
+        let told = |id: &str| kept[id].iter().map(|why| format!("{why:?}")).collect::<Vec<_>>();
+        #[rustfmt::skip]
+        let cases = [
+            ("0d", "Window Newest Weekly"), ("1d", "Window"), ("9d", "Base Weekly"),
+            ("10d", "Proven"), ("40d", ""),
+        ];
+        for (id, why) in cases {
+            assert_eq!(told(id).join(" "), why, "{id}");
+        }
+    }
+
+    #[test]
+    fn when_it_is_time() {
+        let run = |ago: i64, whole| Some(Run { at_s: NOW.saturating_add_signed(-ago), whole });
+        #[rustfmt::skip]
+        let cases = [
+            // last run             newest full       due
+            (None,                  None,             true),
+            (run(86_399, true),     None,             false),
+            (run(86_400, true),     None,             true),
+            (run(60, true),         Some(NOW - 61),   false),
+            (run(60, true),         Some(NOW - 30),   true),
+            (run(599, false),       Some(NOW - 30),   false),
+            (run(600, false),       None,             true),
+            // Clocks that ran ahead.
+            (run(-900_000, true),   None,             false),
+            (run(-900_000, true),   Some(NOW),        true),
+            (run(60, true),         Some(NOW + 500),  false),
+        ];
+        for (last, full, due) in cases {
+            assert_eq!(is_due(last, full, NOW), due, "{last:?} {full:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Decided from what is seen, again and again: whoever decides may be lost at any moment.
 
 use super::{Backup, Cron, Kind};
+use crate::ids::Lsn;
 use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -56,10 +57,11 @@ pub enum Next {
     },
 }
 
-/// The next backup. `running`: one is being made.
+/// The next backup. `hole`: where the newest hole of the log ends. `running`: one is being made.
 pub fn next(
     plan: &Plan,
     backups: &[Backup],
+    hole: Option<Lsn>,
     running: bool,
     failed: Failed,
     places: &BTreeMap<String, Place>,
@@ -68,7 +70,7 @@ pub fn next(
     if running {
         return Next::Wait { why: "one is being made".to_string() };
     }
-    let (kind, due_s) = due(plan, backups, now_s);
+    let (kind, due_s) = due(plan, backups, hole, now_s);
     let pause = RETRY_S.checked_shl(failed.times.saturating_sub(1)).unwrap_or(RETRY_S_MAX);
     // A failure of the future is as good as one of now.
     let retry_s = match failed.times {
@@ -92,8 +94,13 @@ pub fn choose(places: &BTreeMap<String, Place>) -> Option<&str> {
     best.map(|(node, _)| node.as_str())
 }
 
-/// The kind that is due first, and when, in seconds since 1970.
-pub fn due(plan: &Plan, backups: &[Backup], now_s: u64) -> (Kind, u64) {
+/// The kind that is due first, and when, in seconds since 1970. Behind a hole in the log no point
+/// can be restored before there is a backup that begins there: it is due at once.
+pub fn due(plan: &Plan, backups: &[Backup], hole: Option<Lsn>, now_s: u64) -> (Kind, u64) {
+    let begins_behind = |end: Lsn| backups.iter().any(|it| it.good && it.start >= end);
+    if hole.is_some_and(|end| !begins_behind(end)) {
+        return (Kind::Full, 0);
+    }
     let known = || backups.iter().filter(|it| it.good && it.began_s <= now_s + AHEAD_S);
     let newest = |kind: Option<Kind>| {
         known().filter(|it| kind.is_none_or(|kind| it.kind == kind)).map(|it| it.began_s).max()
@@ -116,7 +123,6 @@ pub fn due(plan: &Plan, backups: &[Backup], now_s: u64) -> (Kind, u64) {
 mod tests {
     use super::super::Proof;
     use super::*;
-    use crate::ids::Lsn;
 
     /// 2026-11-20 00:00.
     const DAY: u64 = 20_777 * 86_400;
@@ -175,8 +181,33 @@ mod tests {
             ("c".to_string(), able(false, false)),
         ]);
         for (backups, failed, now_s, expected) in cases {
-            let got = next(&plan, &backups, false, failed, &places, now_s);
+            let got = next(&plan, &backups, None, false, failed, &places, now_s);
             assert_eq!(got, expected, "{backups:?} at {now_s}");
+        }
+    }
+
+    #[test]
+    fn a_hole_in_the_log_wants_a_backup_that_begins_behind_it() {
+        let cron: Cron = "0 2 * * *".parse().expect("a schedule");
+        let plan = Plan { full: cron.clone(), incremental: cron };
+        let at = |start: u64, good| Backup {
+            start: Lsn(start),
+            good,
+            ..backup(Kind::Incremental, DAY + 3 * HOUR)
+        };
+        let rest = (Kind::Full, DAY + 26 * HOUR);
+        #[rustfmt::skip]
+        let cases = [
+            // backups                           hole        due
+            (vec![at(50, true)],                 None,       rest),
+            (vec![at(50, true)],                 Some(100),  (Kind::Full, 0)),
+            (vec![at(50, true), at(100, false)], Some(100),  (Kind::Full, 0)),
+            (vec![at(50, true), at(100, true)],  Some(100),  rest),
+        ];
+        for (mut backups, hole, expected) in cases {
+            backups.push(Backup { start: Lsn(1), ..backup(Kind::Full, DAY + 3 * HOUR) });
+            let got = due(&plan, &backups, hole.map(Lsn), DAY + 4 * HOUR);
+            assert_eq!(got, expected, "{backups:?} {hole:?}");
         }
     }
 
@@ -200,13 +231,13 @@ mod tests {
         ];
         for (text, node) in cases {
             let places = text.split_whitespace().map(place).collect();
-            let got = next(&plan, &[], false, Failed::default(), &places, DAY);
+            let got = next(&plan, &[], None, false, Failed::default(), &places, DAY);
             let got = match &got {
                 Next::Begin { node, .. } => Some(node.as_str()),
                 Next::Rest { .. } | Next::Wait { .. } => None,
             };
             assert_eq!(got, node, "{text}");
-            let busy = next(&plan, &[], true, Failed::default(), &BTreeMap::new(), DAY);
+            let busy = next(&plan, &[], None, true, Failed::default(), &BTreeMap::new(), DAY);
             assert!(matches!(busy, Next::Wait { .. }));
         }
     }

@@ -1,10 +1,10 @@
 //! Backups: asked for, and what there is.
 
-use super::input::{Body, Name, Who};
+use super::input::{Body, Name, Params, Who};
 use super::look::known;
 use super::{ApiError, Code, Shared};
 use crate::agent::Ask;
-use crate::backup::{self, tend};
+use crate::backup::{self, forget, tend};
 use crate::clock;
 use axum::Json;
 use axum::extract::State;
@@ -67,6 +67,52 @@ pub async fn list(State(api): State<Shared>, Name(service): Name) -> Answer {
     let read = tokio::task::spawn_blocking(read).await;
     let read = read.map_err(|error| ApiError::new(Code::Internal, error.to_string()))?;
     read.map(Json).map_err(|error| ApiError::of_text(&format!("{error:#}")))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneParams {
+    /// Ids, with commas between.
+    #[serde(default)]
+    drop: String,
+}
+
+/// What would be forgotten now, and why the rest stays.
+pub async fn plan(
+    State(api): State<Shared>,
+    Name(service): Name,
+    Params(params): Params<PruneParams>,
+) -> Answer {
+    let backup = asked_for(&api, &service)?;
+    let drop = params.drop.split(',').filter(|id| !id.is_empty()).map(str::to_string).collect();
+    let plan = forget::plan(&api.cluster, &service, drop).await;
+    let plan = plan.map_err(|error| ApiError::of_text(&format!("{error:#}")))?;
+    let mut shown = forget::shown(&plan, &backup);
+    shown["service"] = json!(service);
+    Ok(Json(shown))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PruneBody {
+    #[serde(default)]
+    drop: Vec<String>,
+}
+
+/// Begins to forget what nothing needs. `status` shows how far it is and how it ended.
+pub async fn prune(
+    State(api): State<Shared>,
+    Name(service): Name,
+    Who(who): Who,
+    Body(body): Body<PruneBody>,
+) -> Answer {
+    asked_for(&api, &service)?;
+    let Some(run) = forget::begin(&api.cluster, &service, body.drop, who) else {
+        let error =
+            ApiError::new(Code::Refused, format!("backups of {service} are being forgotten"));
+        return Err(error.next("wait for it; `everhold status --json` shows how far it is"));
+    };
+    Ok(Json(json!({ "service": service, "run": run })))
 }
 
 fn asked_for(api: &Shared, service: &str) -> Result<BackupSpec, ApiError> {

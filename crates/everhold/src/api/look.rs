@@ -45,6 +45,7 @@ pub fn status_of(cluster: &Cluster) -> Value {
         spec: &cluster.spec(),
         reports: &cluster.reports(),
         word: &cluster.word(),
+        forgetting: &cluster.forgetting.running(),
     })
 }
 

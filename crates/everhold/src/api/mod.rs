@@ -100,6 +100,8 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::POST, "/v1/services/{service}/recovery", post(recovery::begin)),
         (Method::POST, "/v1/services/{service}/notes", post(acts::note)),
         (Method::GET, "/v1/services/{service}/losses", get(losses::losses)),
+        (Method::GET, "/v1/services/{service}/backups/prune", get(backups::plan)),
+        (Method::POST, "/v1/services/{service}/backups/prune", post(backups::prune)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

@@ -4,6 +4,7 @@
 //! server leads no more. One of an old epoch that runs on harms nothing: it writes under its epoch,
 //! and beyond the fork nobody reads that.
 
+mod lane;
 mod late;
 mod ship;
 mod slot;
@@ -120,27 +121,27 @@ pub async fn run() -> anyhow::Result<()> {
     std::thread::Builder::new().name("agent".into()).spawn(end_with_agent)?;
     let tip = order.lead.line.last().map(|branch| branch.tli);
     let mut source = WalSource::new(&order.run_dir, order.port, &order.data_dir);
-    let mut shipper = Shipper::new(order.clone(), state.clone());
+    let mut shipper = Shipper::new(order.clone(), state.clone())?;
     loop {
-        let mut more = false;
         match source.flushed().await {
             Ok(Some(at)) if at.sysid == order.lead.sysid && Some(at.tli) == tip => {
                 lock(&state).late.seen(clock::now(), at.lsn);
-                more = shipper.round(&at).await;
+                shipper.round(&at).await;
+                shipper.rest(&at, POLL).await;
             }
             // Another server, or another branch: another's to ship.
             Ok(_) => return Ok(()),
-            Err(error) => shipper.complain(Fault {
-                why: format!(
-                    "PostgreSQL does not say how far it is: {}",
-                    crate::keeper::chain(&error)
-                ),
-                next: "its server answers again".to_string(),
-                operator: false,
-            }),
-        }
-        if !more {
-            tokio::time::sleep(POLL).await;
+            Err(error) => {
+                shipper.complain(Fault {
+                    why: format!(
+                        "PostgreSQL does not say how far it is: {}",
+                        crate::keeper::chain(&error)
+                    ),
+                    next: "its server answers again".to_string(),
+                    operator: false,
+                });
+                tokio::time::sleep(POLL).await;
+            }
         }
     }
 }

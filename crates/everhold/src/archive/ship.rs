@@ -1,85 +1,128 @@
-//! What the archiver does: it finds what the archive lacks, and puts it there.
+//! What the archiver does: it finds what the archive lacks, cuts it into pieces, and hands them to
+//! each place. The slowest place holds up nobody: what it has no room for it gets later from another.
 
+use super::lane::{self, IN_FLIGHT, Parcel, Said, TASKS_MAX, Task};
 use super::{Fault, Lead, Order, Shared, lock};
-use crate::{backup, clock};
+use crate::clock;
 use everhold_adapters::postgres::{Flushed, PgError, WalFiles};
 use everhold_core::ids::Lsn;
-use everhold_repository::log::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
-use everhold_repository::{Log, Put, Repository, RepositoryError};
+use everhold_repository::log::{
+    PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing,
+};
+use everhold_repository::{Log, Repository, RepositoryError};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinHandle, spawn_blocking};
 
-/// Pieces that are put at once: 64 MB in memory at most.
-const IN_FLIGHT: usize = 4;
-/// Between two tries to open the repositories: each costs a tenth of a second of a core.
-const REOPEN: Duration = Duration::from_secs(3);
+/// Bytes that a place is handed and has not put yet; what is beyond it gets from another place.
+const LANE_BYTES: u64 = 64 << 20;
+/// The other places are waited for so long at the start: what they have needs no shipping.
+const OPEN_WITHIN: Duration = Duration::from_secs(2);
+/// A put that takes longer is shown.
+const SLOW: Duration = Duration::from_secs(5);
+/// Between two rounds of making a place level.
+const LEVEL: Duration = Duration::from_secs(3);
 /// Between two rounds of gathering small pieces.
 const GATHER: Duration = Duration::from_secs(60);
+/// Between two looks whether a backup begins after a hole.
+const LOOK: Duration = Duration::from_secs(5);
 
 pub struct Shipper {
     order: Arc<Order>,
     state: Shared,
-    archive: Option<Archive>,
-    /// When it was last tried to open the repositories, or to see to what is in them.
-    tended: Option<Instant>,
-    /// A place lacks something that another one has, or does not answer.
-    uneven: bool,
-    tending: Option<JoinHandle<Tended>>,
-}
-
-/// The open repositories, and what they hold of the leader's line.
-struct Archive {
-    repository: Arc<Repository>,
-    /// In any place, and in as many as are asked for.
-    shipped: Vec<Range<Lsn>>,
-    archived: Vec<Range<Lsn>>,
+    places: BTreeMap<String, Place>,
+    said: UnboundedReceiver<(String, Said)>,
+    /// When the first place was open.
+    begun: Option<Instant>,
     /// From here on the server has all of it.
-    from: Lsn,
+    from: Option<Lsn>,
+    /// Why the WAL could not be read.
+    unread: Option<Fault>,
+    gathered: Instant,
+    gathering: Option<JoinHandle<Result<usize, RepositoryError>>>,
+    hole: Hole,
 }
 
-enum Tended {
-    /// Places were opened anew and brought level.
-    Level(Result<Opened, Fault>),
-    Gathered(Result<usize, RepositoryError>),
-}
-
-/// Repositories as they were found.
-struct Opened {
-    repository: Repository,
-    shipped: Vec<Range<Lsn>>,
-    archived: Vec<Range<Lsn>>,
-    /// Why a place is not among them.
+/// A place as far as it has answered.
+struct Place {
+    tasks: SyncSender<Task>,
+    open: Option<Open>,
+    /// It answered once, well or badly.
+    tried: bool,
+    /// Handed over and not answered, and since when.
+    pending: Vec<(Piece, Instant)>,
+    leveling: Option<Instant>,
+    leveled: Option<Instant>,
     fault: Option<Fault>,
+    /// Two have written one object: nothing more is written here.
+    conflict: bool,
 }
 
-/// Why a piece was not put.
-enum Failed {
-    Read(PgError),
-    Put(RepositoryError),
+struct Open {
+    repository: Arc<Repository>,
+    /// What it has of the leader's line.
+    has: Vec<Range<Lsn>>,
+}
+
+/// The newest part that is missing for good, and whether that still matters.
+#[derive(Default)]
+struct Hole {
+    of: Option<(Lsn, Lsn)>,
+    /// A backup begins behind it.
+    closed: bool,
+    looked: Option<Instant>,
+    looking: Option<JoinHandle<Result<bool, RepositoryError>>>,
 }
 
 impl Shipper {
-    pub fn new(order: Arc<Order>, state: Shared) -> Shipper {
-        Shipper { order, state, archive: None, tended: None, uneven: false, tending: None }
+    pub fn new(order: Arc<Order>, state: Shared) -> std::io::Result<Shipper> {
+        // As many answers as tasks were handed over, at most.
+        let (tell, said) = unbounded_channel();
+        let place = |name: &String| -> std::io::Result<(String, Place)> {
+            let tasks = lane::start(order.clone(), name.clone(), tell.clone())?;
+            Ok((name.clone(), Place::new(tasks)))
+        };
+        let places = order.places.keys().map(place).collect::<std::io::Result<_>>()?;
+        Ok(Shipper {
+            order,
+            state,
+            places,
+            said,
+            begun: None,
+            from: None,
+            unread: None,
+            gathered: Instant::now(),
+            gathering: None,
+            hole: Hole::default(),
+        })
     }
 
-    /// Ships what there is, at most some pieces; true: there is more.
-    pub async fn round(&mut self, at: &Flushed) -> bool {
-        if self.archive.is_none() && !self.open(at).await {
-            return false;
-        }
+    /// Hands out what there is, at most some pieces.
+    pub async fn round(&mut self, at: &Flushed) {
+        self.hear_all();
         self.tend().await;
-        let Some(archive) = &self.archive else { return false };
-        let batch = batch(archive, &self.order.lead, at.lsn);
-        let full = batch.len() == IN_FLIGHT;
-        let well = if batch.is_empty() { true } else { self.put(at, batch).await };
-        self.note(at);
-        if well && !self.uneven && self.tending.is_none() {
-            lock(&self.state).trouble = None;
+        if self.is_ready() {
+            self.ship(at).await;
         }
-        full && well
+        self.note(at);
+    }
+
+    /// Hears the places for that long, or until there is more to ship and a place that is free.
+    pub async fn rest(&mut self, at: &Flushed, most: Duration) {
+        let until = tokio::time::Instant::now() + most;
+        while let Ok(Some((name, said))) = tokio::time::timeout_at(until, self.said.recv()).await {
+            self.hear(&name, said);
+            self.hear_all();
+            self.note(at);
+            let reached = missing(&self.covered(), self.from.unwrap_or(at.lsn), at.lsn);
+            if reached.is_some() && self.is_ready() && self.is_free() {
+                return;
+            }
+        }
     }
 
     /// Says what is wrong, since when it is.
@@ -93,139 +136,332 @@ impl Shipper {
         state.trouble = Some((since.unwrap_or_else(clock::now), fault));
     }
 
-    async fn open(&mut self, at: &Flushed) -> bool {
-        if self.tended.is_some_and(|at| at.elapsed() < REOPEN) {
-            return false;
+    fn hear_all(&mut self) {
+        while let Ok((name, said)) = self.said.try_recv() {
+            self.hear(&name, said);
         }
-        self.tended = Some(Instant::now());
-        let order = self.order.clone();
-        let opened = match spawn_blocking(move || open(&order)).await {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(fault)) => {
-                self.complain(fault);
-                return false;
-            }
-            Err(_) => return false,
-        };
-        let oldest = match oldest(&at.files, &self.order.lead, at.lsn).await {
-            Ok(oldest) => oldest,
-            Err(error) => {
-                self.complain(unreadable(&error));
-                return false;
-            }
-        };
-        let Opened { repository, shipped, archived, fault } = opened;
-        // What the archive no longer has since nothing needs it is not shipped again.
-        let from = shipped.first().map_or(oldest, |first| first.start.max(oldest));
-        lock(&self.state).gap = gap(&shipped, from);
-        self.uneven = fault.is_some();
-        fault.into_iter().for_each(|fault| self.complain(fault));
-        self.archive = Some(Archive { repository: Arc::new(repository), shipped, archived, from });
-        true
     }
 
-    /// Puts the pieces, several at once; false: not all of them could be.
-    async fn put(&mut self, at: &Flushed, batch: Vec<Piece>) -> bool {
-        let Some(archive) = &mut self.archive else { return false };
-        let (order, repository) = (self.order.clone(), archive.repository.clone());
-        let files = at.files.clone();
-        let put = spawn_blocking(move || put(&order, &repository, &files, &batch)).await;
-        let Ok(put) = put else { return false };
-        let mut faults = Vec::new();
-        for (piece, result) in put {
-            match result {
-                Ok(put) => {
-                    cover(&mut archive.shipped, piece.start..piece.end);
-                    if put.copies >= self.order.copies {
-                        cover(&mut archive.archived, piece.start..piece.end);
+    fn hear(&mut self, name: &str, said: Said) {
+        // All places of a cluster are one repository, whichever answers first.
+        let id = self.open().next().map(|open| open.repository.identity().clone());
+        let Some(place) = self.places.get_mut(name) else { return };
+        let lead = &self.order.lead;
+        place.tried = true;
+        match said {
+            Said::Opened(repository, pieces) => {
+                let found = repository.identity();
+                place.fault = None;
+                if let Some(known) = id.filter(|known| known.id != found.id) {
+                    let error = RepositoryError::Foreign {
+                        place: name.to_string(),
+                        found: found.id.clone(),
+                        cluster: found.cluster.clone(),
+                        expected: known.id,
+                    };
+                    place.fault = Some(fault(name, &error));
+                    return;
+                }
+                self.begun.get_or_insert_with(Instant::now);
+                place.open = Some(Open { repository, has: coverage(&pieces, &lead.line) });
+            }
+            Said::Unopened(error) => {
+                place.open = None;
+                place.fault = Some(fault(name, &error));
+            }
+            Said::Put(piece, result) => {
+                place.pending.retain(|(pending, _)| *pending != piece);
+                match (result, &mut place.open) {
+                    (Ok(()), Some(open)) => {
+                        cover(&mut open.has, piece.start..piece.end);
+                        place.fault = None;
                     }
-                    self.uneven |= !put.failed.is_empty();
-                    faults.extend(put.failed.iter().map(|(name, error)| fault(name, error)));
+                    (Ok(()), None) => {}
+                    (Err(error), _) => place.fail(fault(name, &error), &error),
                 }
-                Err(Failed::Put(error)) => faults.push(fault("", &error)),
-                Err(Failed::Read(error)) => {
-                    // Gone before it was archived: what there is goes on.
-                    let oldest = oldest(&at.files, &self.order.lead, at.lsn).await;
-                    match oldest {
-                        Ok(oldest) if oldest > piece.start => {
-                            archive.from = archive.from.max(oldest);
-                            lock(&self.state).gap = gap(&archive.shipped, archive.from);
-                        }
-                        Ok(_) | Err(_) => faults.push(unreadable(&error)),
+            }
+            Said::Leveled(result) => {
+                place.leveling = None;
+                match (result, &mut place.open) {
+                    (Ok(pieces), Some(open)) => {
+                        place.fault = None;
+                        let has = coverage(&pieces, &lead.line).into_iter();
+                        has.for_each(|range| cover(&mut open.has, range));
                     }
+                    (Ok(_), None) => {}
+                    // It may be the other place's.
+                    (Err(error), _) => place.fault = Some(fault(name, &error)),
                 }
             }
         }
-        let well = faults.is_empty();
-        faults.into_iter().take(1).for_each(|fault| self.complain(fault));
-        well
     }
 
-    /// Says how far it is.
-    fn note(&self, at: &Flushed) {
-        let Some(archive) = &self.archive else { return };
-        let next = missing(&archive.archived, archive.from, Lsn(u64::MAX));
-        let reached = next.map_or(at.lsn, |hole| hole.start);
-        let mut state = lock(&self.state);
-        state.late.reached(reached);
-        state.archived = Some(reached);
+    fn open(&self) -> impl Iterator<Item = &Open> {
+        self.places.values().filter_map(|place| place.open.as_ref())
     }
 
-    /// Opens places that were away and brings them level, or gathers small pieces; one at a time,
-    /// beside the shipping.
-    async fn tend(&mut self) {
-        if let Some(task) = self.tending.take_if(|task| task.is_finished()) {
-            match task.await {
-                Ok(Tended::Level(Ok(opened))) => self.take(opened),
-                Ok(Tended::Level(Err(fault))) => {
-                    self.uneven = true;
-                    self.complain(fault);
+    /// What so many places have.
+    fn held(&self, copies: usize) -> Vec<Range<Lsn>> {
+        let all: Vec<&[Range<Lsn>]> = self.open().map(|open| open.has.as_slice()).collect();
+        at_least(&all, copies)
+    }
+
+    /// What some place has, or is about to.
+    fn covered(&self) -> Vec<Range<Lsn>> {
+        let mut covered = self.held(1);
+        let pending = self.places.values().flat_map(|place| &place.pending);
+        pending.for_each(|(piece, _)| cover(&mut covered, piece.start..piece.end));
+        covered
+    }
+
+    /// Some place is open, and the others have had their time to tell what they have.
+    fn is_ready(&self) -> bool {
+        self.begun.is_some_and(|begun| {
+            begun.elapsed() >= OPEN_WITHIN || self.places.values().all(|place| place.tried)
+        }) && self.open().next().is_some()
+    }
+
+    /// The fastest place sets the pace.
+    fn is_free(&self) -> bool {
+        let free = |place: &Place| place.open.is_some() && place.pending.is_empty();
+        self.places.values().any(|place| free(place) && place.leveling.is_none())
+    }
+
+    async fn ship(&mut self, at: &Flushed) {
+        let lead = self.order.lead.clone();
+        if self.from.is_none() {
+            match oldest(&at.files, &lead, at.lsn).await {
+                // What the archive no longer has since nothing needs it is not shipped again.
+                Ok(oldest) => {
+                    let first = self.held(1).first().map(|first| first.start);
+                    self.from = Some(first.map_or(oldest, |first| first.max(oldest)));
                 }
-                Ok(Tended::Gathered(Ok(_))) => {}
-                Ok(Tended::Gathered(Err(error))) => {
-                    tracing::warn!(error = crate::keeper::chain(&error), "pieces are not gathered");
+                Err(error) => {
+                    self.unread = Some(unreadable(&error));
+                    return;
                 }
-                Err(_) => self.uneven = true,
             }
         }
-        let Some(archive) = &self.archive else { return };
-        let every = if self.uneven { REOPEN } else { GATHER };
-        let due = self.tended.is_none_or(|at| at.elapsed() >= every);
-        if self.tending.is_some() || !due {
+        let Some(from) = self.from.filter(|_| self.is_free()) else { return };
+        let batch = batch(self.covered(), from, &lead, at.lsn);
+        if batch.is_empty() {
             return;
         }
-        self.tended = Some(Instant::now());
-        let (order, repository) = (self.order.clone(), archive.repository.clone());
-        self.tending = Some(if self.uneven {
-            // What fails from now on counts anew.
-            self.uneven = false;
-            spawn_blocking(move || Tended::Level(level(&order)))
-        } else {
-            spawn_blocking(move || {
-                let log = Log::new(&repository, &order.service, order.lead.sysid);
-                Tended::Gathered(log.compact())
-            })
+        let files = at.files.clone();
+        let read = spawn_blocking(move || -> Result<Vec<Arc<Parcel>>, (Piece, PgError)> {
+            let one = |piece: Piece| {
+                let bytes = files.read(&lead.line, &(piece.start..piece.end));
+                let bytes = bytes.map_err(|error| (piece, error))?;
+                Ok(Arc::new(Parcel { piece, bytes }))
+            };
+            batch.into_iter().map(one).collect()
         });
+        match read.await {
+            Ok(Ok(parcels)) => {
+                self.unread = None;
+                parcels.iter().for_each(|parcel| self.hand_out(parcel));
+            }
+            Ok(Err((piece, error))) => {
+                // Gone before it was archived: what there is goes on.
+                match oldest(&at.files, &self.order.lead, at.lsn).await {
+                    Ok(oldest) if oldest > piece.start => {
+                        self.from = Some(from.max(oldest));
+                    }
+                    Ok(_) | Err(_) => self.unread = Some(unreadable(&error)),
+                }
+            }
+            Err(_) => {}
+        }
     }
 
-    fn take(&mut self, opened: Opened) {
-        let Some(archive) = &mut self.archive else { return };
-        archive.repository = Arc::new(opened.repository);
-        opened.shipped.into_iter().for_each(|range| cover(&mut archive.shipped, range));
-        opened.archived.into_iter().for_each(|range| cover(&mut archive.archived, range));
-        if let Some(fault) = opened.fault {
-            self.uneven = true;
-            self.complain(fault);
+    fn hand_out(&mut self, parcel: &Arc<Parcel>) {
+        for place in self.places.values_mut().filter(|place| place.open.is_some()) {
+            let handed: u64 = place.pending.iter().map(|(piece, _)| piece.bytes()).sum();
+            let room =
+                handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 1 < TASKS_MAX;
+            if room && place.tasks.try_send(Task::Put(parcel.clone())).is_ok() {
+                place.pending.push((parcel.piece, Instant::now()));
+            }
         }
+    }
+
+    /// Says how far it is and what is wrong.
+    fn note(&mut self, at: &Flushed) {
+        if let Some(from) = self.from {
+            let next = missing(&self.held(self.order.copies), from, Lsn(u64::MAX));
+            let reached = next.map_or(at.lsn, |hole| hole.start);
+            let hole = gap(&self.held(1), from);
+            if self.hole.of != hole {
+                self.hole = Hole { of: hole, ..Hole::default() };
+            }
+            let mut state = lock(&self.state);
+            state.late.reached(reached);
+            state.archived = Some(reached);
+            // First it is looked whether it matters any more.
+            state.gap = hole.filter(|_| self.hole.looked.is_some() && !self.hole.closed);
+        }
+        let all = self.held(1);
+        let fault = self.places.iter().find_map(|(name, place)| place.trouble(name, &all));
+        match self.unread.clone().or(fault) {
+            Some(fault) => self.complain(fault),
+            None if self.is_ready() => lock(&self.state).trouble = None,
+            None => {}
+        }
+    }
+
+    /// Makes level who lacks something, gathers small pieces, looks after a hole.
+    async fn tend(&mut self) {
+        self.look_after_hole().await;
+        if let Some(task) = self.gathering.take_if(|task| task.is_finished())
+            && let Ok(Err(error)) = task.await
+        {
+            tracing::warn!(error = crate::keeper::chain(&error), "pieces are not gathered");
+        }
+        let all = self.held(1);
+        let lacks = |place: &Place| place.open.as_ref().is_some_and(|it| lacks(&it.has, &all));
+        let level = self.places.values().all(|place| place.open.is_some() && !lacks(place));
+        if level {
+            let due = self.gathering.is_none() && self.gathered.elapsed() >= GATHER;
+            if due && let Some(repository) = Repository::join(self.open().map(|it| &*it.repository))
+            {
+                self.gathered = Instant::now();
+                let order = self.order.clone();
+                self.gathering = Some(spawn_blocking(move || {
+                    Log::new(&repository, &order.service, order.lead.sysid).compact()
+                }));
+            }
+            return;
+        }
+        let mut tasks = Vec::new();
+        for (name, place) in &self.places {
+            let Some(open) = place.open.as_ref().filter(|_| place.is_idle()) else { continue };
+            let rested = place.leveled.is_none_or(|at| at.elapsed() >= LEVEL);
+            let other = self.places.iter().filter(|(other, _)| *other != name);
+            // Who has most of what it lacks.
+            let well = other.filter(|(_, place)| place.fault.is_none() && !place.is_slow());
+            let other = well.filter_map(|(_, place)| place.open.as_ref());
+            let other = other.max_by_key(|other| lacking(&open.has, &other.has));
+            if rested
+                && lacks(place)
+                && let Some(other) = other
+            {
+                let both = [&*open.repository, &*other.repository];
+                tasks.extend(Repository::join(both).map(|both| (name.clone(), Task::Level(both))));
+            }
+        }
+        for (name, task) in tasks {
+            let Some(place) = self.places.get_mut(&name) else { continue };
+            if place.tasks.try_send(task).is_ok() {
+                (place.leveling, place.leveled) = (Some(Instant::now()), Some(Instant::now()));
+            }
+        }
+    }
+
+    /// A backup that begins behind a hole ends it: from there on every point can be restored again.
+    async fn look_after_hole(&mut self) {
+        if let Some(task) = self.hole.looking.take_if(|task| task.is_finished()) {
+            self.hole.closed = matches!(task.await, Ok(Ok(true)));
+            self.hole.looked = Some(Instant::now());
+        }
+        let rested = self.hole.looked.is_none_or(|at| at.elapsed() >= LOOK);
+        let Some((_, end)) = self.hole.of.filter(|_| rested && !self.hole.closed) else { return };
+        if self.hole.looking.is_some() {
+            return;
+        }
+        let Some(repository) = Repository::join(self.open().map(|it| &*it.repository)) else {
+            return;
+        };
+        let order = self.order.clone();
+        self.hole.looking = Some(spawn_blocking(move || {
+            let listed = everhold_repository::backup::list(&repository, &order.service)?;
+            Ok(listed.backups.iter().any(|info| {
+                let good = info.copies >= order.copies && info.about.sysid == order.lead.sysid;
+                good && info.about.start >= end
+            }))
+        }));
     }
 }
 
+impl Place {
+    fn new(tasks: SyncSender<Task>) -> Place {
+        Place {
+            tasks,
+            open: None,
+            tried: false,
+            pending: Vec::new(),
+            leveling: None,
+            leveled: None,
+            fault: None,
+            conflict: false,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.leveling.is_none()
+    }
+
+    /// Since when it is waited for.
+    fn waiting(&self) -> Option<Instant> {
+        self.pending.iter().map(|(_, at)| *at).chain(self.leveling).min()
+    }
+
+    fn is_slow(&self) -> bool {
+        self.waiting().is_some_and(|at| at.elapsed() >= SLOW)
+    }
+
+    /// What was handed over since is answered too, and then it is opened anew.
+    fn fail(&mut self, fault: Fault, error: &RepositoryError) {
+        self.fault = Some(fault);
+        self.conflict |= matches!(error, RepositoryError::Conflict { .. });
+        if self.open.take().is_some() && !self.conflict {
+            // There is room for it: one more than for pieces.
+            let _ = self.tasks.try_send(Task::Reopen);
+        }
+    }
+
+    /// Why it has not all that some place has.
+    fn trouble(&self, name: &str, all: &[Range<Lsn>]) -> Option<Fault> {
+        let waits = "the place answers; the others go on meanwhile, and it catches up by itself";
+        let slow = self.waiting().filter(|at| at.elapsed() >= SLOW).map(|at| Fault {
+            why: format!("repository {name} has not answered for {} s", at.elapsed().as_secs()),
+            next: waits.to_string(),
+            operator: false,
+        });
+        let behind = || {
+            let open = self.open.as_ref().filter(|_| self.pending.is_empty())?;
+            lacks(&open.has, all).then(|| Fault {
+                why: format!("repository {name} lacks a part of the log, which is copied there"),
+                next: waits.to_string(),
+                operator: false,
+            })
+        };
+        self.fault.clone().or(slow).or_else(behind)
+    }
+}
+
+/// Bytes of `other` that `has` lacks.
+fn lacking(has: &[Range<Lsn>], other: &[Range<Lsn>]) -> u64 {
+    let one = |range: &Range<Lsn>| {
+        let mut left = 0;
+        let mut at = range.start;
+        while let Some(hole) = missing(has, at, range.end) {
+            left += hole.end.0 - hole.start.0;
+            at = hole.end;
+        }
+        left
+    };
+    other.iter().map(one).sum()
+}
+
+fn lacks(has: &[Range<Lsn>], all: &[Range<Lsn>]) -> bool {
+    lacking(has, all) > 0
+}
+
 /// The next pieces to put: each of one branch, large ones ending at multiples of their size.
-fn batch(archive: &Archive, lead: &Lead, end: Lsn) -> Vec<Piece> {
+fn batch(mut covered: Vec<Range<Lsn>>, from: Lsn, lead: &Lead, end: Lsn) -> Vec<Piece> {
     let mut batch = Vec::new();
-    let mut covered = archive.shipped.clone();
     while batch.len() < IN_FLIGHT
-        && let Some(hole) = missing(&covered, archive.from, end)
+        && let Some(hole) = missing(&covered, from, end)
         && let Some((branch, extent)) = extents(&lead.line).find(|(_, it)| it.contains(&hole.start))
     {
         let most = Lsn((hole.start.0 / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX);
@@ -250,63 +486,7 @@ async fn oldest(files: &WalFiles, lead: &Lead, end: Lsn) -> Result<Lsn, PgError>
     looked.unwrap_or_else(|error| Err(PgError::Task { said: error.to_string() }))
 }
 
-fn put(
-    order: &Order,
-    repository: &Repository,
-    files: &WalFiles,
-    batch: &[Piece],
-) -> Vec<(Piece, Result<Put, Failed>)> {
-    let log = Log::new(repository, &order.service, order.lead.sysid);
-    let one = |piece: &Piece| {
-        let bytes = files.read(&order.lead.line, &(piece.start..piece.end));
-        log.put_piece(piece, &bytes.map_err(Failed::Read)?).map_err(Failed::Put)
-    };
-    std::thread::scope(|scope| {
-        let asked: Vec<_> =
-            batch.iter().map(|piece| (*piece, scope.spawn(move || one(piece)))).collect();
-        let ended =
-            asked.into_iter().filter_map(|(piece, thread)| Some((piece, thread.join().ok()?)));
-        ended.collect()
-    })
-}
-
-/// Opens what can be opened, says whose line it is, and looks at what is there.
-fn open(order: &Order) -> Result<Opened, Fault> {
-    let repository = unlock(order)?;
-    look(order, repository)
-}
-
-/// The same, with all that another place has in each.
-fn level(order: &Order) -> Result<Opened, Fault> {
-    let repository = unlock(order)?;
-    if repository.places().count() == order.places.len() {
-        let prefix = Log::prefix(&order.service, order.lead.sysid);
-        repository.level(&prefix).map_err(|error| fault("", &error))?;
-    }
-    look(order, repository)
-}
-
-fn unlock(order: &Order) -> Result<Repository, Fault> {
-    backup::open_places(&order.places, &order.cluster).map_err(|error| {
-        let only = order.places.keys().next().filter(|_| order.places.len() == 1);
-        fault(only.map_or("", String::as_str), &error)
-    })
-}
-
-fn look(order: &Order, repository: Repository) -> Result<Opened, Fault> {
-    let Lead { sysid, epoch, line } = &order.lead;
-    let looked = || {
-        let log = Log::new(&repository, &order.service, *sysid);
-        log.put_line(*epoch, line)?;
-        let of = |copies| Ok(coverage(&log.pieces(copies)?, line));
-        Ok((of(1)?, of(order.copies)?))
-    };
-    let (shipped, archived) = looked().map_err(|error: RepositoryError| fault("", &error))?;
-    let fault = repository.absent().first().map(|(name, error)| fault(name, error));
-    Ok(Opened { repository, shipped, archived, fault })
-}
-
-/// An error of a place, or of all of them.
+/// An error of a place.
 fn fault(place: &str, error: &RepositoryError) -> Fault {
     let (next, operator) = match error {
         RepositoryError::NoRepository { place } => (
@@ -350,8 +530,7 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         }
     };
     let said = crate::keeper::chain(error);
-    let why = if place.is_empty() { said } else { format!("repository {place}: {said}") };
-    Fault { why, next, operator }
+    Fault { why: format!("repository {place}: {said}"), next, operator }
 }
 
 fn unreadable(error: &PgError) -> Fault {

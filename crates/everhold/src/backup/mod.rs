@@ -1,9 +1,11 @@
 //! Backups of services: their repositories, opened as the spec says.
 
+pub mod copies;
 pub mod desk;
 pub mod origin;
 pub mod prepare;
 pub mod recovery;
+pub mod forget;
 pub mod restore;
 pub mod shown;
 pub mod tend;

@@ -47,7 +47,7 @@ impl Origin {
             if let Some(newest) = held.last() {
                 let (service, ended) = (&self.service, super::shown::time(newest.about.ended_s));
                 return Err(format!(
-                    "E296 {name} holds backups of {service}, the newest of {ended}; next step: \
+                    "E293 {name} holds backups of {service}, the newest of {ended}; next step: \
                      `everhold recover {service}` brings it back; for a new, empty database take \
                      [service.{service}.backup] out of the spec until it has begun"
                 ));

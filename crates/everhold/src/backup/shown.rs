@@ -3,7 +3,7 @@
 use super::desk::{Ended, Making};
 use crate::cluster::Reports;
 use everhold_core::backup::schedule::OVERDUE_S;
-use everhold_core::backup::{Backup, Proof, schedule};
+use everhold_core::backup::{Backup, Kind, Proof, schedule};
 use everhold_core::spec::BackupSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,6 +14,9 @@ pub struct Summary {
     /// The newest sound one.
     pub newest: Option<String>,
     pub newest_s: Option<u64>,
+    /// When the newest full one ended.
+    #[serde(default)]
+    pub full_s: Option<u64>,
     pub proven_s: Option<u64>,
     pub count: usize,
     /// Places that hold the newest.
@@ -32,12 +35,14 @@ impl Summary {
             Proof::Proven { at_s } => Some(at_s),
             Proof::Unproven | Proof::Failed { .. } => None,
         });
-        let (kind, due_s) = schedule::due(&spec.plan, backups, now_s);
+        let full = backups.iter().filter(|it| it.kind == Kind::Full && it.good);
+        let (kind, due_s) = schedule::due(&spec.plan, backups, None, now_s);
         // One that never was is due since the beginning of time, and shown when it can't be made.
         let late = due_s > 0 && now_s > due_s + OVERDUE_S;
         Summary {
             newest: newest.map(|it| it.id.clone()),
             newest_s: newest.map(|it| it.ended_s),
+            full_s: full.map(|it| it.ended_s).max(),
             proven_s: proven.max(),
             count: backups.len(),
             copies,

@@ -8,6 +8,7 @@ use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::{clock, nodes};
 use everhold_core::backup::schedule::{self, Failed, Next, Place};
 use everhold_core::backup::{Backup, Proof};
+use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -98,7 +99,8 @@ async fn one(
     let running = makings.iter().any(|it| it.running.is_some());
     let places = places(service, spec, &reports, &word, now);
     let failed = failed(&makings);
-    let next = schedule::next(&backup.plan, backups, running, failed, &places, clock::unix_s());
+    let (hole, now_s) = (hole(&reports, service), clock::unix_s());
+    let next = schedule::next(&backup.plan, backups, hole, running, failed, &places, now_s);
     match next {
         Next::Rest { .. } | Next::Wait { .. } => {}
         Next::Begin { kind, node } => {
@@ -115,6 +117,12 @@ async fn one(
 /// The node that makes one of the service now.
 pub fn making<'r>(reports: &'r Reports, service: &str) -> Option<&'r String> {
     makings(reports, service).find(|(_, it)| it.running.is_some()).map(|(node, _)| node)
+}
+
+/// Where the newest hole of the log ends, as the archiver of the newest leader tells.
+fn hole(reports: &Reports, service: &str) -> Option<Lsn> {
+    let words = reports.values().filter_map(|(report, _)| report.archives.get(service));
+    words.max_by_key(|word| word.epoch).and_then(|word| word.gap).map(|(_, end)| end)
 }
 
 /// Failures since the last backup that was made.

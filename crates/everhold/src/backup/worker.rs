@@ -87,6 +87,16 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
     let (durable, config, _) = agent::open(&site, &worker.service, service)?;
     let (of, names) = (spec.clone(), wanted.repositories.clone());
     let repository = tokio::task::spawn_blocking(move || open(&of, &names)).await??;
+    if let (true, Some((_, error))) =
+        (repository.places().count() < wanted.copies as usize, repository.absent().first())
+    {
+        anyhow::bail!(
+            "E280 {} copies are wanted and only {} repositories are there: {error}; next step: mend \
+             what is named; the schedule tries again",
+            wanted.copies,
+            repository.places().count()
+        );
+    }
     let repository = Arc::new(repository);
 
     let mode = BackupMode::begin(&config).await.context("E289 begin a backup")?;
@@ -109,6 +119,7 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         let backup = job.store(&files, &pg.0, pg.1, pg.2)?;
         let _ = stored.send(());
         let about = end.recv().context("backup mode was not ended")??;
+        job.check_log(&files, &about)?;
         backup.finish(about).map_err(told)
     });
     if is_stored.await.is_ok() {
@@ -182,6 +193,24 @@ impl Job {
         }
     }
 
+    /// Whether the log is still there from where the backup starts: what no other needed may have
+    /// been dropped meanwhile. Its end may be on its way yet.
+    fn check_log(&self, repository: &Repository, about: &About) -> anyhow::Result<()> {
+        let log = Log::new(repository, &self.service, self.sysid);
+        let covered = coverage(&log.pieces(self.copies).map_err(told)?, &about.line);
+        let hole = missing(&covered, about.start, about.stop);
+        let end = covered.last().map(|range| range.end);
+        if let Some(hole) = hole.filter(|hole| end.is_none_or(|end| hole.start < end)) {
+            anyhow::bail!(
+                "E289 the log from {} to {} is not archived any more, which this backup needs; next \
+                 step: none, the schedule tries again",
+                hole.start,
+                hole.end
+            );
+        }
+        Ok(())
+    }
+
     fn store<'r>(
         &self,
         repository: &'r Repository,
@@ -191,7 +220,9 @@ impl Job {
     ) -> anyhow::Result<Backup<'r>> {
         self.await_log(repository, start)?;
         let listed = list(repository, &self.service)?;
-        let base = listed.iter().rev().find(|it| it.copies >= self.copies).map(|it| it.id.clone());
+        // What it lacks somewhere is copied there when it is used.
+        let base =
+            listed.iter().rev().find(|it| it.manifests >= self.copies).map(|it| it.id.clone());
         // Without anything to compare with every byte is read.
         let kind = if base.is_none() { Kind::Full } else { self.kind };
         let last_told = AtomicU64::new(0);

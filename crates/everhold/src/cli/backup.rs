@@ -25,6 +25,16 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Forget backups and log that nothing needs any more, which also happens by itself each day
+    Prune {
+        service: String,
+        /// Only show what would go, and why the rest stays
+        #[arg(long)]
+        dry_run: bool,
+        /// This backup goes whatever the rules say
+        #[arg(long, value_name = "ID")]
+        drop: Vec<String>,
+    },
     /// Show what the repositories hold
     List { service: String },
 }
@@ -32,6 +42,8 @@ pub enum Command {
 pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Now { service, full, no_wait } => now(client, service, *full, *no_wait),
+        Command::Prune { service, dry_run: true, drop } => plan(client, service, drop),
+        Command::Prune { service, dry_run: false, drop } => prune(client, service, drop),
         Command::List { service } => list(client, service),
     }
 }
@@ -122,4 +134,100 @@ fn list(client: &Client, service: &str) -> Result<(), Failure> {
         ]);
     }
     print(&table("", &rows))
+}
+
+fn prune_path(service: &str) -> String {
+    format!("/v1/services/{}/backups/prune", segment(service))
+}
+
+/// What would go and what stays.
+fn plan(client: &Client, service: &str, drop: &[String]) -> Result<(), Failure> {
+    let drop: Vec<String> = drop.iter().map(|id| segment(id)).collect();
+    let answer = client.get(&format!("{}?drop={}", prune_path(service), drop.join(",")))?;
+    if client.json {
+        return print_json(&answer);
+    }
+    let all = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let mut rows = vec![["id", "kind", "ended", "stays for"].map(str::to_string).to_vec()];
+    let (mut goes, mut log) = (0, 0);
+    for database in all(&answer["databases"]) {
+        log += count(&database["log_bytes"]);
+        for backup in all(&database["backups"]) {
+            let why: Vec<String> = all(&backup["kept_for"]).iter().map(plain).collect();
+            goes += usize::from(why.is_empty());
+            let why = if why.is_empty() { "goes".to_string() } else { why.join(", ") };
+            rows.push(vec![
+                plain(&backup["id"]),
+                plain(&backup["kind"]),
+                plain(&backup["ended_at"]),
+                why,
+            ]);
+        }
+    }
+    print(&table("", &rows))?;
+    let waits = all(&answer["waiting_for"]).iter().map(plain).collect::<Vec<_>>().join(", ");
+    if !waits.is_empty() {
+        say(&format!("Packs and log would wait until backup {waits} has ended."));
+    }
+    say(&format!(
+        "Kept: {}. {goes} backups would go, with {} packs ({}) and {} of the log.",
+        plain(&answer["keep"]),
+        count(&answer["packs"]),
+        bytes(count(&answer["bytes"])),
+        bytes(log)
+    ));
+    Ok(())
+}
+
+fn prune(client: &Client, service: &str, drop: &[String]) -> Result<(), Failure> {
+    let run = client.post(&prune_path(service), &json!({ "drop": drop }))?["run"].clone();
+    say("Ctrl-C ends the waiting, not the act.");
+    let mut shown = String::new();
+    let mut idle = Instant::now();
+    loop {
+        std::thread::sleep(LOOK);
+        let status = client.get("/v1/status")?;
+        let backup = &status["services"][service]["backup"];
+        let running = &backup["forgetting"];
+        if running["run"] == run {
+            idle = Instant::now();
+            let (done, of) = (plain(&running["done"]), plain(&running["of"]));
+            let text = format!("{}: {done} of {of}", plain(&running["what"]));
+            if running["of"] != 0 && text != shown {
+                say(&text);
+                shown = text;
+            }
+            continue;
+        }
+        let end = &backup["forgotten"];
+        if end["run"] != run {
+            if idle.elapsed() > LOST {
+                let text = "nobody knows how it ended";
+                return Err(Failure::new(Code::NotForgotten, text, Code::NotForgotten.next()));
+            }
+            continue;
+        }
+        if let Some(why) = end["error"].as_str() {
+            let failure = Failure::of_text(why);
+            return Err(match failure {
+                Failure::Error { ref error, .. } if error.contains_key("code") => failure,
+                _ => Failure::new(Code::NotForgotten, why, Code::NotForgotten.next()),
+            });
+        }
+        let waits = end["waiting_for"].as_array().cloned().unwrap_or_default();
+        if let Some(id) = waits.first() {
+            say(&format!("Packs and log wait until backup {} has ended.", plain(id)));
+        }
+        return match client.json {
+            true => print_json(end),
+            false => print(&format!(
+                "{} backups are forgotten, with {} packs ({}) and {} pieces of the log",
+                plain(&end["dropped"]),
+                plain(&end["packs"]),
+                bytes(end["bytes"].as_u64().unwrap_or(0)),
+                plain(&end["log_pieces"])
+            )),
+        };
+    }
 }

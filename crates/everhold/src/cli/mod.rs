@@ -19,7 +19,7 @@ mod restore;
 mod spec;
 mod status;
 
-use crate::backup::{prepare, worker};
+use crate::backup::{forget, prepare, worker};
 use crate::spec::StorePorts;
 use crate::{
     agent, archive, context, gateway, install, installed, log, machine, minder, scrub, store, up,
@@ -238,6 +238,9 @@ enum Command {
     /// Restore a service beside this node's data, started by an agent
     #[command(hide = true)]
     Restorer(prepare::Restorer),
+    /// Remove backups that nothing needs, ordered on stdin
+    #[command(hide = true)]
+    Forget,
     /// Say whether this version reads a copy of the spec, asked before it takes over
     #[command(hide = true)]
     Reads { copy: PathBuf },
@@ -304,6 +307,7 @@ pub fn main() -> ExitCode {
             let options = store::restore::Options { copy, lost, file: node_file, data };
             serve(log, store::restore::restore(options))
         }
+        Command::Forget => serve(log, async { forget::worker::run() }),
         Command::Worker(worker) => serve(log, worker::run(worker)),
         Command::Restorer(restorer) => serve(log, prepare::run(restorer)),
         Command::Scrub(seat) => serve(log, scrub::run(seat)),
@@ -316,6 +320,9 @@ pub fn main() -> ExitCode {
         Command::Check { file, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
+        }
+        Command::Repository(command @ repository::Command::Spec { .. }) => {
+            repository::print_spec(&command, cli.data.as_deref(), cli.json)
         }
         command => {
             let client = Client::find(cli.data.as_deref(), cli.json);
@@ -375,6 +382,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Worker(_)
         | Command::Restorer(_)
         | Command::Scrub(_)
+        | Command::Forget
         | Command::Archive(_)
         | Command::Reads { .. }
         | Command::Minder(_) => Ok(()),

@@ -6,11 +6,11 @@ use super::output::{print, print_json};
 use crate::code::Code;
 use crate::{backup, key_file};
 use clap::Subcommand;
-use everhold_core::spec::Spec;
+use everhold_core::spec::{Location, Spec};
 use everhold_repository::{Kit, PlaceConfig, Repository, RepositoryError};
 use serde_json::json;
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A kit is a line.
 const KIT_BYTES_MAX: u64 = 64 * 1024;
@@ -25,7 +25,33 @@ pub enum Command {
     /// Open each of them and try what backups hang on
     Check,
     /// Try a recovery kit, read from stdin: it opens a repository without any password
-    Kit { name: String },
+    Kit {
+        name: String,
+        /// Print it instead, by the password of this machine
+        #[arg(long)]
+        print: bool,
+    },
+    /// Print the spec that a repository holds, with nothing but the repository at hand
+    Spec {
+        /// Where it lies, as in s3://BUCKET/PREFIX, or its name in the running cluster's spec
+        #[arg(value_name = "URL|NAME")]
+        place: String,
+        /// A file with a password that opens it, mode 0600
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        /// Open it by the recovery kit, read from stdin
+        #[arg(long, conflicts_with = "key_file")]
+        kit: bool,
+        /// What the cluster's store held instead, by key
+        #[arg(long)]
+        store: bool,
+        #[arg(long)]
+        region: Option<String>,
+        #[arg(long)]
+        endpoint: Option<String>,
+        #[arg(long, value_name = "FILE")]
+        credentials_file: Option<PathBuf>,
+    },
     /// Let another password open a repository
     AddPassword {
         name: String,
@@ -45,7 +71,15 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     match command {
         Command::Init { name } => init(client, &spec, name.as_deref()),
         Command::Check => check(client, &spec),
-        Command::Kit { name } => kit(client, &spec, name),
+        Command::Kit { name, print: false } => kit(client, &spec, name),
+        Command::Kit { name, print: true } => {
+            let text = one(&spec, name)?.kit().text();
+            match client.json {
+                true => print_json(&json!({ "repository": name, "kit": text })),
+                false => print(&text),
+            }
+        }
+        Command::Spec { .. } => Ok(()),
         Command::AddPassword { name, file } => {
             let password = key_file::read(file).map_err(|error| failed(error.told()))?;
             let repository = one(&spec, name)?;
@@ -95,7 +129,7 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
     }
     let wanted = |it: &str| name.is_none_or(|name| name == it);
     let (mut made, mut there, mut absent) = (Vec::new(), Vec::new(), Vec::new());
-    let mut empty = Vec::new();
+    let (mut empty, mut others) = (Vec::new(), Vec::new());
     for name in &all {
         let place = backup::place(spec, name).map_err(failed)?;
         match Repository::open(std::slice::from_ref(&place), &spec.cluster) {
@@ -103,6 +137,7 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
             Err(RepositoryError::NoRepository { .. }) if wanted(name) => {
                 empty.push((name.clone(), place));
             }
+            Err(RepositoryError::NoRepository { .. }) => others.push(name.clone()),
             Err(error) if wanted(name) => return Err(failed(backup::told(error))),
             Err(_) => absent.push(name.clone()),
         }
@@ -111,6 +146,16 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
         let text = format!("{} may be the same repository and does not answer", absent.join(", "));
         let next = "make it reachable, or `everhold repository init` without a name";
         return Err(Failure::new(Code::RepositoryAway, text, next));
+    }
+    if there.is_empty() && !others.is_empty() {
+        let text = format!(
+            "no place is a repository yet, and {} may be one that is not mounted: all places of a \
+             cluster are one repository",
+            others.join(", ")
+        );
+        let next = "`everhold repository init` without a name makes all of them; mount what was \
+                    made before";
+        return Err(Failure::new(Code::RepositoryMissing, text, next));
     }
     let created = there.is_empty();
     let places: Vec<_> = there.iter().map(|(_, place)| place.clone()).collect();
@@ -151,9 +196,9 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
         "The recovery kit below opens every repository of this cluster without a password. Print it,",
     );
     say(
-        "lock it away from the machines, and try it: `everhold repository kit NAME`. It is not shown",
+        "lock it away from the machines, and try it: `everhold repository kit NAME`. Whoever has a",
     );
-    say("again.");
+    say("password can print it again: `everhold repository kit NAME --print`.");
     say("");
     print(&kit)
 }
@@ -188,12 +233,89 @@ fn check(client: &Client, spec: &Spec) -> Result<(), Failure> {
     bad.map_or(Ok(()), Err)
 }
 
-fn kit(client: &Client, spec: &Spec, name: &str) -> Result<(), Failure> {
+/// What `repository spec` goes by.
+struct Whence<'c> {
+    place: &'c str,
+    key_file: Option<&'c Path>,
+    kit: bool,
+    region: Option<&'c str>,
+    endpoint: Option<&'c str>,
+    credentials_file: Option<&'c Path>,
+}
+
+/// Prints the newest spec of a repository, with a cluster at hand or without.
+pub fn print_spec(command: &Command, data: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let Command::Spec { place, key_file, kit, store, region, endpoint, credentials_file } = command
+    else {
+        return Ok(());
+    };
+    let whence = Whence {
+        place,
+        key_file: key_file.as_deref(),
+        kit: *kit,
+        region: region.as_deref(),
+        endpoint: endpoint.as_deref(),
+        credentials_file: credentials_file.as_deref(),
+    };
+    let repository = reached(&whence, data, as_json)?;
+    if *store {
+        let content = backup::copies::newest_content(&repository).map_err(failed)?;
+        return print_json(&json!(content));
+    }
+    let (text, since_s) = backup::copies::newest_spec(&repository).map_err(failed)?;
+    let since = backup::shown::time(since_s);
+    let value: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
+    if as_json {
+        return print_json(&json!({ "since": since, "spec": value }));
+    }
+    say(&format!("The spec of cluster {} since {since}.", repository.identity().cluster));
+    print_json(&value)
+}
+
+fn reached(whence: &Whence<'_>, data: Option<&Path>, as_json: bool) -> Result<Repository, Failure> {
+    let (config, declared_key) = if whence.place.contains("://") {
+        let url = whence.place.parse::<Location>().map_err(|error| {
+            let text = format!("{}: {error}", whence.place);
+            Failure::new(Code::Malformed, text, "write file:///PATH or s3://BUCKET/PREFIX")
+        })?;
+        let config = PlaceConfig {
+            name: whence.place.to_string(),
+            location: url,
+            region: whence.region.map(str::to_string),
+            endpoint: whence.endpoint.map(str::to_string),
+            credentials_file: whence.credentials_file.map(Path::to_path_buf),
+        };
+        (config, None)
+    } else {
+        let spec = spec(&Client::find(data, as_json)?)?;
+        let declared = backup::declared(&spec, whence.place).map_err(failed)?;
+        (PlaceConfig::new(whence.place, declared), Some(PathBuf::from(&declared.key_file)))
+    };
+    let opened = if whence.kit {
+        Repository::open_with_kit(&config, &read_kit()?)
+    } else {
+        let file = whence.key_file.map(Path::to_path_buf).or(declared_key).ok_or_else(|| {
+            let next = "name the file with its password with --key-file, or give the recovery kit \
+                        with --kit";
+            Failure::new(Code::RepositoryKey, "no password is given".to_string(), next)
+        })?;
+        let password = key_file::read(&file).map_err(|error| failed(error.told()))?;
+        Repository::open_any(&config, &password)
+    };
+    opened.map_err(backup::told).map_err(failed)
+}
+
+fn read_kit() -> Result<Kit, Failure> {
     let mut text = String::new();
     say("Type the recovery kit, then Ctrl-D.");
     let read = std::io::stdin().take(KIT_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|error| Failure::plain(format!("cannot read it: {error}")))?;
-    let kit = Kit::parse(&text).map_err(backup::told).map_err(failed)?;
+    Kit::parse(&text).map_err(backup::told).map_err(failed)
+}
+
+fn kit(client: &Client, spec: &Spec, name: &str) -> Result<(), Failure> {
+    let kit = read_kit()?;
     // No password is needed for it.
     let config = PlaceConfig::new(name, backup::declared(spec, name).map_err(failed)?);
     let opened = Repository::open_with_kit(&config, &kit).and_then(|it| it.prove().map(|()| it));

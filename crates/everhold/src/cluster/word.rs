@@ -1,5 +1,7 @@
 //! What the store says that agents don't, learnt key by key.
 
+use crate::backup::copies::Copied;
+use crate::backup::forget::Forgotten;
 use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
@@ -27,6 +29,10 @@ pub struct StoreWord {
     pub terms: BTreeMap<String, Term>,
     /// What the coordinator last read of services' backups.
     pub backups: BTreeMap<String, Summary>,
+    /// How services' old backups were last forgotten.
+    pub forgotten: BTreeMap<String, Forgotten>,
+    /// What of spec and store is in the repositories.
+    pub copied: Option<Copied>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
     /// The newest rollout and its revision.
@@ -94,6 +100,8 @@ impl StoreWord {
         } else if let Some(rest) = rest.strip_prefix("service/") {
             let (service, name) = rest.split_once('/')?;
             self.learn_of_service(service, name, kv);
+        } else if rest == "copied" {
+            self.copied = kv.and_then(|kv| decode(&kv.value).ok());
         } else if rest == "coordinator" {
             self.coordinator = kv.map(|kv| kv.value.clone());
         } else if rest == "rollout" {
@@ -144,6 +152,10 @@ impl StoreWord {
             ("backups", kv) => match kv.and_then(|kv| decode(&kv.value).ok()) {
                 Some(summary) => drop(self.backups.insert(service.to_string(), summary)),
                 None => drop(self.backups.remove(service)),
+            },
+            ("forgotten", kv) => match kv.and_then(|kv| decode(&kv.value).ok()) {
+                Some(forgotten) => drop(self.forgotten.insert(service.to_string(), forgotten)),
+                None => drop(self.forgotten.remove(service)),
             },
             ("last-failover", kv) => self.relearn_failover(service, kv),
             ("term", Some(kv)) => match decode::<Term>(&kv.value) {

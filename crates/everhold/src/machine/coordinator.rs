@@ -99,6 +99,9 @@ async fn term(
         tasks.spawn(upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
     }
     let (nodes, rollouts, backups) = (cluster.clone(), cluster.clone(), cluster.clone());
+    let (old_backups, copies) = (cluster.clone(), cluster.clone());
+    tasks.spawn(async move { backup::copies::tend(&copies).await });
+    tasks.spawn(async move { backup::forget::tend(&old_backups).await });
     tasks.spawn(async move { backup::tend::tend(&backups).await });
     tasks.spawn(async move { nodes::tend(&nodes).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });

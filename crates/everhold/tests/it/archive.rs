@@ -1,13 +1,14 @@
 //! The log is archived as it is written: whatever is lost, what was acknowledged more than a moment
 //! before can be restored, over failovers, and an old leader spoils nothing.
 
+use crate::backups::look;
 use crate::stack::load::{Load, block_on, config, connect};
 use crate::stack::{NODES, PATIENCE, Stack, Wanted, signal};
 use everhold_adapters::postgres::SUPERUSER;
 use everhold_core::ids::Lsn;
 use everhold_core::spec::Location;
 use everhold_core::term::Branch;
-use everhold_repository::log::{coverage, extents};
+use everhold_repository::log::coverage;
 use everhold_repository::{Log, Password, PlaceConfig, Repository};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -270,7 +271,75 @@ fn a_repository_that_is_away_misses_nothing_once_it_is_back() {
     assert_eq!(load.finish().lost, 0);
 }
 
-fn checkpoint(stack: &mut Stack) {
+#[test]
+fn a_lost_slot_is_a_gap_that_a_backup_ends_by_itself() {
+    let (mut stack, repository) = start();
+    let newest = |status: &Value| status["services"]["main"]["backup"]["newest"].clone();
+    let first = newest(&stack.wait("a first backup", |status| newest(status).is_string()));
+    let psql = |stack: &Stack, sql: &str| stack.done(&["psql", "main", "--", "-XAt", "-c", sql]);
+    psql(&stack, "CREATE TABLE point (at int); INSERT INTO point VALUES (1)");
+    caught_up(&mut stack);
+    let then = psql(
+        &stack,
+        "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.USZ')",
+    );
+    std::thread::sleep(Duration::from_millis(1_100));
+    psql(&stack, "INSERT INTO point VALUES (2)");
+    // What status tells is as old as the last look.
+    std::thread::sleep(Duration::from_millis(1_500));
+    caught_up(&mut stack);
+    let before = whole(&log(&repository)).end;
+
+    // What is written while the repository is away is kept by nothing.
+    let (vault, away) = (stack.dir().join("vault"), stack.dir().join("away"));
+    fs::rename(&vault, &away).expect("moved");
+    let leader = stack.leader();
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+                WHERE slot_name = 'everhold_log'";
+    let fill = "SELECT pg_logical_emit_message(true, 'test', repeat('x', 35000000))";
+    for _ in 0..4 {
+        as_superuser(&stack, &leader, drop);
+        as_superuser(&stack, &leader, fill);
+        as_superuser(&stack, &leader, drop);
+        as_superuser(&stack, &leader, "CHECKPOINT");
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    psql(&stack, "INSERT INTO point VALUES (3)");
+    fs::rename(&away, &vault).expect("back");
+    let hold = stack.hold("log-gap", &[&before.to_string()]);
+    eprintln!("{hold}");
+    // Nobody asks for it.
+    let status = stack.wait("a backup behind the gap", |status| {
+        newest(status).is_string() && newest(status) != first
+    });
+    stack.wait("an end of the gap", |status| !held(status, "log-gap"));
+    let second = newest(&status);
+    let listed: Value =
+        serde_json::from_str(&stack.done(&["backup", "list", "main", "--json"])).expect("JSON");
+    let backup = &listed["backups"][0];
+    assert_eq!((&backup["id"], &backup["kind"]), (&second, &"full".into()), "{listed}");
+    let start: Lsn = backup["start"].as_str().expect("a place").parse().expect("a place");
+    assert!(start > before);
+    assert_eq!(listed["backups"].as_array().map(Vec::len), Some(2), "one and no more: {listed}");
+    // A later archiver knows that the gap is over.
+    signal("KILL", &stack.role_pids("archive", &leader));
+    psql(&stack, "INSERT INTO point VALUES (4)");
+    caught_up(&mut stack);
+    assert!(!held(&stack.status().expect("a status"), "log-gap"));
+    // Both sides of it can be restored, and what is in it can't.
+    let rows = "SELECT string_agg(at::text, ' ' ORDER BY at) FROM point";
+    let dir = |name: &str| stack.dir().join(name);
+    assert_eq!(look(&stack, &dir("then"), &["--time", then.trim()], rows), "1");
+    assert_eq!(look(&stack, &dir("now"), &[], rows), "1 2 3 4");
+    let inside = Lsn(before.0 + (1 << 20)).to_string();
+    let to = dir("inside").display().to_string();
+    let output = stack.command(&["restore", "main", "--to", &to, "--lsn", &inside]).output();
+    let said = String::from_utf8_lossy(&output.expect("it runs").stderr).to_string();
+    assert!(said.contains("E287"), "{said}");
+}
+
+/// Where a standby's next backup begins is its last one.
+pub fn checkpoint(stack: &mut Stack) {
     for node in NODES {
         as_superuser(stack, node, "CHECKPOINT");
     }
@@ -336,8 +405,8 @@ fn an_archiver_of_an_old_epoch_spoils_nothing() {
     let log = log(&repository);
     caught_up(&mut stack);
     let line = line(&log);
-    let (old, extent) = extents(&line).nth(line.len() - 2).expect("an old branch");
-    let (id, fork) = (old.id(), extent.end);
+    let [.., old, new] = &line[..] else { panic!("one branch: {line:?}") };
+    let (id, fork) = (old.id(), new.fork);
     assert!(alone > fork, "{alone} is on no line: it forked at {fork}");
     let until = Instant::now() + PATIENCE;
     let beyond = || {

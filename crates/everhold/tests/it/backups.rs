@@ -54,7 +54,7 @@ fn restore(stack: &Stack, to: &Path, more: &[&str]) -> Value {
 }
 
 /// Restores and asks the server that stands there, which then stops.
-fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
+pub fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
     let dir = to.display().to_string();
     let mut arguments = vec!["restore", "main", "--run", "--to", &dir];
     arguments.extend(more);
@@ -89,6 +89,8 @@ fn a_database_is_backed_up_and_comes_back() {
     assert!(made["kit"].as_str().is_some_and(|kit| kit.starts_with("everhold-kit-1 test ")));
     let again = json(&stack, &["repository", "init"]);
     assert!(again["kit"].is_null() && again["there"][0] == "vault", "{again}");
+    let printed = json(&stack, &["repository", "kit", "vault", "--print"]);
+    assert_eq!(printed["kit"], made["kit"]);
 
     // The first one is made by itself.
     let load = Load::start(stack.write_port(), &stack.password());

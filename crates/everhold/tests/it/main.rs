@@ -6,6 +6,7 @@ mod certs;
 mod commands;
 mod damage;
 mod external;
+mod forget;
 mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
@@ -14,6 +15,7 @@ mod loss;
 mod machines;
 mod minder;
 mod operations;
+mod places;
 mod plain;
 mod recovery;
 mod replaced;

@@ -107,7 +107,7 @@ fn a_service_comes_back_from_nothing_but_its_repository() {
     let held = |status: &Value| {
         let holds = status["holds"].as_array().into_iter().flatten();
         let mut why = holds.filter_map(|hold| hold["why"].as_str());
-        why.any(|why| why.contains("E296"))
+        why.any(|why| why.contains("E293"))
     };
     stack.wait("no second, empty database", held);
     let begun = Instant::now();

@@ -4,6 +4,7 @@
 //! Shared by the tests and the benchmarks. Nothing of the binary's own code is used here.
 #![allow(dead_code)] // Each user needs another part of it.
 
+pub mod bucket;
 pub mod disk;
 pub mod link;
 pub mod load;

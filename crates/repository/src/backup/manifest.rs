@@ -48,13 +48,16 @@ pub struct Info {
     /// Places that hold the manifest, which is put when enough have everything else. Filled in when
     /// listed.
     #[serde(skip)]
+    pub manifests: usize,
+    /// Places, at least, that hold each object it needs. Filled in when listed.
+    #[serde(skip)]
     pub copies: usize,
 }
 
 impl Info {
     /// With what only who sees the manifest's object knows.
-    pub(super) fn stored(mut self, copies: usize, manifest_bytes: u64) -> Info {
-        self.copies = copies;
+    pub(super) fn stored(mut self, manifests: usize, copies: usize, manifest_bytes: u64) -> Info {
+        (self.manifests, self.copies) = (manifests, copies);
         self.bytes_added += manifest_bytes;
         self
     }
@@ -177,13 +180,13 @@ pub fn read_info(repository: &Repository, name: &str) -> Result<Standing<Info>, 
     })
 }
 
-/// The packs that a backup needs.
-pub fn read_packs(
+/// What a backup is, and the packs that it needs.
+pub fn read_with_packs(
     repository: &Repository,
     name: &str,
-) -> Result<Standing<Vec<PackId>>, RepositoryError> {
+) -> Result<Standing<(Info, Vec<PackId>)>, RepositoryError> {
     Ok(match read(repository, name, 2)? {
-        Standing::Backup((_, parts)) => Standing::Backup(unpack(name, part(&parts, 1))?),
+        Standing::Backup((info, parts)) => Standing::Backup((info, unpack(name, part(&parts, 1))?)),
         Standing::Gone { at_s } => Standing::Gone { at_s },
     })
 }

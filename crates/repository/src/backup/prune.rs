@@ -13,6 +13,7 @@
 //! any more; a manifest that is there already counts. Clocks decide when that is tried, not whether
 //! it is safe.
 
+use super::Watch;
 use super::manifest::{self, Standing};
 use super::pack::{self, PackId, enough};
 use crate::RepositoryError;
@@ -49,7 +50,11 @@ pub struct Pruned {
     pub waiting_for: Vec<String>,
 }
 
-pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, RepositoryError> {
+pub fn prune(
+    repository: &Repository,
+    asked: &Prune<'_>,
+    watch: &Watch<'_>,
+) -> Result<Pruned, RepositoryError> {
     // A place that is not seen may hold the manifest or the announcement that matters.
     repository.all_there()?;
     let service = asked.service;
@@ -79,7 +84,7 @@ pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, Repos
     }
     seen.look(repository, service, &[])?;
     let condemned = seen.unneeded(repository.held_surely(&pack::prefix(service))?);
-    let (unneeded, waiting_for) = remove(repository, asked, &mut seen, condemned)?;
+    let (unneeded, waiting_for) = remove(repository, asked, watch, &mut seen, condemned)?;
     if waiting_for.is_empty() {
         marks.keys().try_for_each(|name| repository.delete(name))?;
         let old = seen.gone.iter().filter(|(_, at_s)| asked.now_s > **at_s + REMEMBERED_S);
@@ -92,6 +97,7 @@ pub fn prune(repository: &Repository, asked: &Prune<'_>) -> Result<Pruned, Repos
 fn remove(
     repository: &Repository,
     asked: &Prune<'_>,
+    watch: &Watch<'_>,
     seen: &mut Seen,
     condemned: BTreeMap<String, Held>,
 ) -> Result<(BTreeMap<String, Held>, Vec<String>), RepositoryError> {
@@ -103,7 +109,8 @@ fn remove(
     }
     seen.look(repository, asked.service, &[])?;
     let unneeded = seen.unneeded(condemned);
-    unneeded.keys().try_for_each(|name| repository.delete(name))?;
+    let names: Vec<String> = unneeded.keys().cloned().collect();
+    repository.delete_all(&names, watch)?;
     repository.delete(&mark)?;
     Ok((unneeded, Vec::new()))
 }
@@ -141,8 +148,8 @@ impl Seen {
             if dropped || self.read.contains(&name) {
                 continue;
             }
-            match manifest::read_packs(repository, &name) {
-                Ok(Standing::Backup(packs)) => {
+            match manifest::read_with_packs(repository, &name) {
+                Ok(Standing::Backup((_, packs))) => {
                     self.needed.extend(packs);
                     self.read.insert(name);
                 }
@@ -188,7 +195,7 @@ pub fn condemned(
 }
 
 /// Backups under way, or dead.
-fn announced(repository: &Repository, service: &str) -> Result<Vec<String>, RepositoryError> {
+pub fn announced(repository: &Repository, service: &str) -> Result<Vec<String>, RepositoryError> {
     let prefix = announcement(service, "");
     let names = repository.list(&prefix)?.into_keys();
     Ok(names.filter_map(|name| name.strip_prefix(&prefix).map(str::to_string)).collect())
@@ -264,7 +271,7 @@ fn give_up(repository: &Repository, name: &str, now_s: u64) -> Result<bool, Repo
 
 #[cfg(test)]
 mod tests {
-    use super::super::{About, Backup, Plan, Watch, verify};
+    use super::super::{About, Backup, Plan, verify};
     use super::*;
     use crate::{Password, PlaceConfig};
     use everhold_core::backup::Kind;
@@ -323,10 +330,11 @@ mod tests {
         let condemned = seen.unneeded(repository.held_surely(&pack::prefix("main")).unwrap());
         assert_eq!(condemned.len(), 1);
         // Still under way: nothing is deleted, and nothing stays condemned.
-        let (deleted, waiting) = remove(&repository, &asked, &mut seen, condemned.clone()).unwrap();
+        let (deleted, waiting) =
+            remove(&repository, &asked, &watch, &mut seen, condemned.clone()).unwrap();
         assert_eq!((deleted.len(), waiting.len()), (0, 1));
         let id = backup.finish(about).unwrap().id;
-        let (deleted, waiting) = remove(&repository, &asked, &mut seen, condemned).unwrap();
+        let (deleted, waiting) = remove(&repository, &asked, &watch, &mut seen, condemned).unwrap();
         assert_eq!((deleted.len(), waiting.len()), (0, 0));
         assert_eq!(verify(&repository, "main", &id, 1, &watch).unwrap().copies, 1);
     }

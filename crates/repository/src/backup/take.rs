@@ -108,6 +108,7 @@ impl<'a> Backup<'a> {
             bytes_read: stored.bytes_read,
             bytes_added: stored.bytes_added,
             bad_pages,
+            manifests: 0,
             copies: 0,
             about,
         };
@@ -124,7 +125,7 @@ impl<'a> Backup<'a> {
         };
         let copies = put.copies;
         enough(&name, put, self.copies)?;
-        Ok(manifest.info.stored(copies, sealed.len() as u64))
+        Ok(manifest.info.stored(copies, copies, sealed.len() as u64))
     }
 
     fn announcement(&self) -> String {

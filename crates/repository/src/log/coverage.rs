@@ -102,6 +102,34 @@ fn joined(ranges: impl IntoIterator<Item = Range<Lsn>>) -> Vec<Range<Lsn>> {
     joined
 }
 
+/// What at least so many of these hold, each of which has ranges in order.
+pub fn at_least(all: &[&[Range<Lsn>]], copies: usize) -> Vec<Range<Lsn>> {
+    let mut edges: Vec<(Lsn, bool)> = Vec::new();
+    for range in all.iter().flat_map(|ranges| ranges.iter()) {
+        edges.extend([(range.start, false), (range.end, true)]);
+    }
+    // Of two at one place the beginning comes first: ranges that touch are one.
+    edges.sort_unstable();
+    let (mut deep, mut start, mut found) = (0, Lsn(0), Vec::new());
+    for (at, ends) in edges {
+        match ends {
+            false => {
+                deep += 1;
+                if deep == copies {
+                    start = at;
+                }
+            }
+            true => {
+                if deep == copies && start < at {
+                    found.push(start..at);
+                }
+                deep -= 1;
+            }
+        }
+    }
+    joined(found)
+}
+
 /// The first bytes at or after `from` and before `to` that are not covered.
 pub fn missing(covered: &[Range<Lsn>], from: Lsn, to: Lsn) -> Option<Range<Lsn>> {
     let mut start = from;

@@ -1,25 +1,36 @@
 //! The log in two directories: read over pieces and forks, gathered, dropped, written for PostgreSQL.
 
 use super::*;
+use crate::backup::Progress;
 use crate::{Password, PlaceConfig};
 use everhold_core::spec::Location;
 use everhold_core::term::BranchId;
+use std::sync::atomic::AtomicBool;
 
 const SYSID: u64 = 7_000_000_000_000_000_001;
 const SEGMENT: u64 = 1 << 20;
 
-fn repository(dir: &Path) -> Repository {
-    let place = |name: &str| PlaceConfig {
+fn place(dir: &Path, name: &str) -> PlaceConfig {
+    PlaceConfig {
         name: name.to_string(),
         location: Location::Directory(dir.join(name).display().to_string()),
         region: None,
         endpoint: None,
         credentials_file: None,
-    };
+    }
+}
+
+fn repository(dir: &Path) -> Repository {
     let password = Password::new("p");
-    let mut repository = Repository::create(&place("east"), &password, "shop").expect("created");
-    repository.extend(&place("west"), &password).expect("extended");
+    let east = place(dir, "east");
+    let mut repository = Repository::create(&east, &password, "shop").expect("created");
+    repository.extend(&place(dir, "west"), &password).expect("extended");
     repository
+}
+
+fn quiet() -> Watch<'static> {
+    static NEVER: AtomicBool = AtomicBool::new(false);
+    Watch { progress: &|_: Progress| {}, stop: &NEVER }
 }
 
 /// Timeline 1 up to 2.5 segments, then timeline 3.
@@ -190,14 +201,41 @@ fn what_is_dropped_takes_its_line_along() {
     let repository = repository(dir.path());
     let log = filled(&repository);
     let needed = |from: u64| keep::Log { from: Some(Lsn(from)), pieces: Vec::new() };
-    assert_eq!(log.drop_before(&keep::Log::default(), SEGMENT).expect("dropped"), 0);
-    assert_eq!(log.drop_before(&needed(SEGMENT * 3 / 2), SEGMENT).expect("dropped"), 1);
+    // A place that is away would bring back what went.
+    let (west, away) = (dir.path().join("west"), dir.path().join("away"));
+    fs::rename(&west, &away).expect("away");
+    let places = ["east", "west"].map(|name| (place(dir.path(), name), Password::new("p")));
+    let half = Repository::open(&places, "shop").expect("opened");
+    let half = Log::new(&half, "main", SYSID);
+    let refused = half.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect_err("away");
+    assert!(matches!(refused, RepositoryError::PlaceAbsent { .. }), "{refused}");
+    assert_eq!(half.pieces(1).expect("listed").len(), 4);
+    fs::rename(&away, &west).expect("back");
+    assert_eq!(
+        log.drop_before(&keep::Log::default(), SEGMENT, &quiet()).expect("dropped").pieces,
+        0
+    );
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 3 / 2), SEGMENT, &quiet()).expect("dropped").pieces,
+        1
+    );
     let rest = SEGMENT..SEGMENT * 7 / 2;
     assert_eq!(read(&log, rest.clone()).expect("read"), expected(rest));
     assert_eq!(log.epochs().expect("listed").len(), 2);
-    assert_eq!(log.drop_before(&needed(SEGMENT * 3), SEGMENT).expect("dropped"), 2);
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 3), SEGMENT, &quiet()).expect("dropped").pieces,
+        2
+    );
     assert_eq!(log.epochs().expect("listed").into_iter().collect::<Vec<_>>(), [2]);
+    // A backup under way may begin with what no other needs.
+    repository.put("main/running/x", b"main").expect("put");
+    let waits = log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("waits");
+    assert_eq!((waits.pieces, waits.waiting_for), (0, vec!["x".to_string()]));
+    repository.delete("main/running/x").expect("deleted");
     // The newest line stays, whatever goes.
-    assert_eq!(log.drop_before(&needed(SEGMENT * 9), SEGMENT).expect("dropped"), 1);
+    assert_eq!(
+        log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("dropped").pieces,
+        1
+    );
     assert_eq!(log.newest_line().expect("a line"), Some((2, line())));
 }

@@ -12,9 +12,9 @@ use rusty_s3::actions::ListObjectsV2;
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::Timeout;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 
@@ -25,7 +25,13 @@ const CONNECT: Duration = Duration::from_secs(5);
 const REQUEST: Duration = Duration::from_secs(300);
 /// From the last byte sent to the first of the answer: a line that was cut without a word is given
 /// up for a new one.
-const ANSWER: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(20);
+/// A store that let requests wait for nothing is not asked for so long, and each time twice as long:
+/// whoever has other places to put a pack is not held up for each.
+const DEAF: Duration = Duration::from_secs(15);
+const DEAF_MAX: Duration = Duration::from_secs(240);
+/// Attempts of a request that got no answer in time.
+const DEAF_ATTEMPTS: u32 = 2;
 /// Attempts of a request that the store was too busy for, or that got no answer.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -46,6 +52,13 @@ pub struct S3 {
     /// Before each object's name.
     prefix: String,
     agent: ureq::Agent,
+    deaf: Mutex<Option<Deaf>>,
+}
+
+/// A store that does not answer.
+struct Deaf {
+    since: Instant,
+    pause: Duration,
 }
 
 /// An answer that was got.
@@ -80,6 +93,7 @@ impl S3 {
             credentials: Credentials::new(id, secret),
             prefix: if prefix.is_empty() { String::new() } else { format!("{prefix}/") },
             agent: agent(endpoint.starts_with("https")).map_err(malformed)?,
+            deaf: Mutex::default(),
         })
     }
 
@@ -215,6 +229,9 @@ impl S3 {
         what: &str,
         mut request: impl FnMut() -> Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<Answer, RepositoryError> {
+        if self.deaf().as_ref().is_some_and(|deaf| deaf.since.elapsed() < deaf.pause) {
+            return Err(self.failed(what, "it did not answer a moment ago".to_string()));
+        }
         let mut pause = PAUSE;
         for attempt in 1.. {
             let result = request().and_then(|mut response| {
@@ -226,6 +243,7 @@ impl S3 {
             let again = match &result {
                 Ok(answer) => answer.is_passing(),
                 Err(ureq::Error::Timeout(Timeout::Global)) => false,
+                Err(ureq::Error::Timeout(_)) => attempt < DEAF_ATTEMPTS,
                 Err(_) => true,
             };
             if again && attempt < ATTEMPTS {
@@ -233,9 +251,23 @@ impl S3 {
                 pause *= 2;
                 continue;
             }
+            self.heard(!matches!(result, Err(ureq::Error::Timeout(_))));
             return result.map_err(|error| self.failed(what, error.to_string()));
         }
         Err(self.failed(what, "no answer".to_string()))
+    }
+
+    fn deaf(&self) -> MutexGuard<'_, Option<Deaf>> {
+        self.deaf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self, answered: bool) {
+        let mut deaf = self.deaf();
+        let before = deaf.take().map(|deaf| deaf.pause);
+        if !answered {
+            let pause = before.map_or(DEAF, |pause| (pause * 2).min(DEAF_MAX));
+            *deaf = Some(Deaf { since: Instant::now(), pause });
+        }
     }
 
     /// Nothing behind a question mark is told: it may be a signature.

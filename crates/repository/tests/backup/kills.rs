@@ -1,6 +1,6 @@
 //! Killed at any moment: what is listed stays whole, and the next run goes on.
 
-use crate::shelf::{Dice, NOW, SERVICE, Shelf, change_files, content, make_files};
+use crate::shelf::{Dice, NOW, SERVICE, Shelf, change_files, content, make_files, quiet};
 use everhold_repository::backup::{MARKER, Prune, prune};
 use std::fs;
 use std::process::{Command, Stdio};
@@ -102,12 +102,12 @@ fn fifty_kills() {
     let drop = &ids[..ids.len() - 1];
     let asked =
         Prune { service: SERVICE, drop, dead: &[], dry_run: false, now_s: now_s + 30 * 86_400 };
-    prune(shelf.open(), &asked).unwrap();
+    prune(shelf.open(), &asked, &quiet()).unwrap();
     assert_eq!(shelf.check(), 1);
     for left in ["running", "prune"] {
         assert_eq!(shelf.objects(left).len(), 0, "{left}");
     }
-    prune(shelf.open(), &Prune { drop: &ids[ids.len() - 1..], ..asked }).unwrap();
+    prune(shelf.open(), &Prune { drop: &ids[ids.len() - 1..], ..asked }, &quiet()).unwrap();
     assert_eq!(shelf.objects("packs").len(), 0);
     let _ = fs::remove_dir_all(shelf.dir.join("dest"));
 }

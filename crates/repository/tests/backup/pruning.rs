@@ -77,7 +77,7 @@ fn a_dead_one_is_given_up_and_a_slow_one_refused() {
     let slow = Backup::begin(repository, &shelf.plan(&data, None, NOW), &quiet()).unwrap();
     let dead = [slow.id().to_string()];
     let asked = Prune { service: SERVICE, drop: &[], dead: &dead, dry_run: false, now_s: NOW + 1 };
-    assert!(backup::prune(repository, &asked).unwrap().packs > 0);
+    assert!(backup::prune(repository, &asked, &quiet()).unwrap().packs > 0);
     slow.finish(about(NOW)).unwrap_err();
     // Finished, and killed before it took its announcement back.
     let done = shelf.take(None, NOW + 60).unwrap().id;
@@ -98,6 +98,7 @@ fn nothing_goes_because_something_is_not_known() {
         backup::prune(
             repository,
             &Prune { service: SERVICE, drop, dead: &[], dry_run: false, now_s },
+            &quiet(),
         )
     };
     // A manifest that is damaged in both places.
@@ -135,7 +136,7 @@ fn a_dry_run_says_what_a_run_does() {
     let before = shelf.objects("");
     let drop = [first];
     let asked = Prune { service: SERVICE, drop: &drop, dead: &[], dry_run: true, now_s: NOW + 120 };
-    let would = backup::prune(shelf.open(), &asked).unwrap();
+    let would = backup::prune(shelf.open(), &asked, &quiet()).unwrap();
     assert_eq!(shelf.objects(""), before);
     assert!(would.packs > 0 && would.bytes > 0);
     assert_eq!(shelf.prune(&drop, NOW + 120), would);
@@ -251,4 +252,29 @@ fn all_at_once() {
     }
     shelf.prune(&[], NOW + 200);
     shelf.check();
+}
+
+#[test]
+fn copies_are_counted_over_all_that_a_backup_needs() {
+    let shelf = filled();
+    let first = shelf.take(None, NOW).unwrap().id;
+    change_files(&shelf.data(), &mut Dice(19));
+    let second = shelf.take(Some(&first), NOW + 60).unwrap().id;
+    let copies = || -> Vec<usize> {
+        let listed = backup::list(shelf.open(), SERVICE).unwrap().backups;
+        assert!(listed.iter().all(|it| it.manifests == 2), "{listed:?}");
+        listed.iter().map(|it| it.copies).collect()
+    };
+    assert_eq!(copies(), [2, 2]);
+    // One that both need.
+    let packs = shelf.objects("packs");
+    let oldest = |path: &&std::path::PathBuf| fs::metadata(path).unwrap().modified().unwrap();
+    let pack = packs.iter().min_by_key(oldest).unwrap().clone();
+    fs::remove_file(&pack).unwrap();
+    assert_eq!(copies()[0], 1, "{first}");
+    // The next backup that stands on it brings it back.
+    shelf.take(Some(&second), NOW + 120).unwrap();
+    let verified = backup::verify(shelf.open(), SERVICE, &first, 1, &quiet()).unwrap();
+    assert_eq!(verified.copies, 2);
+    assert_eq!(copies(), [2, 2, 2]);
 }

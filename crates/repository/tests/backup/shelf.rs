@@ -102,7 +102,7 @@ impl Shelf {
 
     pub fn prune(&self, drop: &[String], now_s: u64) -> Pruned {
         let asked = Prune { service: SERVICE, drop, dead: &[], dry_run: false, now_s };
-        backup::prune(self.open(), &asked).unwrap()
+        backup::prune(self.open(), &asked, &quiet()).unwrap()
     }
 
     pub fn ids(&self) -> Vec<String> {

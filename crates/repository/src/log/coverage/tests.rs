@@ -214,3 +214,31 @@ fn what_nothing_needs_goes_by_whole_segments() {
     check(log(Some(300), &[]), "1.0:0-90@1 1.0:90-100@1 1.0:100-210@1 1.0:210-300@1 2.2:250-260@2");
     check(log(Some(300), &[(95, 99)]), "1.0:100-210@1 1.0:210-300@1 2.2:250-260@2");
 }
+
+#[test]
+fn what_enough_places_have() {
+    let ranges = |text: &str| -> Vec<Range<Lsn>> {
+        let one = |word: &str| {
+            let (start, end) = word.split_once('-').expect("a range");
+            Lsn(start.parse().expect("a place"))..Lsn(end.parse().expect("a place"))
+        };
+        text.split_whitespace().map(one).collect()
+    };
+    #[rustfmt::skip]
+    let cases = [
+        // places                            copies  enough have
+        (vec![],                             1,      ""),
+        (vec!["0-50"],                       2,      ""),
+        (vec!["0-50", "50-90"],              1,      "0-90"),
+        (vec!["0-50", "50-90"],              2,      ""),
+        (vec!["0-50 60-90", "40-70"],        2,      "40-50 60-70"),
+        (vec!["0-50 60-90", "40-70"],        1,      "0-90"),
+        (vec!["0-90", "10-40", "20-50"],     2,      "10-50"),
+        (vec!["0-90", "10-40", "20-50"],     3,      "20-40"),
+    ];
+    for (places, copies, expected) in cases {
+        let all: Vec<_> = places.iter().map(|text| ranges(text)).collect();
+        let all: Vec<&[Range<Lsn>]> = all.iter().map(Vec::as_slice).collect();
+        assert_eq!(at_least(&all, copies), ranges(expected), "{places:?} {copies}");
+    }
+}
