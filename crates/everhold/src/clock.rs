@@ -20,6 +20,11 @@ pub fn unix_s() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }
 
+/// The same in milliseconds.
+pub fn unix_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
 /// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())

@@ -10,6 +10,7 @@ mod list;
 mod manifest;
 mod pack;
 mod page;
+mod proof;
 mod prune;
 mod restore;
 mod store;
@@ -19,6 +20,7 @@ mod verify;
 
 pub use list::{Listed, list};
 pub use manifest::Info;
+pub use proof::{ProofRecord, Proofs, drop_proofs, judged, proof_of, read_proofs};
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
 pub use restore::{Restore, Restored, restore};
 pub use take::{Backup, Plan};
@@ -88,6 +90,18 @@ impl Watch<'_> {
             true => Err(RepositoryError::Stopped),
             false => Ok(()),
         }
+    }
+}
+
+impl About {
+    /// The line of history to follow from the backup on: the newest one if that leads through it.
+    pub fn line_onwards(&self, newest: Option<Vec<Branch>>) -> Vec<Branch> {
+        let through = |line: &Vec<Branch>| {
+            let after = line.iter().skip_while(|it| it.tli != self.tli).nth(1);
+            let own = line.iter().any(|it| it.tli == self.tli);
+            own && after.is_none_or(|next| self.stop <= next.fork)
+        };
+        newest.filter(through).unwrap_or_else(|| self.line.clone())
     }
 }
 

@@ -5,6 +5,7 @@
 //! and beyond the fork nobody reads that.
 
 mod late;
+mod mark;
 mod ship;
 mod slot;
 mod tender;
@@ -123,10 +124,11 @@ pub async fn run() -> anyhow::Result<()> {
     let mut shipper = Shipper::new(order.clone(), state.clone());
     loop {
         let mut more = false;
+        let asked_ms = clock::unix_ms();
         match source.flushed().await {
             Ok(Some(at)) if at.sysid == order.lead.sysid && Some(at.tli) == tip => {
                 lock(&state).late.seen(clock::now(), at.lsn);
-                more = shipper.round(&at).await;
+                more = shipper.round(&at, asked_ms).await;
             }
             // Another server, or another branch: another's to ship.
             Ok(_) => return Ok(()),

@@ -1,9 +1,11 @@
 //! What the archiver does: it finds what the archive lacks, and puts it there.
 
+use super::mark::Marker;
 use super::{Fault, Lead, Order, Shared, lock};
 use crate::{backup, clock};
 use everhold_adapters::postgres::{Flushed, PgError, WalFiles};
 use everhold_core::ids::Lsn;
+use everhold_core::term::Branch;
 use everhold_repository::log::{PIECE_BYTES_MAX, Piece, cover, coverage, extents, missing};
 use everhold_repository::{Log, Put, Repository, RepositoryError};
 use std::ops::Range;
@@ -27,6 +29,7 @@ pub struct Shipper {
     /// A place lacks something that another one has, or does not answer.
     uneven: bool,
     tending: Option<JoinHandle<Tended>>,
+    marker: Marker,
 }
 
 /// The open repositories, and what they hold of the leader's line.
@@ -62,11 +65,14 @@ enum Failed {
 
 impl Shipper {
     pub fn new(order: Arc<Order>, state: Shared) -> Shipper {
-        Shipper { order, state, archive: None, tended: None, uneven: false, tending: None }
+        let (archive, tended, tending) = (None, None, None);
+        let marker = Marker::default();
+        Shipper { order, state, archive, tended, uneven: false, tending, marker }
     }
 
     /// Ships what there is, at most some pieces; true: there is more.
-    pub async fn round(&mut self, at: &Flushed) -> bool {
+    /// The server was asked at `asked_ms`, in milliseconds since 1970.
+    pub async fn round(&mut self, at: &Flushed, asked_ms: u64) -> bool {
         if self.archive.is_none() && !self.open(at).await {
             return false;
         }
@@ -75,7 +81,8 @@ impl Shipper {
         let batch = batch(archive, &self.order.lead, at.lsn);
         let full = batch.len() == IN_FLIGHT;
         let well = if batch.is_empty() { true } else { self.put(at, batch).await };
-        self.note(at);
+        let reached = self.note(at);
+        self.mark(at, asked_ms, reached).await;
         if well && !self.uneven && self.tending.is_none() {
             lock(&self.state).trouble = None;
         }
@@ -161,14 +168,31 @@ impl Shipper {
         well
     }
 
-    /// Says how far it is.
-    fn note(&self, at: &Flushed) {
+    /// Leaves a mark in the archive when one is due. Without it the log is as good: only what is
+    /// proven of it is less.
+    async fn mark(&mut self, at: &Flushed, asked_ms: u64, reached: Lsn) {
         let Some(archive) = &self.archive else { return };
+        let Some(tip) = self.order.lead.line.last().map(Branch::id) else { return };
+        let Some(mark) = self.marker.due(asked_ms, (tip, at.written), reached, clock::unix_ms())
+        else {
+            return;
+        };
+        let (order, repository) = (self.order.clone(), archive.repository.clone());
+        let put = move || Log::new(&repository, &order.service, order.lead.sysid).put_mark(&mark);
+        if let Ok(Err(error)) = spawn_blocking(put).await {
+            tracing::warn!(error = crate::keeper::chain(&error), "no mark was left");
+        }
+    }
+
+    /// Says how far it is.
+    fn note(&self, at: &Flushed) -> Lsn {
+        let Some(archive) = &self.archive else { return Lsn(0) };
         let next = missing(&archive.archived, archive.from, Lsn(u64::MAX));
         let reached = next.map_or(at.lsn, |hole| hole.start);
         let mut state = lock(&self.state);
         state.late.reached(reached);
         state.archived = Some(reached);
+        reached
     }
 
     /// Opens places that were away and brings them level, or gathers small pieces; one at a time,
@@ -203,7 +227,8 @@ impl Shipper {
         } else {
             spawn_blocking(move || {
                 let log = Log::new(&repository, &order.service, order.lead.sysid);
-                Tended::Gathered(log.compact())
+                let thinned = log.thin_marks(clock::unix_ms());
+                Tended::Gathered(thinned.and_then(|_| log.compact()))
             })
         });
     }
