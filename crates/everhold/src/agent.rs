@@ -1,7 +1,7 @@
 //! The role `agent`: one node's part in every service that has an instance on it.
 
 use crate::archive::{self, Heard, Tender, tend_slot};
-use crate::backup::desk::Desk;
+use crate::backup::desk::{Desk, Work};
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
@@ -17,7 +17,7 @@ use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
-use everhold_core::backup::Kind;
+use everhold_core::backup::{Kind, Proving};
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
@@ -91,6 +91,13 @@ pub enum Ask {
     BackUp {
         service: String,
         kind: Kind,
+        who: String,
+    },
+    /// Prove a backup of a service, if nothing else is done with its backups here.
+    ProveBackup {
+        service: String,
+        id: String,
+        why: Proving,
         who: String,
     },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
@@ -185,7 +192,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
     let clerk = Clerk {
         keepers,
-        backups: Desk::new(file, journal.clone(), report.clone()),
+        backups: Desk::new(file, (&layout, &node.name), journal.clone(), report.clone()),
         journal,
         dir: layout.node(&node.name).join("journal"),
         renewal: Renewal::default(),
@@ -640,7 +647,12 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
         }
         Ask::BackUp { service, kind, who } => {
             keeper(&service)?;
-            let id = backups.begin(&service, kind, who)?;
+            let id = backups.begin(&service, Work::BackUp { kind }, who)?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::ProveBackup { service, id, why, who } => {
+            keeper(&service)?;
+            let id = backups.begin(&service, Work::Prove { id, why }, who)?;
             Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Halt => {

@@ -180,6 +180,9 @@ codes! {
         "choose a point that `everhold backup list SERVICE` shows as covered";
     RestoreTo "E288" "directory can't be restored into" "name an empty or new directory";
     BackupFailed "E289" "no backup was made" "mend what is named; the schedule tries again";
+    ProofFailed "E295" "backup failed its proof"
+        "`everhold backup list SERVICE` names the others; make a full one now";
+    NotProven "E296" "no proof was made" "mend what is named; it is tried again";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

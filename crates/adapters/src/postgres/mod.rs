@@ -18,6 +18,7 @@ mod observe;
 mod postmaster;
 mod probe;
 mod process;
+mod proof;
 mod session;
 mod settings;
 mod standby;
@@ -32,6 +33,7 @@ pub use files::Owner;
 pub use kept::KeptWal;
 pub use leader::LogSlot;
 pub use probe::probe;
+pub use proof::Wrong;
 pub use settings::{REPLICATION_ROLE, SUPERUSER};
 pub use wal::{Flushed, WalFiles, WalSource};
 

@@ -15,6 +15,7 @@ mod machines;
 mod minder;
 mod operations;
 mod plain;
+mod proofs;
 mod replaced;
 #[path = "../stack/mod.rs"]
 mod stack;
