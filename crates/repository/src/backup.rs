@@ -20,7 +20,7 @@ mod verify;
 
 pub use list::{Listed, list};
 pub use manifest::Info;
-pub use proof::{ProofRecord, Proofs, drop_proofs, judged, proof_of, read_proofs};
+pub use proof::{ProofRecord, Proofs, damaged_s, drop_proofs, judged, proof_of, read_proofs};
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
 pub use restore::{Restore, Restored, restore};
 pub use take::{Backup, Plan};

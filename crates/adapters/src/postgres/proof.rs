@@ -100,7 +100,7 @@ impl Aside {
             wrong.extend(found.into_iter().flat_map(|it| it.said));
         }
         wrong.retain(|row| !row.is_empty());
-        wrong.iter_mut().for_each(|row| shorten(row));
+        wrong.iter_mut().for_each(shorten);
         Ok(wrong)
     }
 

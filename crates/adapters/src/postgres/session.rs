@@ -165,7 +165,11 @@ impl Session {
                 }
                 Ok(_) => {}
                 Err(error) if error.is_of_data() => {
-                    now.said = vec![format!("it failed: {error}")];
+                    let said = match &error {
+                        PgError::Sql { said, .. } => said.clone(),
+                        other => other.to_string(),
+                    };
+                    now.said = vec![format!("it failed: {said}")];
                     found.push(now);
                     break;
                 }

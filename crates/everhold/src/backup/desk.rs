@@ -256,7 +256,10 @@ impl Desk {
         };
         match work {
             Work::BackUp { .. } => self.made(&service, last, why),
-            Work::Prove { id, .. } => self.tried(service, id, last, why).await,
+            Work::Prove { id, why: Proving::Asked } => {
+                self.tried(service, id, false, (last, why)).await;
+            }
+            Work::Prove { id, .. } => self.tried(service, id, true, (last, why)).await,
         }
     }
 
@@ -291,7 +294,14 @@ impl Desk {
         });
     }
 
-    async fn tried(&self, service: String, id: String, last: Option<Said>, lost: String) {
+    /// What somebody asked for is not tried again, and is no failure of the schedule's.
+    async fn tried(
+        &self,
+        service: String,
+        id: String,
+        scheduled: bool,
+        (last, lost): (Option<Said>, String),
+    ) {
         let (desk, of) = (self.clone(), service.clone());
         let _ = tokio::task::spawn_blocking(move || desk.clear_one(&of)).await;
         let (outcome, text) = match last {
@@ -316,7 +326,7 @@ impl Desk {
         self.tell(&service, |making| {
             let before = making.proved.as_ref().map_or(0, |it| it.failures);
             let failures = match outcome {
-                Outcome::NotDone { .. } => before + 1,
+                Outcome::NotDone { .. } => before + u32::from(scheduled),
                 Outcome::Proven { .. } | Outcome::Failed { .. } => 0,
             };
             making.proving = None;

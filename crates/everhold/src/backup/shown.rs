@@ -9,6 +9,8 @@ use everhold_core::spec::BackupSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+/// How the key of a service ends under which its [`Summary`] stands in the store.
+pub const KEY: &str = "/backups";
 /// So many of those that failed are named.
 const FAILED_MAX: usize = 16;
 

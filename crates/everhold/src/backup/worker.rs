@@ -17,7 +17,8 @@ use everhold_core::spec::Spec;
 use everhold_core::term::{Branch, line_to};
 use everhold_repository::Repository;
 use everhold_repository::backup::{
-    About, Backup, Info, Plan, Progress, ProofRecord, THREADS, Watch,
+    About, Backup, Info, Plan, Progress, ProofRecord, Proofs, THREADS, Watch, damaged_s,
+    read_proofs,
 };
 use everhold_repository::log::{Log, coverage, missing};
 use std::io::{Read, Write};
@@ -226,7 +227,12 @@ impl Job {
     ) -> anyhow::Result<Backup<'r>> {
         self.await_log(repository, start)?;
         let listed = list(repository, &self.service)?;
-        let base = listed.iter().rev().find(|it| it.copies >= self.copies).map(|it| it.id.clone());
+        let known = Proofs::new();
+        let damaged_s = damaged_s(&read_proofs(repository, &self.service, &known).map_err(told)?);
+        let sound = |it: &&Info| {
+            it.copies >= self.copies && damaged_s.is_none_or(|at| it.about.began_s > at)
+        };
+        let base = listed.iter().rev().find(sound).map(|it| it.id.clone());
         // Without anything to compare with every byte is read.
         let kind = if base.is_none() { Kind::Full } else { self.kind };
         let last_told = AtomicU64::new(0);

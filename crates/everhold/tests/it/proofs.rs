@@ -1,8 +1,13 @@
 //! Backups are proven: a good one passes, and whatever is wrong with one is found and named.
 
-use crate::stack::{Stack, Wanted};
+use crate::plain::ask;
+use crate::stack::{Stack, Wanted, signal};
+use everhold_core::ids::Lsn;
+use everhold_core::spec::{Location, RepositorySpec};
+use everhold_repository::{Password, PlaceConfig, Repository};
 use serde_json::Value;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -29,7 +34,8 @@ impl Bed {
              SELECT id FROM book WHERE amount IS NULL;\n";
         fs::write(&checks, sql).expect("checks");
         let spec = format!(
-            "{}prove = {{ schedule = \"0 4 1 1 *\", checks = \"{}\" }}\n",
+            "{}full = \"0 4 1 1 *\"\nincremental = \"0 4 1 1 *\"\n\
+             prove = {{ schedule = \"0 4 1 1 *\", checks = \"{}\" }}\n",
             stack.spec(false),
             checks.display()
         );
@@ -122,6 +128,50 @@ impl Bed {
         backups.find(|it| it["id"] == id).expect("it is listed")["proof"].clone()
     }
 
+    /// Where the backup starts or stops.
+    fn lsn(&self, id: &str, which: &str) -> u64 {
+        let listed = self.json(&["backup", "list", "main"]);
+        let mut backups = listed["backups"].as_array().into_iter().flatten();
+        let backup = backups.find(|it| it["id"] == id).expect("it is listed");
+        backup[which].as_str().expect("a place").parse::<Lsn>().expect("a place").0
+    }
+
+    fn archived(&self) -> u64 {
+        let status = self.stack.status().expect("a status");
+        let at = &status["services"]["main"]["backup"]["log_lsn"];
+        serde_json::from_value::<Lsn>(at.clone()).expect("a place").0
+    }
+
+    /// The pieces of the log, by place.
+    fn pieces(&self) -> Vec<(PathBuf, Range<u64>)> {
+        let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+        let piece = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?.to_string();
+            let (range, _) = name.split_once('.')?;
+            let (start, end) = range.split_once('-')?;
+            let range = hex(start)?..hex(end)?;
+            path.to_str()?.contains("/log/").then_some((path, range))
+        };
+        let mut pieces: Vec<_> = files(&self.vault()).into_iter().filter_map(piece).collect();
+        pieces.sort_by_key(|(_, range)| range.start);
+        pieces
+    }
+
+    /// As whoever has its password sees it.
+    fn repository(&self) -> Repository {
+        let at = Location::Directory(self.vault().display().to_string());
+        let spec = RepositorySpec {
+            url: at,
+            region: None,
+            endpoint: None,
+            credentials_file: None,
+            key_file: String::new(),
+        };
+        let config = PlaceConfig::new("vault", &spec);
+        let password = Password::new(PASSWORD);
+        Repository::open(&[(config, password)], "test").expect("it opens")
+    }
+
     /// Nothing of a sandbox is left.
     fn is_clean(&self) {
         for node in crate::stack::NODES {
@@ -176,4 +226,172 @@ fn a_good_backup_is_proven() {
     let backup = &status["services"]["main"]["backup"];
     assert_eq!(backup["failed"].as_array().map(Vec::len), Some(0), "{backup}");
     assert_eq!(backup["unproven"], 1, "the first one of all: {backup}");
+}
+
+#[test]
+fn whatever_is_wrong_fails_the_proof_and_is_named() {
+    let mut bed = Bed::new();
+    let bad = bed.back_up(&["--full"]);
+
+    // A bit of what the backup needs, in its only place.
+    let packs =
+        || files(&bed.vault()).into_iter().filter(|it| it.to_string_lossy().contains("/packs/"));
+    let pack = packs().max_by_key(|it| fs::metadata(it).expect("a pack").len()).expect("a pack");
+    let whole = fs::read(&pack).expect("a pack");
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    fs::write(&pack, &flipped).expect("flipped");
+    let said = bed.fails(&bad);
+    assert!(said.contains("is damaged in every place"), "{said}");
+    // What is made next rests on none of it.
+    let first = bed.back_up(&[]);
+    bed.passes(&first);
+    fs::write(&pack, &whole).expect("as it was");
+    bed.passes(&bad);
+    bed.psql("INSERT INTO book SELECT n, 0 FROM generate_series(20000, 40000) n");
+    bed.marked();
+
+    // A piece of the log is gone: the next one says nothing of it.
+    let stop = bed.lsn(&first, "stop");
+    let pieces: Vec<(PathBuf, Range<u64>)> =
+        bed.pieces().into_iter().filter(|(_, range)| range.end > stop).collect();
+    assert!(pieces.len() > 1, "{pieces:?}");
+    let aside = bed.stack.dir().join("piece");
+    fs::rename(&pieces[0].0, &aside).expect("away");
+    let said = bed.fails(&first);
+    assert!(said.contains("the log has a hole"), "{said}");
+    fs::rename(&aside, &pieces[0].0).expect("as it was");
+
+    // An older commit: from some place on the log is what nobody ever wrote, sealed with the key.
+    // The server starts without a word.
+    let repository = bed.repository();
+    let cut = stop + (bed.archived() - stop) / 2;
+    let mut kept = Vec::new();
+    for (path, range) in bed.pieces().into_iter().filter(|(_, range)| range.end > cut) {
+        let name = path.strip_prefix(bed.vault()).expect("below it").display().to_string();
+        kept.push((path.clone(), fs::read(&path).expect("a piece")));
+        let mut bytes = repository.get(&name).expect("it opens");
+        let from = cut.saturating_sub(range.start) as usize;
+        bytes[from..].fill(0);
+        repository.delete(&name).expect("deleted");
+        repository.put(&name, &bytes).expect("put");
+    }
+    let said = bed.fails(&first);
+    assert!(said.contains("the recovery ended at") && said.contains("bytes of the log"), "{said}");
+    for (path, bytes) in kept {
+        fs::write(path, bytes).expect("as it was");
+    }
+    bed.passes(&first);
+
+    // A row is gone, and the books no longer balance.
+    bed.psql("DELETE FROM book WHERE id = 2");
+    let second = bed.back_up(&[]);
+    let said = bed.fails(&second);
+    assert!(said.contains("check 1: 1 row: sum, -1"), "{said}");
+    bed.psql("INSERT INTO book VALUES (2, 1)");
+
+    // Rows that an index does not have.
+    bed.psql(
+        "CREATE FUNCTION changes(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1'; \
+         CREATE INDEX wrong ON book (changes(id)); \
+         CREATE OR REPLACE FUNCTION changes(int) RETURNS int IMMUTABLE LANGUAGE sql \
+         AS 'SELECT $1 + 1'",
+    );
+    let third = bed.back_up(&[]);
+    let said = bed.fails(&third);
+    assert!(said.contains("amcheck of database app") && said.contains("wrong"), "{said}");
+
+    // What failed is told to everybody.
+    let status = bed.stack.wait("failed proofs in the status", |status| {
+        status["services"]["main"]["backup"]["failed"].as_array().is_some_and(|it| it.len() == 2)
+    });
+    let backup = &status["services"]["main"]["backup"];
+    assert_eq!(backup["failed"][0], third.as_str(), "{backup}");
+    assert_eq!(backup["newest"], first.as_str(), "what failed is no base: {backup}");
+    let (_, page) = ask(bed.stack.health_port("a"), "GET", "/metrics").expect("a page");
+    assert!(page.contains("everhold_backup_failed{") && page.contains("} 2\n"), "{page}");
+}
+
+#[test]
+fn what_could_not_be_looked_at_has_not_failed_and_nothing_is_left_of_it() {
+    let mut bed = Bed::new();
+    let id = bed.back_up(&["--full"]);
+
+    // The worker is killed, alone and with its agent, at different moments.
+    for (round, with_agent) in [(0, false), (1, true), (2, false), (3, true)] {
+        let answer = bed.json(&["backup", "prove", "main", &id, "--no-wait"]);
+        let node = answer["node"].as_str().expect("a node").to_string();
+        let sandbox = bed.stack.data().join(&node).join("main/box");
+        let file = ["data", "data/global/pg_control", "postgres.log", "data/postmaster.pid"][round];
+        let until = Instant::now() + crate::stack::PATIENCE;
+        while !sandbox.join(file).exists() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut pids = workers(&bed.stack);
+        assert!(!pids.is_empty(), "it runs");
+        if with_agent {
+            pids.extend(bed.stack.agent_pid(&node));
+        }
+        signal("KILL", &pids);
+        let until = Instant::now() + crate::stack::PATIENCE;
+        while sandbox.exists() {
+            assert!(Instant::now() < until, "{} stays", sandbox.display());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bed.stack.whole();
+        assert_eq!(bed.proof(&id), Value::Null, "nothing is said of the backup");
+        if !with_agent {
+            let status = bed.stack.wait("word of it", |status| {
+                let backup = &status["services"]["main"]["backup"];
+                backup["proving"].is_null() && backup["last_proof"]["not_done"].is_string()
+            });
+            println!("{}", status["services"]["main"]["backup"]["last_proof"]);
+        }
+    }
+
+    // The repository is away; the checks are.
+    let (vault, away) = (bed.vault(), bed.stack.dir().join("away"));
+    fs::rename(&vault, &away).expect("away");
+    let said = String::from_utf8_lossy(&bed.prove(&id).stderr).to_string();
+    assert!(said.contains("E281"), "{said}");
+    fs::rename(&away, &vault).expect("back");
+    let checks = bed.stack.dir().join("checks.sql");
+    fs::rename(&checks, &away).expect("away");
+    let said = String::from_utf8_lossy(&bed.prove(&id).stderr).to_string();
+    assert!(said.contains("E296") && said.contains("checks.sql"), "{said}");
+    fs::rename(&away, &checks).expect("back");
+    assert_eq!(bed.proof(&id), Value::Null, "nothing is said of the backup");
+    let said = String::from_utf8_lossy(&bed.prove("20200101T000000Z-0000").stderr).to_string();
+    assert!(said.contains("E286"), "{said}");
+    bed.is_clean();
+
+    // By schedule, without anybody.
+    let spec = fs::read_to_string(bed.stack.spec_file()).expect("the spec");
+    let each_minute = bed.stack.dir().join("each-minute.toml");
+    fs::write(
+        &each_minute,
+        spec.replace("prove = { schedule = \"0 4 1 1 *\"", "prove = { schedule = \"* * * * *\""),
+    )
+    .expect("a spec");
+    bed.stack.done(&["apply", &each_minute.display().to_string()]);
+    let until = Instant::now() + 4 * crate::stack::PATIENCE;
+    while !bed.proof(&id)["rto_ms"].is_u64() {
+        assert!(Instant::now() < until, "no proof by schedule");
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let proof = bed.proof(&id);
+    assert!(proof["why"] == "full" || proof["why"] == "older", "{proof}");
+}
+
+/// Workers of this stack that prove something.
+fn workers(stack: &Stack) -> Vec<i32> {
+    let dir = stack.dir().display().to_string();
+    let is_one = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        line.starts_with("everhold worker") && line.contains(&dir) && line.contains("--prove")
+    };
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter_map(|it| it.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }

@@ -29,6 +29,8 @@ pub struct ProofRecord {
     pub skipped: Vec<String>,
     /// What is wrong. `None`: nothing.
     pub failed: Option<String>,
+    /// It is what is stored of the backup that is wrong: others may share it.
+    pub damaged: bool,
     /// From the first byte read to the first write taken.
     pub rto_ms: Option<u64>,
     /// How much later than on the leader's disk the newest commit was in the repository.
@@ -102,6 +104,12 @@ fn read(repository: &Repository, name: &str) -> Result<ProofRecord, RepositoryEr
 /// The newest proof of that backup.
 pub fn proof_of<'p>(proofs: &'p Proofs, backup: &str) -> Option<&'p ProofRecord> {
     proofs.values().find(|it| it.backup == backup)
+}
+
+/// When the last backup was found damaged: what was stored before may rest on the same objects, so
+/// no new backup is to be compared with it.
+pub fn damaged_s(proofs: &Proofs) -> Option<u64> {
+    proofs.values().filter(|it| it.damaged).map(|it| it.ended_s).max()
 }
 
 /// As decisions see it.

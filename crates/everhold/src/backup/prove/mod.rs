@@ -50,7 +50,9 @@ pub struct Task {
 
 /// Why a proof ended before its end.
 enum End {
-    /// Something is wrong with the backup.
+    /// What is stored of the backup is wrong.
+    Damaged(String),
+    /// Something else is wrong with it.
     Failed(String),
     /// The machine, the network or a person kept it from being looked at.
     NotDone(anyhow::Error),
@@ -99,7 +101,10 @@ impl End {
             | RepositoryError::NoRandomness => false,
         };
         match repository.absent().first() {
-            None if of_data => End::Failed(error.to_string()),
+            None if matches!(error, RepositoryError::NotArchived { .. }) => {
+                End::Failed(error.to_string())
+            }
+            None if of_data => End::Damaged(error.to_string()),
             Some((name, said)) if of_data => End::NotDone(anyhow!(
                 "E280 {error}; {name}, which may have it, does not answer: {said}"
             )),
@@ -118,6 +123,7 @@ impl End {
     fn because(self, witness: &Witness) -> End {
         match self {
             End::Failed(why) => End::Failed(format!("{why}; {}", witness.word())),
+            End::Damaged(why) => End::Damaged(why),
             End::NotDone(error) => End::NotDone(error),
         }
     }
@@ -143,6 +149,7 @@ pub async fn prove(task: &Task) -> anyhow::Result<ProofRecord> {
         passed: Vec::new(),
         skipped: Vec::new(),
         failed: None,
+        damaged: false,
         rto_ms: None,
         rpo_ms: None,
         bytes: 0,
@@ -157,6 +164,7 @@ pub async fn prove(task: &Task) -> anyhow::Result<ProofRecord> {
     match ended {
         Ok(()) => {}
         Err(End::Failed(why)) => record.failed = Some(why),
+        Err(End::Damaged(why)) => (record.failed, record.damaged) = (Some(why), true),
         Err(End::NotDone(error)) => return Err(error),
     }
     record.ended_s = clock::unix_s();
