@@ -1,7 +1,7 @@
 //! The role `agent`: one node's part in every service that has an instance on it.
 
 use crate::archive::{self, Heard, Tender, tend_slot};
-use crate::backup::desk::Desk;
+use crate::backup::desk::{Desk, Work};
 use crate::backup::origin::Origin;
 use crate::backup::prepare::Point;
 use crate::backup::recovery::Recoveries;
@@ -20,7 +20,7 @@ use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
 use everhold_core::agent::{Agent, Identity};
-use everhold_core::backup::Kind;
+use everhold_core::backup::{Kind, Proving};
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
@@ -105,6 +105,13 @@ pub enum Ask {
     /// What the kept tails of a service hold.
     Losses {
         service: String,
+    },
+    /// Prove a backup of a service, if nothing else is done with its backups here.
+    ProveBackup {
+        service: String,
+        id: String,
+        why: Proving,
+        who: String,
     },
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
@@ -200,7 +207,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
     tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
     let clerk = Clerk {
         keepers,
-        backups: Desk::new(file, journal.clone(), report.clone()),
+        backups: Desk::new(file, (&layout, &node.name), journal.clone(), report.clone()),
         recoveries: Recoveries::new(file, journal.clone(), report.clone()),
         journal,
         dir: layout.node(&node.name).join("journal"),
@@ -658,7 +665,12 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
         }
         Ask::BackUp { service, kind, who } => {
             keeper(&service)?;
-            let id = backups.begin(&service, kind, who)?;
+            let id = backups.begin(&service, Work::BackUp { kind }, who)?;
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::ProveBackup { service, id, why, who } => {
+            keeper(&service)?;
+            let id = backups.begin(&service, Work::Prove { id, why }, who)?;
             Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Recover { service, point, who } => {

@@ -26,6 +26,11 @@ pub fn thread_us() -> u64 {
     at.tv_sec as u64 * 1_000_000 + at.tv_nsec as u64 / 1_000
 }
 
+/// The same in milliseconds.
+pub fn unix_ms() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
 /// The wall clock in RFC 3339, UTC, with milliseconds. For people, never for decisions.
 pub fn wall() -> String {
     format!("{:.3}", jiff::Timestamp::now())

@@ -184,6 +184,9 @@ codes! {
     BackupFailed "E289" "no backup was made" "mend what is named; the schedule tries again";
     NotForgotten "E290" SERVICE_UNAVAILABLE "backups are not forgotten"
         "mend what is named; nothing that is needed is gone";
+    ProofFailed "E291" "backup failed its proof"
+        "`everhold backup list SERVICE` names the others; make a full one now";
+    NotProven "E292" "no proof was made" "mend what is named; it is tried again";
     BackupsHeld "E293" CONFLICT "backups of a service without data"
         "`everhold recover SERVICE` brings it back";
     RecoveryFailed "E294" "no recovery" "mend what is named and ask again; nothing was changed";

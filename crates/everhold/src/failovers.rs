@@ -8,6 +8,7 @@ use everhold_core::ids::Epoch;
 use everhold_core::journal::{Decision, Event};
 use everhold_core::kv::Kv;
 use everhold_core::records::decode;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -138,8 +139,13 @@ fn change(
 
 /// The record, if that is what the agent of a service was handed from the store.
 pub fn told(input: &Input) -> Option<LastFailover> {
+    told_of(input, KEY)
+}
+
+/// What the store says of the service under a key that ends so, if it says anything new.
+pub fn told_of<T: DeserializeOwned>(input: &Input, key: &str) -> Option<T> {
     let find = |kvs: &[Kv]| {
-        let kv = kvs.iter().find(|kv| kv.key.ends_with(KEY))?;
+        let kv = kvs.iter().find(|kv| kv.key.ends_with(key))?;
         decode(&kv.value).ok()
     };
     match input {

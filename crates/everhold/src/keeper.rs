@@ -5,6 +5,7 @@
 
 use crate::archive::Tender;
 use crate::backup::origin::Origin;
+use crate::backup::shown::{self, Summary};
 use crate::failovers::{self, LastFailover};
 use crate::holds::Notes;
 use crate::journal::Journal;
@@ -82,6 +83,7 @@ pub struct Measured {
     /// Since each other node was heard.
     pub silence_ms: BTreeMap<String, u64>,
     pub last_failover: Option<LastFailover>,
+    pub backups: Option<Summary>,
 }
 
 /// A question that only the owner of the agent can answer.
@@ -134,6 +136,7 @@ impl Keeper {
                 notes: Notes::default(),
                 health,
                 last_failover: None,
+                backups: None,
             }
             .run(taken, asked),
         );
@@ -312,6 +315,7 @@ struct Driver {
     notes: Notes,
     health: watch::Sender<Arc<health::Facts>>,
     last_failover: Option<LastFailover>,
+    backups: Option<Summary>,
 }
 
 fn facts(agent: &Agent) -> health::Facts {
@@ -359,6 +363,7 @@ impl Driver {
                 self.promotion = None;
             }
             self.last_failover = failovers::told(&input).or(self.last_failover.take());
+            self.backups = failovers::told_of(&input, shown::KEY).or(self.backups.take());
             let commands = self.parts.agent.step(clock::now(), input);
             self.health.send_replace(Arc::new(facts(&self.parts.agent)));
             self.tend_minder();
@@ -407,6 +412,7 @@ impl Driver {
             redundancy: view.policy.redundancy,
             silence_ms: silence.collect(),
             last_failover: self.last_failover.clone(),
+            backups: self.backups.clone(),
         }
     }
 

@@ -8,6 +8,7 @@
 //! DATA/NODE/                      what one agent keeps
 //! DATA/NODE/SERVICE/pgdata        the instance's PostgreSQL data directory
 //! DATA/NODE/SERVICE/run           its socket
+//! DATA/NODE/SERVICE/box           a backup, while it is proven
 //! DATA/NODE/SERVICE/diverged      WAL that no other node has, kept after a failover
 //! ```
 
@@ -101,6 +102,11 @@ impl Layout {
     /// The socket PostgreSQL makes in [`Layout::run`].
     pub fn socket(&self, node: &str, service: &str, port: u16) -> PathBuf {
         self.run(node, service).join(format!(".s.PGSQL.{port}"))
+    }
+
+    /// As short as [`Layout::run`]: a socket is made in it.
+    pub fn sandbox(&self, node: &str, service: &str) -> PathBuf {
+        self.service(node, service).join("box")
     }
 
     pub fn diverged(&self, node: &str, service: &str) -> PathBuf {

@@ -11,6 +11,7 @@ mod list;
 mod manifest;
 mod pack;
 mod page;
+mod proof;
 mod prune;
 mod restore;
 mod store;
@@ -22,6 +23,7 @@ pub use copy::copy;
 pub use list::{Listed, list};
 pub use manifest::Info;
 pub(crate) use manifest::{began_s as time_of, new_id};
+pub use proof::{ProofRecord, Proofs, damaged_s, drop_proofs, judged, proof_of, read_proofs};
 pub(crate) use prune::announced;
 pub use prune::{GIVEN_UP_S, Prune, Pruned, prune};
 pub use restore::{Restore, Restored, cut_log, restore};
@@ -92,6 +94,18 @@ impl Watch<'_> {
             true => Err(RepositoryError::Stopped),
             false => Ok(()),
         }
+    }
+}
+
+impl About {
+    /// The line of history to follow from the backup on: the newest one if that leads through it.
+    pub fn line_onwards(&self, newest: Option<Vec<Branch>>) -> Vec<Branch> {
+        let through = |line: &Vec<Branch>| {
+            let after = line.iter().skip_while(|it| it.tli != self.tli).nth(1);
+            let own = line.iter().any(|it| it.tli == self.tli);
+            own && after.is_none_or(|next| self.stop <= next.fork)
+        };
+        newest.filter(through).unwrap_or_else(|| self.line.clone())
     }
 }
 

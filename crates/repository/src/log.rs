@@ -1,12 +1,16 @@
 //! The log of a database: pieces of what PostgreSQL wrote ahead, and which line of history each
-//! leader was on.
+//! leader was on; and marks, which say how far that was at which time.
 //!
 //! ```text
 //! SERVICE/log/SYSID/TLI.EPOCH/START-END.EPOCH   bytes of a branch, and the epoch of who wrote them
 //! SERVICE/log/SYSID/lines/EPOCH                 that leader's line, put before its first piece
+//! SERVICE/log/SYSID/marks/TIME.EPOCH            how far that leader was at that time
 //! ```
 
 mod coverage;
+mod mark;
+
+pub use mark::{Mark, MarkName, is_on};
 
 pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing};
 

@@ -4,6 +4,7 @@
 use super::config::PgConfig;
 use super::error::PgError;
 use super::files::{self, Keep, Owner};
+use super::process::Directory;
 use super::session::Session;
 use super::settings::{LIMITS, SUPERUSER};
 use super::{postmaster, tool};
@@ -20,6 +21,8 @@ const PORT: u16 = 5432;
 const LOOK: Duration = Duration::from_millis(50);
 /// A shutdown checkpoint of what was recovered.
 const STOP_WITHIN: Duration = Duration::from_secs(300);
+/// One that is thrown away leaves nothing but its memory.
+const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// Up to where the log is replayed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +41,7 @@ pub enum Target {
 
 /// A server beside the cluster. It ends with this.
 pub struct Aside {
-    config: PgConfig,
+    pub(super) config: PgConfig,
     child: Child,
 }
 
@@ -70,7 +73,20 @@ pub struct AsideConfig {
     pub throwaway: bool,
 }
 
+impl AsideConfig {
+    /// Makes the directory for its socket, which its data may be put into.
+    pub fn make_run_dir(&self) -> Result<(), PgError> {
+        files::private_dir(&self.run_dir, self.run_as)
+    }
+}
+
 impl Aside {
+    /// Ends what a lost process left running on that directory, which is thrown away. Blocks.
+    pub fn clear(data_dir: &Path) -> Result<(), PgError> {
+        let directory = Directory { data_dir: data_dir.to_path_buf(), copies: Vec::new() };
+        directory.end(Signal::QUIT, END_WITHIN, END_WITHIN * 6)
+    }
+
     /// Starts it and waits until it has recovered to `target` and takes writes; then it is a branch
     /// of its own. Its recovery.signal came with its files.
     pub async fn recover(aside: &AsideConfig, target: &Target) -> Result<Aside, PgError> {

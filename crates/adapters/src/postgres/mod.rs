@@ -19,6 +19,7 @@ mod observe;
 mod postmaster;
 mod probe;
 mod process;
+mod proof;
 pub mod scrub;
 mod session;
 mod settings;
@@ -34,6 +35,7 @@ pub use files::Owner;
 pub use kept::KeptWal;
 pub use leader::LogSlot;
 pub use probe::probe;
+pub use proof::Wrong;
 pub use settings::{REPLICATION_ROLE, SUPERUSER};
 pub use wal::{Flushed, WalFiles, WalSource};
 

@@ -2,6 +2,7 @@
 
 use super::config::PgConfig;
 use super::error::PgError;
+use super::proof::Wrong;
 use super::settings::SUPERUSER;
 use everhold_core::ids::Tli;
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::AbortHandle;
 use tokio_postgres::{AsyncMessage, Client, Connection, NoTls, SimpleQueryMessage};
+use tokio_stream::StreamExt;
 
 /// How long a server may take to answer a question of the agent's.
 pub const ANSWER_MS_MAX: u64 = 1_000;
@@ -26,6 +28,10 @@ pub const APPLICATION: &str = "everhold";
 
 /// The replication protocol's answers to one question are a few hundred bytes.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// The same where only a superuser may set the rest.
+const FOR_ALL: &str = "-c lock_timeout=0 -c idle_session_timeout=0 \
+    -c idle_in_transaction_session_timeout=0 -c client_min_messages=warning";
 
 /// What an operator's defaults must not change: how long statements may take, that warnings are seen.
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_session_timeout=0 \
@@ -80,6 +86,19 @@ impl Session {
         within("connect", ANSWER_MS_MAX, Session::connect(&to)).await
     }
 
+    /// A session of another role, for what is not to have a superuser's rights.
+    pub async fn open_as(
+        config: &PgConfig,
+        role: &str,
+        database: &str,
+        purpose: &str,
+        options: &str,
+    ) -> Result<Session, PgError> {
+        let mut to = Session::to(&config.run_dir, config.port, purpose);
+        to.user(role).dbname(database).options(format!("{FOR_ALL} {options}"));
+        within("connect", ANSWER_MS_MAX, Session::connect(&to)).await
+    }
+
     /// The same as [`Session::open`] where no more is known than where its socket is.
     pub async fn open_at(run_dir: &Path, port: u16, purpose: &str) -> Result<Session, PgError> {
         let to = Session::to(run_dir, port, purpose);
@@ -115,6 +134,49 @@ impl Session {
             }
         }
         Ok(answers)
+    }
+
+    /// Of each statement of `sql` that has rows, or fails: how many, and the first `shown` as text. A
+    /// failure is an error unless it says something of the data; with it the rest is not run.
+    pub async fn each(
+        &self,
+        doing: &'static str,
+        sql: &str,
+        shown: usize,
+    ) -> Result<Vec<Wrong>, PgError> {
+        let stream = self.client.simple_query_raw(sql).await.map_err(PgError::sql(doing))?;
+        let mut stream = std::pin::pin!(stream);
+        let new = |statement| Wrong { statement, said: Vec::new(), rows: 0 };
+        let (mut found, mut now) = (Vec::new(), new(1));
+        while let Some(message) = stream.next().await {
+            match message.map_err(PgError::sql(doing)) {
+                Ok(SimpleQueryMessage::Row(row)) => {
+                    now.rows += 1;
+                    if now.said.len() < shown {
+                        let text = |i| row.get(i).unwrap_or("NULL");
+                        let row: Vec<&str> = (0..row.len()).map(text).collect();
+                        now.said.push(row.join(", "));
+                    }
+                }
+                Ok(SimpleQueryMessage::CommandComplete(_)) => {
+                    let next = new(now.statement + 1);
+                    let ended = std::mem::replace(&mut now, next);
+                    found.extend(Some(ended).filter(|it| it.rows > 0));
+                }
+                Ok(_) => {}
+                Err(error) if error.is_of_data() => {
+                    let said = match &error {
+                        PgError::Sql { said, .. } => said.clone(),
+                        other => other.to_string(),
+                    };
+                    now.said = vec![format!("it failed: {said}")];
+                    found.push(now);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
     }
 
     /// The same within [`ANSWER_MS_MAX`].

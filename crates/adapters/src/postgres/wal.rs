@@ -12,11 +12,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const QUESTION: &str = "\
-SELECT f.lsn, pg_walfile_name(f.lsn), s.system_identifier, \
+SELECT f.lsn, pg_walfile_name(f.lsn), \
+ CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END, s.system_identifier, \
  pg_size_bytes(current_setting('wal_segment_size')), current_setting('wal_block_size') \
  FROM pg_control_system() s, \
  (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS lsn) f \
  WHERE f.lsn IS NOT NULL";
+
+/// The head of the first page of a segment; others have 24 bytes.
+const PAGE_HEAD_MAX: u64 = 40;
 
 /// A primary that is asked again and again how far it is, over one session.
 pub struct WalSource {
@@ -32,6 +36,8 @@ pub struct Flushed {
     pub sysid: u64,
     pub tli: Tli,
     pub lsn: Lsn,
+    /// Where the last record ends that was begun, on disk or not.
+    pub written: Lsn,
     pub files: WalFiles,
 }
 
@@ -59,7 +65,7 @@ impl WalSource {
         self.session = Some(session);
         let Some(row) = answers.first().and_then(|rows| rows.first()) else { return Ok(None) };
         let read = || {
-            let [lsn, file, sysid, segment, page] = row.as_slice() else { return None };
+            let [lsn, file, written, sysid, segment, page] = row.as_slice() else { return None };
             let files = WalFiles {
                 pg_wal: self.pg_wal.clone(),
                 segment_bytes: segment.as_ref()?.parse().ok()?,
@@ -69,11 +75,21 @@ impl WalSource {
                 sysid: sysid.as_ref()?.parse().ok()?,
                 tli: Tli::from_str_radix(file.as_ref()?.get(..8)?, 16).ok()?,
                 lsn: lsn.as_ref()?.parse().ok()?,
+                written: record_end(written.as_ref()?.parse().ok()?, files.page_bytes),
                 files,
             })
         };
         let said = || PgError::Answer { doing: "ask for the WAL's end", said: format!("{row:?}") };
         read().ok_or_else(said).map(Some)
+    }
+}
+
+/// A place behind the head of a page is where the next record will begin; the last one ended where
+/// the page begins. Also where it did end in the first bytes behind the head: it began before.
+fn record_end(at: Lsn, page_bytes: u64) -> Lsn {
+    match at.0 % page_bytes.max(1) {
+        within @ 0..=PAGE_HEAD_MAX => Lsn(at.0 - within),
+        _ => at,
     }
 }
 

@@ -290,7 +290,7 @@ pub fn free_port() -> u16 {
 }
 
 /// The newest PostgreSQL here.
-fn bin_dir() -> PathBuf {
+pub fn bin_dir() -> PathBuf {
     let root = Path::new("/usr/lib/postgresql");
     let mut found: Vec<PathBuf> =
         std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path().join("bin")).collect();
@@ -299,7 +299,7 @@ fn bin_dir() -> PathBuf {
 }
 
 /// PostgreSQL doesn't run as root.
-fn run_as() -> Option<(u32, u32)> {
+pub fn run_as() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }

@@ -6,4 +6,5 @@ mod cluster;
 mod failover;
 mod faults;
 mod guard;
+mod proof;
 mod service;

@@ -42,14 +42,31 @@ impl Cron {
                 continue;
             }
             let first = if day == today { from % DAY_S / 60 } else { 0 };
-            let mut minutes = (first..24 * 60).filter(|at| {
-                self.hours & (1 << (at / 60)) != 0 && self.minutes & (1 << (at % 60)) != 0
-            });
-            if let Some(minute) = minutes.next() {
+            if let Some(minute) = (first..24 * 60).find(|at| self.has_minute(*at)) {
                 return Some(day * DAY_S + minute * 60);
             }
         }
         None
+    }
+
+    /// The last instant at or before `unix_s` that it names. `None`: none since 1970, or for longer
+    /// than [`Cron::next_after`] looks ahead.
+    pub fn last_before(&self, unix_s: u64) -> Option<u64> {
+        let today = unix_s / DAY_S;
+        for day in (today.saturating_sub(DAYS_AHEAD_MAX)..=today).rev() {
+            if !self.has_day(day) {
+                continue;
+            }
+            let last = if day == today { unix_s % DAY_S / 60 } else { 24 * 60 - 1 };
+            if let Some(minute) = (0..=last).rev().find(|at| self.has_minute(*at)) {
+                return Some(day * DAY_S + minute * 60);
+            }
+        }
+        None
+    }
+
+    fn has_minute(&self, of_day: u64) -> bool {
+        self.hours & (1 << (of_day / 60)) != 0 && self.minutes & (1 << (of_day % 60)) != 0
     }
 
     fn has_day(&self, day: u64) -> bool {
@@ -219,6 +236,9 @@ mod tests {
         for (text, after, next) in cases {
             let cron: Cron = text.parse().expect(text);
             assert_eq!(cron.next_after(after), Some(next), "{text} after {after}");
+            assert_eq!(cron.last_before(next + 59), Some(next), "{text} before {next}");
+            let before = cron.last_before(next - 1).expect("named before");
+            assert!(before <= after && cron.next_after(before) == Some(next), "{text}: {before}");
         }
     }
 

@@ -5,7 +5,7 @@ pub mod cron;
 pub mod keep;
 pub mod schedule;
 
-pub use choice::{Proving, to_prove};
+pub use choice::{Next, Proving, ROUND_OVERDUE_S, next_proof, owed, to_prove};
 pub use cron::Cron;
 pub use keep::Keep;
 

@@ -41,6 +41,18 @@ pub struct Failed {
     pub last_s: u64,
 }
 
+impl Failed {
+    /// When it may be tried again.
+    pub fn retry_s(&self, now_s: u64) -> u64 {
+        let pause = RETRY_S.checked_shl(self.times.saturating_sub(1)).unwrap_or(RETRY_S_MAX);
+        // A failure of the future is as good as one of now.
+        match self.times {
+            0 => 0,
+            _ => self.last_s.min(now_s) + pause.min(RETRY_S_MAX),
+        }
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -71,13 +83,7 @@ pub fn next(
         return Next::Wait { why: "one is being made".to_string() };
     }
     let (kind, due_s) = due(plan, backups, hole, now_s);
-    let pause = RETRY_S.checked_shl(failed.times.saturating_sub(1)).unwrap_or(RETRY_S_MAX);
-    // A failure of the future is as good as one of now.
-    let retry_s = match failed.times {
-        0 => 0,
-        _ => failed.last_s.min(now_s) + pause.min(RETRY_S_MAX),
-    };
-    let from_s = due_s.max(retry_s);
+    let from_s = due_s.max(failed.retry_s(now_s));
     if now_s < from_s {
         return Next::Rest { until_s: from_s };
     }
@@ -89,9 +95,14 @@ pub fn next(
 
 /// The node that makes it: away from the leader, and from whom its commits wait for.
 pub fn choose(places: &BTreeMap<String, Place>) -> Option<&str> {
-    let able = places.iter().filter(|(_, place)| place.able);
-    let best = able.min_by_key(|(name, place)| (place.leads, place.synchronous, Reverse(*name)));
-    best.map(|(node, _)| node.as_str())
+    by_preference(places).first().copied()
+}
+
+/// All that are able, the best first.
+pub fn by_preference(places: &BTreeMap<String, Place>) -> Vec<&str> {
+    let mut able: Vec<_> = places.iter().filter(|(_, place)| place.able).collect();
+    able.sort_by_key(|(name, place)| (place.leads, place.synchronous, Reverse(*name)));
+    able.into_iter().map(|(node, _)| node.as_str()).collect()
 }
 
 /// The kind that is due first, and when, in seconds since 1970. Behind a hole in the log no point

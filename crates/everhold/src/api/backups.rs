@@ -4,12 +4,13 @@ use super::input::{Body, Name, Params, Who};
 use super::look::known;
 use super::{ApiError, Code, Shared};
 use crate::agent::Ask;
-use crate::backup::{self, forget, tend};
+use crate::backup::{self, forget, proving, tend};
 use crate::clock;
 use axum::Json;
 use axum::extract::State;
-use everhold_core::backup::{Kind, schedule};
+use everhold_core::backup::{Kind, Proving, schedule};
 use everhold_core::spec::BackupSpec;
+use everhold_repository::backup::{Info, proof_of};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -47,12 +48,58 @@ pub async fn begin(
     })))
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProofBody {
+    /// The newest one, if none is named.
+    #[serde(default)]
+    backup: Option<String>,
+}
+
+/// Begins to prove a backup on the node that is best for it. `status` shows how far it is.
+pub async fn prove(
+    State(api): State<Shared>,
+    Name(service): Name,
+    Who(who): Who,
+    Body(body): Body<ProofBody>,
+) -> Answer {
+    let cluster = &api.cluster;
+    asked_for(&api, &service)?;
+    let reports = cluster.reports();
+    let busy = |text: String| {
+        let error = ApiError::new(Code::Refused, text);
+        Err(error.next("wait for it; `everhold status` shows how far it is"))
+    };
+    if let Some(node) = tend::making(&reports, &service) {
+        return busy(format!("{node} makes a backup of {service}"));
+    }
+    if let Some((node, id)) = proving::proving(&reports, &service) {
+        return busy(format!("{node} proves backup {id}"));
+    }
+    let newest = || cluster.word().backups.get(&service).and_then(|it| it.newest.clone());
+    let Some(id) = body.backup.or_else(newest) else {
+        return Err(ApiError::new(Code::NoBackup, format!("no backup of {service} is known yet")));
+    };
+    let places = tend::places(&service, &cluster.spec(), &reports, &cluster.word(), clock::now().0);
+    let Some(node) = schedule::choose(&places) else {
+        let error = ApiError::new(Code::Refused, format!("no instance of {service} streams"));
+        return Err(error.next("`everhold status` says what it waits for"));
+    };
+    let ask =
+        Ask::ProveBackup { service: service.clone(), id: id.clone(), why: Proving::Asked, who };
+    let answer = cluster.ask(node, &ask).await?;
+    Ok(Json(json!({
+        "service": service, "node": node, "backup": id, "journal": answer["journal"],
+    })))
+}
+
 /// The backups of a service, the newest first, and the repositories that don't answer.
 pub async fn list(State(api): State<Shared>, Name(service): Name) -> Answer {
     let (spec, backup) = (api.cluster.spec(), asked_for(&api, &service)?);
     let read = move || -> anyhow::Result<Value> {
         let repository = backup::open(&spec, &backup.repositories)?;
-        let backups = backup::list(&repository, &service)?;
+        let held = backup::held(&repository, &service, &Default::default())?;
+        let shown = |it: &Info| backup::shown(it, proof_of(&held.proofs, &it.id));
         let absent = repository
             .absent()
             .iter()
@@ -60,7 +107,7 @@ pub async fn list(State(api): State<Shared>, Name(service): Name) -> Answer {
         Ok(json!({
             "service": service,
             "copies_wanted": backup.copies,
-            "backups": backups.iter().rev().map(backup::shown).collect::<Vec<_>>(),
+            "backups": held.infos.iter().rev().map(shown).collect::<Vec<_>>(),
             "absent": absent.collect::<Vec<_>>(),
         }))
     };

@@ -102,6 +102,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/v1/services/{service}/losses", get(losses::losses)),
         (Method::GET, "/v1/services/{service}/backups/prune", get(backups::plan)),
         (Method::POST, "/v1/services/{service}/backups/prune", post(backups::prune)),
+        (Method::POST, "/v1/services/{service}/proofs", post(backups::prove)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

@@ -3,7 +3,7 @@
 
 use super::Order;
 use crate::backup;
-use everhold_repository::log::Piece;
+use everhold_repository::log::{Mark, Piece};
 use everhold_repository::{Log, Repository, RepositoryError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Pieces that are put at once.
 pub const IN_FLIGHT: usize = 4;
-/// Tasks that are handed over and not done yet: pieces as [`super::ship`] bounds them, and one more.
+/// Tasks that are handed over and not done yet: pieces as [`super::ship`] bounds them, and two more.
 pub const TASKS_MAX: usize = 64;
 /// Between two tries to open it: each costs a tenth of a second of a core.
 const REOPEN: Duration = Duration::from_secs(3);
@@ -27,6 +27,8 @@ pub struct Parcel {
 
 pub enum Task {
     Put(Arc<Parcel>),
+    /// Leave word of how far the log is.
+    Mark(Mark),
     /// Copy what only one of the two has: this place and another, as one repository.
     Level(Repository),
     /// Open it anew: something was wrong with it.
@@ -118,6 +120,12 @@ impl Lane {
                     }
                     continue;
                 }
+                Task::Mark(mark) => {
+                    if let Err(error) = self.log(repository).put_mark(&mark) {
+                        tracing::warn!(error = crate::keeper::chain(&error), "no mark was left");
+                    }
+                    continue;
+                }
                 Task::Reopen => return true,
             };
             while parcels.len() < IN_FLIGHT
@@ -125,7 +133,7 @@ impl Lane {
             {
                 match task {
                     Task::Put(parcel) => parcels.push(parcel),
-                    Task::Level(_) | Task::Reopen => {
+                    Task::Level(_) | Task::Mark(_) | Task::Reopen => {
                         next = Some(task);
                         break;
                     }

@@ -6,6 +6,7 @@
 
 mod lane;
 mod late;
+mod mark;
 mod ship;
 mod slot;
 mod tender;
@@ -123,10 +124,11 @@ pub async fn run() -> anyhow::Result<()> {
     let mut source = WalSource::new(&order.run_dir, order.port, &order.data_dir);
     let mut shipper = Shipper::new(order.clone(), state.clone())?;
     loop {
+        let asked_ms = clock::unix_ms();
         match source.flushed().await {
             Ok(Some(at)) if at.sysid == order.lead.sysid && Some(at.tli) == tip => {
                 lock(&state).late.seen(clock::now(), at.lsn);
-                shipper.round(&at).await;
+                shipper.round(&at, asked_ms).await;
                 shipper.rest(&at, POLL).await;
             }
             // Another server, or another branch: another's to ship.

@@ -2,10 +2,12 @@
 //! each place. The slowest place holds up nobody: what it has no room for it gets later from another.
 
 use super::lane::{self, IN_FLIGHT, Parcel, Said, TASKS_MAX, Task};
+use super::mark::Marker;
 use super::{Fault, Lead, Order, Shared, lock};
 use crate::clock;
 use everhold_adapters::postgres::{Flushed, PgError, WalFiles};
 use everhold_core::ids::Lsn;
+use everhold_core::term::Branch;
 use everhold_repository::log::{
     PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing,
 };
@@ -45,6 +47,9 @@ pub struct Shipper {
     gathered: Instant,
     gathering: Option<JoinHandle<Result<usize, RepositoryError>>>,
     hole: Hole,
+    marker: Marker,
+    /// When the server was asked how far it is, in milliseconds since 1970.
+    asked_ms: u64,
 }
 
 /// A place as far as it has answered.
@@ -98,11 +103,15 @@ impl Shipper {
             gathered: Instant::now(),
             gathering: None,
             hole: Hole::default(),
+            marker: Marker::default(),
+            asked_ms: 0,
         })
     }
 
-    /// Hands out what there is, at most some pieces.
-    pub async fn round(&mut self, at: &Flushed) {
+    /// Hands out what there is, at most some pieces. The server was asked at `asked_ms`, in
+    /// milliseconds since 1970.
+    pub async fn round(&mut self, at: &Flushed, asked_ms: u64) {
+        self.asked_ms = asked_ms;
         self.hear_all();
         self.tend().await;
         if self.is_ready() {
@@ -278,7 +287,7 @@ impl Shipper {
         for place in self.places.values_mut().filter(|place| place.open.is_some()) {
             let handed: u64 = place.pending.iter().map(|(piece, _)| piece.bytes()).sum();
             let room =
-                handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 1 < TASKS_MAX;
+                handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 2 < TASKS_MAX;
             if room && place.tasks.try_send(Task::Put(parcel.clone())).is_ok() {
                 place.pending.push((parcel.piece, Instant::now()));
             }
@@ -299,6 +308,8 @@ impl Shipper {
             state.archived = Some(reached);
             // First it is looked whether it matters any more.
             state.gap = hole.filter(|_| self.hole.looked.is_some() && !self.hole.closed);
+            drop(state);
+            self.mark(at, reached);
         }
         let all = self.held(1);
         let fault = self.places.iter().find_map(|(name, place)| place.trouble(name, &all));
@@ -306,6 +317,18 @@ impl Shipper {
             Some(fault) => self.complain(fault),
             None if self.is_ready() => lock(&self.state).trouble = None,
             None => {}
+        }
+    }
+
+    /// Leaves a mark in each place when one is due. Without it the log is as good: only what is
+    /// proven of it is less.
+    fn mark(&mut self, at: &Flushed, reached: Lsn) {
+        let Some(tip) = self.order.lead.line.last().map(Branch::id) else { return };
+        let begun = (tip, at.written);
+        if let Some(mark) = self.marker.due(self.asked_ms, begun, reached, clock::unix_ms()) {
+            for place in self.places.values().filter(|place| place.open.is_some()) {
+                let _ = place.tasks.try_send(Task::Mark(mark));
+            }
         }
     }
 
@@ -327,7 +350,9 @@ impl Shipper {
                 self.gathered = Instant::now();
                 let order = self.order.clone();
                 self.gathering = Some(spawn_blocking(move || {
-                    Log::new(&repository, &order.service, order.lead.sysid).compact()
+                    let log = Log::new(&repository, &order.service, order.lead.sysid);
+                    log.thin_marks(clock::unix_ms())?;
+                    log.compact()
                 }));
             }
             return;
@@ -414,7 +439,7 @@ impl Place {
         self.fault = Some(fault);
         self.conflict |= matches!(error, RepositoryError::Conflict { .. });
         if self.open.take().is_some() && !self.conflict {
-            // There is room for it: one more than for pieces.
+            // There is room for it: two more than for pieces.
             let _ = self.tasks.try_send(Task::Reopen);
         }
     }

@@ -2,10 +2,12 @@
 
 pub mod copies;
 pub mod desk;
+pub mod forget;
 pub mod origin;
 pub mod prepare;
+pub mod prove;
+pub mod proving;
 pub mod recovery;
-pub mod forget;
 pub mod restore;
 pub mod shown;
 pub mod tend;
@@ -14,10 +16,11 @@ pub mod worker;
 use crate::code::Code;
 use crate::key_file::{self, KeyFileError};
 use anyhow::{Context, anyhow};
-use everhold_core::backup::Kind;
+use everhold_core::backup::{Kind, Proving};
 use everhold_core::spec::{RepositorySpec, Spec};
-use everhold_repository::backup::Info;
+use everhold_repository::backup::{Info, ProofRecord, Proofs, read_proofs};
 use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
+use proving::Held;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -68,8 +71,15 @@ pub fn list(repository: &Repository, service: &str) -> anyhow::Result<Vec<Info>>
     Ok(listed.backups)
 }
 
+/// The same, with what was proven of them. Of proofs those that are `known` are not read again.
+pub fn held(repository: &Repository, service: &str, known: &Proofs) -> anyhow::Result<Held> {
+    let infos = list(repository, service)?;
+    let proofs = read_proofs(repository, service, known).map_err(told)?;
+    Ok(Held { infos, proofs })
+}
+
 /// As the API shows it.
-pub fn shown(info: &Info) -> Value {
+pub fn shown(info: &Info, proof: Option<&ProofRecord>) -> Value {
     let about = &info.about;
     json!({
         "id": info.id, "kind": info.kind, "node": about.node, "base": info.base,
@@ -78,7 +88,17 @@ pub fn shown(info: &Info) -> Value {
         "start": about.start.to_string(), "stop": about.stop.to_string(), "timeline": about.tli,
         "files": info.files, "bytes": info.bytes, "bytes_read": info.bytes_read,
         "bytes_added": info.bytes_added, "bad_pages": info.bad_pages.len(),
-        "copies": info.copies,
+        "copies": info.copies, "proof": proof.map(shown_proof),
+    })
+}
+
+fn shown_proof(proof: &ProofRecord) -> Value {
+    json!({
+        "at": shown::time(proof.ended_s), "node": proof.node, "why": proof.why,
+        "took_s": proof.ended_s.saturating_sub(proof.began_s),
+        "to": proof.to_s.map(shown::time), "to_lsn": proof.to_lsn,
+        "rto_ms": proof.rto_ms, "rpo_ms": proof.rpo_ms, "bytes": proof.bytes,
+        "passed": proof.passed, "skipped": proof.skipped, "failed": proof.failed,
     })
 }
 
@@ -86,6 +106,15 @@ pub fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Full => "full",
         Kind::Incremental => "incremental",
+    }
+}
+
+pub fn why(why: Proving) -> &'static str {
+    match why {
+        Proving::Full => "full",
+        Proving::Newest => "newest",
+        Proving::Older => "older",
+        Proving::Asked => "asked",
     }
 }
 

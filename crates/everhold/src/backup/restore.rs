@@ -256,12 +256,7 @@ fn followed(
     let about = &backup.about;
     let log = Log::new(repository, &order.service, about.sysid);
     let newest = log.newest_line().map_err(told)?.map(|(_, line)| line);
-    let through = |line: &Vec<Branch>| {
-        let after = line.iter().skip_while(|it| it.tli != about.tli).nth(1);
-        let own = line.iter().any(|it| it.tli == about.tli);
-        own && after.is_none_or(|next| about.stop <= next.fork)
-    };
-    let line = newest.filter(through).unwrap_or_else(|| about.line.clone());
+    let line = about.line_onwards(newest);
     let covered = coverage(&log.pieces(1).map_err(told)?, &line);
     let end = match missing(&covered, about.start, Lsn(u64::MAX)) {
         Some(hole) => hole.start,

@@ -1,13 +1,13 @@
 //! Backups as the coordinator has them made, kept and forgotten; `core/src/backup` decides.
 
 use super::desk::Making;
+use super::proving::{self, Held};
 use super::shown::{Summary, makings};
-use super::{list, open};
+use super::{held, open};
 use crate::agent::Ask;
 use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::{clock, nodes};
 use everhold_core::backup::schedule::{self, Failed, Next, Place};
-use everhold_core::backup::{Backup, Proof};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ const READ_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Default)]
 struct Known {
     /// `None`: not read yet. What is due is not known then.
-    backups: Option<Vec<Backup>>,
+    held: Option<Held>,
     read: Option<Instant>,
     /// The end of a backup that the list knows of.
     of: Option<u64>,
@@ -66,7 +66,11 @@ async fn one(
 ) -> anyhow::Result<()> {
     let (reports, word, now) = (cluster.reports(), cluster.word(), clock::now().0);
     let makings: Vec<&Making> = makings(&reports, service).map(|(_, making)| making).collect();
-    let ended = makings.iter().filter_map(|it| Some(it.ended.as_ref()?.at_s)).max();
+    let ended = |it: &&Making| {
+        let at = [it.ended.as_ref().map(|it| it.at_s), it.proved.as_ref().map(|it| it.at_s)];
+        at.into_iter().flatten().max()
+    };
+    let ended = makings.iter().filter_map(ended).max();
     let well = known.told.as_ref().is_some_and(|told| told.error.is_none());
     let every = if well { READ_EVERY } else { READ_AGAIN };
     let stale = known.read.is_none_or(|at| at.elapsed() >= every) || known.of != ended;
@@ -75,17 +79,13 @@ async fn one(
         (known.read, known.of) = (Some(Instant::now()), ended);
         let (spec, name) = (spec.clone(), service.to_string());
         let names = backup.repositories.clone();
-        let read = move || list(&open(&spec, &names)?, &name);
+        let before = known.held.as_ref().map(|it| it.proofs.clone()).unwrap_or_default();
+        let read = move || held(&open(&spec, &names)?, &name, &before);
         let read = tokio::task::spawn_blocking(read).await?;
         let summary = match &read {
-            Ok(infos) => {
-                let wanted = backup.copies as usize;
-                let all = infos.iter().map(|it| it.backup(wanted, Proof::Unproven));
-                let all: Vec<Backup> = all.collect();
-                let copies = infos.last().map_or(0, |it| it.copies);
-                let summary = Summary::new(&all, copies, backup, clock::unix_s());
-                known.backups = Some(all);
-                summary
+            Ok(held) => {
+                known.held = Some(held.clone());
+                Summary::new(held, backup, clock::unix_s())
             }
             Err(error) => Summary { error: Some(format!("{error:#}")), ..Summary::default() },
         };
@@ -95,14 +95,20 @@ async fn one(
         }
         read?;
     }
-    let Some(backups) = &known.backups else { return Ok(()) };
+    let Some(held) = &known.held else { return Ok(()) };
+    let backups = &held.backups(backup.copies as usize);
     let running = makings.iter().any(|it| it.running.is_some());
     let places = places(service, spec, &reports, &word, now);
     let failed = failed(&makings);
     let (hole, now_s) = (hole(&reports, service), clock::unix_s());
     let next = schedule::next(&backup.plan, backups, hole, running, failed, &places, now_s);
     match next {
-        Next::Rest { .. } | Next::Wait { .. } => {}
+        Next::Rest { .. } | Next::Wait { .. } => {
+            let (of, with, now_s) = ((held, &**backups), (&*makings, &places), clock::unix_s());
+            if proving::tend(cluster, service, backup, of, with, now_s).await? {
+                tokio::time::sleep(LOOK).await;
+            }
+        }
         Next::Begin { kind, node } => {
             let who = "the schedule of backups".to_string();
             let ask = Ask::BackUp { service: service.to_string(), kind, who };
@@ -148,7 +154,10 @@ pub fn places(
         let status = nodes::fresh(reports, node, now_ms)?.services.get(service)?;
         let leads = status.serving.is_some();
         let synchronous = term.is_some_and(|term| term.target.members.contains(&status.member));
-        let able = (leads || status.streaming) && spec.duty(node).is_active();
+        let busy = reports.get(node)?.0.backups.get(service).is_some_and(|it| it.proving.is_some());
+        // What is bad there would be refused, page by page.
+        let sound = status.bad_pages == 0;
+        let able = (leads || status.streaming) && spec.duty(node).is_active() && !busy && sound;
         Some((node.clone(), Place { leads, synchronous, able }))
     };
     declared.nodes.iter().filter_map(place).collect()

@@ -1,7 +1,8 @@
-//! The role `worker`: makes one backup and ends. An agent starts it, hears of it on its stdout, and
+//! The role `worker`: makes one backup, or proves one, and ends. An agent starts it, hears of it on its stdout, and
 //! ends it by closing its stdin.
 
 use super::desk::Said;
+use super::prove::{self, Task};
 use super::{list, open, told};
 use crate::agent::{self, Site};
 use crate::layout::Layout;
@@ -10,12 +11,15 @@ use crate::spec::record;
 use crate::{clock, log};
 use anyhow::Context;
 use everhold_adapters::postgres::{BackupMode, PgConfig};
-use everhold_core::backup::Kind;
+use everhold_core::backup::{Kind, Proving};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::Spec;
 use everhold_core::term::{Branch, line_to};
 use everhold_repository::Repository;
-use everhold_repository::backup::{About, Backup, Info, Plan, Progress, THREADS, Watch};
+use everhold_repository::backup::{
+    About, Backup, Info, Plan, Progress, ProofRecord, Proofs, THREADS, Watch, damaged_s,
+    read_proofs,
+};
 use everhold_repository::log::{Log, coverage, missing};
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -33,7 +37,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Behind everything else that wants the processor.
 const NICE: i32 = 10;
 
-/// What to back up.
+/// What to back up, or to prove.
 #[derive(clap::Args)]
 pub struct Worker {
     #[arg(long)]
@@ -42,22 +46,35 @@ pub struct Worker {
     service: String,
     #[arg(long)]
     full: bool,
+    /// Prove that backup instead
+    #[arg(long, value_name = "ID")]
+    prove: Option<String>,
+    /// Why it is proven
+    #[arg(long, default_value = "asked", value_parser = why)]
+    why: Proving,
 }
 
-/// Makes the backup and says so; what failed is said too, and is no error of this process.
+fn why(word: &str) -> Result<Proving, serde_json::Error> {
+    serde_json::from_value(word.into())
+}
+
+/// Does it and says so; what failed is said too, and is no error of this process.
 pub async fn run(worker: Worker) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     end_with_stdin(stop.clone());
     let _ = rustix::process::nice(NICE);
-    let said = match make(&worker, stop).await {
-        Ok(info) => Said::Made { id: info.id },
-        Err(error) => Said::Failed { why: format!("{error:#}") },
+    let done = match &worker.prove {
+        None => make(&worker, stop).await.map(|info| Said::Made { id: info.id }),
+        Some(id) => prove(&worker, id, stop).await.map(|record| match record.failed {
+            None => Said::Proven { rto_ms: record.rto_ms.unwrap_or(0) },
+            Some(why) => Said::Disproven { why },
+        }),
     };
-    say(&said);
+    say(&done.unwrap_or_else(|error| Said::Failed { why: format!("{error:#}") }));
     Ok(())
 }
 
-fn say(said: &Said) {
+pub fn say(said: &Said) {
     let mut out = std::io::stdout().lock();
     // Nobody listens to one whose agent is gone.
     let _ = serde_json::to_writer(&mut out, said).map(|()| out.write_all(b"\n"));
@@ -74,13 +91,32 @@ fn end_with_stdin(stop: Arc<AtomicBool>) {
     });
 }
 
-async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
+/// The node and its copy of the spec.
+fn ground(worker: &Worker) -> anyhow::Result<(NodeFile, Layout, Spec)> {
     let node = NodeFile::read(&worker.node_file)?;
     log::name(&node.name);
     let layout = Layout::new(&node.data)?;
     let copy = layout.node(&node.name).join("spec.json");
     let text = std::fs::read_to_string(&copy).context("read the spec")?;
     let spec = record::from_json(&text).context("read the spec")?;
+    Ok((node, layout, spec))
+}
+
+async fn prove(worker: &Worker, id: &str, stop: Arc<AtomicBool>) -> anyhow::Result<ProofRecord> {
+    let (node, layout, spec) = ground(worker)?;
+    // Also of what it starts. Without the program, or where it is not allowed, it is as it was.
+    let own = std::process::id().to_string();
+    let _ = std::process::Command::new("ionice").args(["-c", "3", "-t", "-p", &own]).status();
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let service = worker.service.clone();
+    let dir = layout.sandbox(&node.name, &service);
+    let (backup, why, random) = (id.to_string(), worker.why, u64::from_ne_bytes(random));
+    prove::prove(&Task { spec, service, node: node.name, dir, backup, why, random, stop }).await
+}
+
+async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
+    let (node, layout, spec) = ground(worker)?;
     let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
     let wanted = service.backup.clone().context("no backups of the service are declared")?;
     let site = Site { node: &node, layout: &layout, spec: &spec };
@@ -220,9 +256,13 @@ impl Job {
     ) -> anyhow::Result<Backup<'r>> {
         self.await_log(repository, start)?;
         let listed = list(repository, &self.service)?;
+        let known = Proofs::new();
+        let damaged_s = damaged_s(&read_proofs(repository, &self.service, &known).map_err(told)?);
         // What it lacks somewhere is copied there when it is used.
-        let base =
-            listed.iter().rev().find(|it| it.manifests >= self.copies).map(|it| it.id.clone());
+        let sound = |it: &&Info| {
+            it.manifests >= self.copies && damaged_s.is_none_or(|at| it.about.began_s > at)
+        };
+        let base = listed.iter().rev().find(sound).map(|it| it.id.clone());
         // Without anything to compare with every byte is read.
         let kind = if base.is_none() { Kind::Full } else { self.kind };
         let last_told = AtomicU64::new(0);

@@ -1,4 +1,4 @@
-//! `backup`: made now, and listed.
+//! `backup`: made now, proven now, and listed.
 
 use super::client::{Client, segment};
 use super::failure::{Failure, say};
@@ -35,6 +35,15 @@ pub enum Command {
         #[arg(long, value_name = "ID")]
         drop: Vec<String>,
     },
+    /// Restore a backup into a sandbox now, and look whether all is there
+    Prove {
+        service: String,
+        /// The newest one, if none is named
+        id: Option<String>,
+        /// Don't wait until it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Show what the repositories hold
     List { service: String },
 }
@@ -44,6 +53,7 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Command::Now { service, full, no_wait } => now(client, service, *full, *no_wait),
         Command::Prune { service, dry_run: true, drop } => plan(client, service, drop),
         Command::Prune { service, dry_run: false, drop } => prune(client, service, drop),
+        Command::Prove { service, id, no_wait } => prove(client, service, id.as_deref(), *no_wait),
         Command::List { service } => list(client, service),
     }
 }
@@ -90,15 +100,78 @@ fn now(client: &Client, service: &str, full: bool, no_wait: bool) -> Result<(), 
         return match (end["id"].as_str(), client.json) {
             (Some(_), true) => print_json(&end),
             (Some(id), false) => print(&format!("backup {id} is made")),
-            (None, _) => {
-                let why = plain(&end["failed"]);
-                let failure = Failure::of_text(&why);
-                Err(match failure {
-                    Failure::Error { ref error, .. } if error.contains_key("code") => failure,
-                    _ => Failure::new(Code::BackupFailed, why, Code::BackupFailed.next()),
-                })
+            (None, _) => Err(with_code(&plain(&end["failed"]), Code::BackupFailed)),
+        };
+    }
+}
+
+fn prove(client: &Client, service: &str, id: Option<&str>, no_wait: bool) -> Result<(), Failure> {
+    let path = format!("/v1/services/{}/proofs", segment(service));
+    let last = |status: &Value| status["services"][service]["backup"]["last_proof"].clone();
+    let before = last(&client.get("/v1/status")?);
+    let answer = client.post(&path, &json!({ "backup": id }))?;
+    let (node, id) = (plain(&answer["node"]), plain(&answer["backup"]));
+    if no_wait {
+        return match client.json {
+            true => print_json(&answer),
+            false => print(&format!("{node} proves {id}; `everhold status` shows how far it is")),
+        };
+    }
+    say(&format!("{node} proves {id}; Ctrl-C ends the waiting, not the act."));
+    let mut shown = String::new();
+    let mut idle = Instant::now();
+    loop {
+        std::thread::sleep(LOOK);
+        let status = client.get("/v1/status")?;
+        let trial = &status["services"][service]["backup"]["proving"];
+        if trial.is_object() {
+            idle = Instant::now();
+            let now = step(trial);
+            if now != shown {
+                say(&now);
+                shown = now;
+            }
+            continue;
+        }
+        let end = last(&status);
+        if end["node"] != node.as_str() || end["id"] != id.as_str() || end == before {
+            if idle.elapsed() > LOST {
+                let text = format!("the agent of {node} knows of no proof any more");
+                return Err(Failure::new(Code::NotProven, text, Code::NotProven.next()));
+            }
+            continue;
+        }
+        return match (end["failed"].as_str(), end["not_done"].as_str()) {
+            (Some(why), _) => {
+                let text = format!("backup {id}: {why}");
+                Err(Failure::new(Code::ProofFailed, text, Code::ProofFailed.next()))
+            }
+            (None, Some(why)) => Err(with_code(why, Code::NotProven)),
+            (None, None) if client.json => print_json(&end),
+            (None, None) => {
+                let rto = plain(&end["rto_ms"]);
+                print(&format!("backup {id} is proven; it took {rto} ms to its first write"))
             }
         };
+    }
+}
+
+/// What a proof does now.
+fn step(trial: &Value) -> String {
+    let (step, done) = (plain(&trial["step"]), trial["done_bytes"].as_u64().unwrap_or(0));
+    match (step.as_str(), trial["of_bytes"].as_u64()) {
+        ("restore", Some(of @ 1..)) => format!("restore, {} %", done.min(of) * 100 / of),
+        _ => step,
+    }
+}
+
+/// A text of another process, by its own code if it has one.
+fn with_code(why: &str, code: Code) -> Failure {
+    match Failure::of_text(why) {
+        Failure::Error { error, .. } if !error.contains_key("code") => {
+            Failure::new(code, why.to_string(), code.next())
+        }
+        failure => failure,
     }
 }
 
@@ -118,8 +191,9 @@ fn list(client: &Client, service: &str) -> Result<(), Failure> {
         return print_json(&answer);
     }
     let wanted = plain(&answer["copies_wanted"]);
-    let head = ["id", "kind", "ended", "size", "added", "copies", "node", "took"];
+    let head = ["id", "kind", "ended", "size", "added", "copies", "node", "took", "proven", "rto"];
     let mut rows = vec![head.map(str::to_string).to_vec()];
+    let mut failed = Vec::new();
     for backup in answer["backups"].as_array().into_iter().flatten() {
         let size = |key: &str| bytes(backup[key].as_u64().unwrap_or(0));
         rows.push(vec![
@@ -131,9 +205,23 @@ fn list(client: &Client, service: &str) -> Result<(), Failure> {
             format!("{}/{wanted}", plain(&backup["copies"])),
             plain(&backup["node"]),
             format!("{} s", plain(&backup["took_s"])),
+            match (&backup["proof"]["failed"], &backup["proof"]["at"]) {
+                (Value::String(_), at) => format!("FAILED {}", plain(at)),
+                (_, Value::String(at)) => at.clone(),
+                _ => "no".to_string(),
+            },
+            match backup["proof"]["rto_ms"].as_u64() {
+                Some(ms) => format!("{}.{} s", ms / 1_000, ms % 1_000 / 100),
+                None => "-".to_string(),
+            },
         ]);
+        if let Some(why) = backup["proof"]["failed"].as_str() {
+            failed.push(format!("{}: {why}", plain(&backup["id"])));
+        }
     }
-    print(&table("", &rows))
+    print(&table("", &rows))?;
+    // Behind the table, since they are long.
+    failed.iter().try_for_each(|line| print(line))
 }
 
 fn prune_path(service: &str) -> String {

@@ -5,6 +5,7 @@ use super::metric as m;
 use super::page::Page;
 use super::{answer, certificates, is_read, process, serve, tell_metrics, wrong_method};
 use crate::api::{ApiError, Code};
+use crate::backup::shown::Summary;
 use crate::clock;
 use crate::journal::Journal;
 use crate::keeper::{Keeper, Measured};
@@ -155,6 +156,17 @@ impl Desk {
                 page.maybe(&m::SCRUBBED_AT, &only, word.ended_s.map(|at| at as f64));
                 page.maybe(&m::SCRUB_TOOK, &only, word.ended_s.map(|_| word.took_s as f64));
             }
+            if let Some(summary) = &measured.backups {
+                of_backups(&mut page, service, summary);
+            }
+            if let Some(making) = self.report.borrow().backups.get(service) {
+                let running =
+                    [("backup", making.running.is_some()), ("proof", making.proving.is_some())];
+                for (what, runs) in running {
+                    let labels = [("service", service.as_str()), ("what", what)];
+                    page.put(&m::BACKUP_RUNNING, &labels, flag(runs));
+                }
+            }
             if measured.facts.status.pid.is_some() {
                 let dir = self.layout.service(&self.node.name, service);
                 page.put(&m::MINDER, &[("service", service)], flag(minder::is_there(&dir)));
@@ -219,6 +231,26 @@ fn of_service(page: &mut Page, service: &str, measured: &Measured) {
         page.maybe(&m::FAILOVER_AT, &only, at.map(|at| at.as_millisecond() as f64 / 1_000.0));
         page.maybe(&m::FAILOVER_OUTAGE, &only, last.outage_ms.map(seconds));
     }
+}
+
+/// What the coordinator last read of its backups.
+fn of_backups(page: &mut Page, service: &str, summary: &Summary) {
+    // It could not be read: nothing is known.
+    if summary.error.is_some() {
+        return;
+    }
+    let only = [("service", service)];
+    let number = |count: u64| count as f64;
+    page.put(&m::BACKUP_COUNT, &only, summary.count as f64);
+    page.maybe(&m::BACKUP_NEWEST_AT, &only, summary.newest_s.map(number));
+    page.maybe(&m::BACKUP_SIZE, &only, summary.newest_bytes.map(number));
+    page.maybe(&m::BACKUP_ADDED, &only, summary.newest_added_bytes.map(number));
+    page.put(&m::BACKUP_COPIES, &only, summary.copies as f64);
+    page.maybe(&m::BACKUP_PROVEN_AT, &only, summary.proven_s.map(number));
+    page.maybe(&m::BACKUP_RTO, &only, summary.rto_ms.map(seconds));
+    page.put(&m::BACKUP_UNPROVEN, &only, summary.unproven as f64);
+    page.put(&m::BACKUP_FAILED, &only, summary.failures as f64);
+    page.put(&m::BACKUP_OVERDUE, &only, summary.overdue.len() as f64);
 }
 
 /// What it knows of its own instance.

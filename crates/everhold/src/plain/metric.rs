@@ -100,6 +100,28 @@ metrics! {
         "All of the log up to there is in as many repositories as are asked for; absent unless it leads.";
     LOG_BEHIND gauge "everhold_log_behind_seconds" "service"
         "Since the oldest of the log came to disk that is not; absent unless it leads.";
+    BACKUP_COUNT gauge "everhold_backup_count" "service"
+        "Backups that the repositories hold, as the coordinator last read them.";
+    BACKUP_NEWEST_AT gauge "everhold_backup_newest_timestamp_seconds" "service"
+        "When the newest sound one ended, in seconds since 1970.";
+    BACKUP_SIZE gauge "everhold_backup_size_bytes" "service"
+        "Of all files of the newest sound one.";
+    BACKUP_ADDED gauge "everhold_backup_added_bytes" "service"
+        "What it added to each repository.";
+    BACKUP_COPIES gauge "everhold_backup_copies" "service"
+        "Repositories that hold the newest one.";
+    BACKUP_PROVEN_AT gauge "everhold_backup_proven_timestamp_seconds" "service"
+        "When a proof last ended well, in seconds since 1970; absent if none did.";
+    BACKUP_RTO gauge "everhold_backup_rto_seconds" "service"
+        "How long its restore took, from the first byte read to the first write taken.";
+    BACKUP_UNPROVEN gauge "everhold_backup_unproven" "service"
+        "Backups that nobody has looked at yet.";
+    BACKUP_FAILED gauge "everhold_backup_failed" "service"
+        "Backups that failed their proof.";
+    BACKUP_OVERDUE gauge "everhold_backup_overdue" "service"
+        "How many of a full backup, an incremental one and a round of proofs should have been by now.";
+    BACKUP_RUNNING gauge "everhold_backup_running" "service, what"
+        "1 while this node makes a backup (backup) or proves one (proof).";
     BAD_PAGES gauge "everhold_bad_pages" "service"
         "Pages of its data that are not as they were written.";
     SCRUBBED_AT gauge "everhold_scrub_timestamp_seconds" "service"

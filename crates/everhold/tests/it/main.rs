@@ -17,6 +17,7 @@ mod minder;
 mod operations;
 mod places;
 mod plain;
+mod proofs;
 mod recovery;
 mod replaced;
 mod rot;

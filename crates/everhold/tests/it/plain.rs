@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// What follows from a change of roles follows within this, also on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-fn ask(port: u16, method: &str, path: &str) -> Option<(u16, String)> {
+pub fn ask(port: u16, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     // As HAProxy checks.
@@ -358,7 +358,9 @@ fn metrics(stack: &Stack, leader: &str) {
     // A healthy stack has a sample of everything but, most of the time, of what it waits for, and of
     // backups that nobody asked for.
     let known: BTreeSet<String> = manual.into_keys().collect();
-    let of_none = |name: &str| name == "everhold_holds" || name.starts_with("everhold_log_");
+    let of_backups = ["everhold_log_", "everhold_backup_"];
+    let of_none =
+        |name: &str| name == "everhold_holds" || of_backups.iter().any(|it| name.starts_with(it));
     let missing: Vec<&String> = known.difference(&told).filter(|name| !of_none(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -6,10 +6,12 @@ use crate::backup::{list, open, told};
 use crate::clock;
 use crate::spec::record;
 use anyhow::{Context, bail};
-use everhold_core::backup::{Proof, keep};
+use everhold_core::backup::keep;
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
-use everhold_repository::backup::{Info, Progress, Prune, Watch, prune};
+use everhold_repository::backup::{
+    Info, Progress, Proofs, Prune, Watch, judged, proof_of, prune, read_proofs,
+};
 use everhold_repository::{Log, Repository};
 use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
@@ -51,7 +53,8 @@ fn forget() -> anyhow::Result<Done> {
     let wanted = declared(&spec, &order.service)?;
     let repository = open(&spec, &wanted.repositories)?;
     let infos = list(&repository, &order.service)?;
-    let judged = judge(&infos, wanted, &order.drop)?;
+    let proofs = read_proofs(&repository, &order.service, &Proofs::new()).map_err(told)?;
+    let judged = judge(&infos, &proofs, wanted, &order.drop)?;
     say(&Said::Planned(plan(&repository, &order, &judged)?));
     if order.dry_run {
         return Ok(Done::default());
@@ -79,7 +82,12 @@ struct Judged {
 }
 
 /// A service that was made anew has had several databases; each is judged by itself.
-fn judge(infos: &[Info], spec: &BackupSpec, drop: &[String]) -> anyhow::Result<Vec<Judged>> {
+fn judge(
+    infos: &[Info],
+    proofs: &Proofs,
+    spec: &BackupSpec,
+    drop: &[String],
+) -> anyhow::Result<Vec<Judged>> {
     if let Some(id) = drop.iter().find(|id| infos.iter().all(|info| info.id != **id)) {
         bail!(
             "E286 there is no backup {id}; next step: `everhold backup list` shows what there is"
@@ -95,7 +103,8 @@ fn judge(infos: &[Info], spec: &BackupSpec, drop: &[String]) -> anyhow::Result<V
     let one = |(sysid, infos): (u64, Vec<&Info>)| {
         let named = |info: &Info| drop.contains(&info.id);
         let stay = infos.iter().filter(|info| !named(info));
-        let stay = stay.map(|it| it.backup(spec.copies as usize, Proof::Unproven));
+        let copies = spec.copies as usize;
+        let stay = stay.map(|it| it.backup(copies, judged(proof_of(proofs, &it.id))));
         let stay: Vec<_> = stay.collect();
         let kept = keep::judge(&stay, &spec.keep, now_s);
         let log = match stay.is_empty() {
