@@ -8,7 +8,7 @@ use crate::world::{Event, ForAgent, ForServer, MS, S, World};
 use everhold_core::agent::{Command, Input};
 use everhold_core::decide::pg_name;
 use everhold_core::kv::Txn;
-use everhold_core::postgres::{PgAction, Restored};
+use everhold_core::postgres::PgAction;
 use everhold_core::term::Redundancy;
 use everhold_core::view::Cause;
 
@@ -130,7 +130,7 @@ pub struct Plan {
     /// Of which nodes are told to leave; a stream of its own.
     leaves: Random,
     /// Of restores, the same.
-    restores: Random,
+    pub restores: Random,
     pub faults: Vec<Fault>,
     active: Vec<bool>,
     touched: Vec<u32>,
@@ -196,7 +196,7 @@ impl Plan {
         self.calm
     }
 
-    fn kind(&mut self) -> Kind {
+    pub fn kind(&mut self) -> Kind {
         let moment = MOMENTS[self.rng.index(MOMENTS.len())];
         let (nth, both) = (self.rng.below(3) as u32, self.rng.chance(300));
         #[rustfmt::skip]
@@ -294,49 +294,6 @@ impl World {
         self.plan.next = self.now + last + rest;
     }
 
-    /// A restore, alone or with something that goes wrong in the middle of it.
-    fn restore_some(&mut self, count: usize) -> u64 {
-        let rng = &mut self.plan.restores;
-        let node = rng.index(count);
-        let lasts = 20 * S;
-        let harmed = rng.chance(700);
-        let (begins, other) = (rng.spread(MS, 6 * S), rng.index(count));
-        self.add(0, Fault { kind: Kind::Restore, node, other, lasts });
-        if harmed {
-            let kind = self.plan.kind();
-            self.add(begins, Fault { kind, node: other, other: node, lasts: 8 * S });
-        }
-        lasts
-    }
-
-    /// What a repository holds of the leader's history up to some record, and the wish to have it.
-    fn restore(&mut self, n: usize) {
-        let Some(term) = self.store.read_term().cloned() else { return };
-        let Some(leader) = self.leader() else { return };
-        let whole = &self.nodes[leader].dir;
-        let Some(agent) = &self.nodes[leader].agent else { return };
-        let mut line = agent.view.durable.line.clone();
-        let back = self.plan.restores.index(whole.wal.len().min(400));
-        let mut dir = whole.clone();
-        dir.wal.truncate(whole.wal.len() - back);
-        let end = dir.lsn();
-        line.truncate(1 + line.iter().skip(1).take_while(|branch| branch.fork < end).count());
-        dir.tli = dir.last_tli();
-        dir.history.retain(|tli, _| line.iter().any(|branch| branch.tli == *tli));
-        (dir.replayed, dir.partial, dir.checkpoint_tli) = (dir.wal.len(), 0, dir.tli);
-        dir.slots.clear();
-        let restored = Restored {
-            id: format!("at {}", self.now),
-            sysid: dir.sysid,
-            line,
-            end,
-            epoch: term.epoch,
-            tli: term.branches.iter().map(|branch| branch.tli).max().unwrap_or(1),
-        };
-        self.nodes[n].restored = Some((restored.id.clone(), dir));
-        self.give(n, Input::Wished { cause: Cause::Restore { restored } });
-    }
-
     /// Two losses some seconds apart: what is left goes on, where the policy lets it.
     fn second_loss(&mut self) {
         if let Some((at, n)) = self.plan.second_loss
@@ -346,7 +303,9 @@ impl World {
             say!(self, "the second loss: {n}");
             self.kill_node(n);
             let redundancy = self.policy.redundancy;
-            let left = self.nodes.len() as u32 - 3;
+            // One of those that are there leads; who is told to leave acknowledges nothing.
+            let there = self.nodes.iter().filter(|it| it.agent.is_some() && !self.leaves(&it.name));
+            let left = (there.count() as u32).saturating_sub(1);
             let may_lead = |node: &crate::world::Node| {
                 node.agent.is_some() && self.policy.preferences[&node.name].failover
             };

@@ -313,7 +313,7 @@ impl World {
     }
 
     /// Read from what was declared: core's own function is judged here.
-    fn leaves(&self, node: &str) -> bool {
+    pub fn leaves(&self, node: &str) -> bool {
         self.policy.duties.get(node) == Some(&Duty::Leaving)
     }
 

@@ -10,6 +10,7 @@ mod network;
 mod queue;
 mod random;
 mod replication;
+mod restores;
 mod rot;
 mod scripts;
 mod server;

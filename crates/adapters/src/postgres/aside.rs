@@ -21,6 +21,8 @@ const PORT: u16 = 5432;
 const LOOK: Duration = Duration::from_millis(50);
 /// A shutdown checkpoint of what was recovered.
 const STOP_WITHIN: Duration = Duration::from_secs(300);
+/// Killed processes are gone within this, unless their disk is stalled.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
 /// One that is thrown away leaves nothing but its memory.
 const END_WITHIN: Duration = Duration::from_secs(10);
 
@@ -119,16 +121,32 @@ impl Aside {
         write_files(&config)?;
         files::remove(&config.data_dir.join("recovery.signal"))?;
         files::remove(&config.data_dir.join("postmaster.pid"))?;
-        let mut held = Aside { child: spawn(aside, &config, target, Then::Hold).await?, config };
+        // What an earlier one left when its process was killed.
+        let directory = config.directory();
+        let ended = move || directory.end(Signal::KILL, Duration::ZERO, GONE_WITHIN);
+        tokio::task::spawn_blocking(ended)
+            .await
+            .map_err(|error| PgError::Task { said: error.to_string() })??;
+        let mut server = Aside { child: spawn(aside, &config, target, Then::Hold).await?, config };
+        match server.await_hold(target).await {
+            Ok(held) => Ok((server, held)),
+            Err(error) => {
+                let _ = server.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn await_hold(&mut self, target: &Target) -> Result<Held, PgError> {
         loop {
-            if let Some(status) = held.child.try_wait().map_err(not_waited)? {
-                let said = postmaster::logged_since(&held.config.log_file, 0);
+            if let Some(status) = self.child.try_wait().map_err(not_waited)? {
+                let said = postmaster::logged_since(&self.config.log_file, 0);
                 return Err(PgError::DidNotStart { said: format!("{said} ({status})") });
             }
-            if let Ok(session) = held.session("postgres").await
-                && let Some(held_at) = held.look(&session, target).await?
+            if let Ok(session) = self.session("postgres").await
+                && let Some(held) = self.look(&session, target).await?
             {
-                return Ok((held, held_at));
+                return Ok(held);
             }
             tokio::time::sleep(LOOK).await;
         }

@@ -126,9 +126,14 @@ pub fn misses(view: &View, now: Time) -> bool {
 }
 
 /// The campaign that makes the cluster: the first node, with nothing in force to be covered.
-fn first_term(view: &View, _now: Time) -> Verdict {
+fn first_term(view: &View, now: Time) -> Verdict {
     if !view.store.read {
         return Verdict::Steady;
+    }
+    if view.wish.as_ref().is_some_and(|wish| now.since(wish.since) > policy::RESTORE_MS) {
+        let why = "no first term came of it in time; `everhold status` says what is waited for";
+        let refused = Some(why.to_string());
+        return Verdict::act("wish-ended", why, Action::EndWish { refused });
     }
     let (Some(report), None) = (view.report(), &view.store.epoch) else { return Verdict::Steady };
     let restored = put_back::wanted(view).filter(|_| put_back::is_done(view));

@@ -119,3 +119,6 @@ pub fn take_place(view: &View, now: Time) -> Option<Verdict> {
     let why = format!("it is {} now, as of {}", restored.id, restored.end);
     Some(Verdict::persist("put-back", why, durable, Intent::Plain))
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,6 +103,7 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
     let (of, told_order, beside) = (spec.clone(), order.clone(), aside.clone());
     let written = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         remove(&told_order.to)?;
+        remove(&beside.run_dir)?;
         let repository = open(&of, &names)?;
         let step = |text: &str| say(&Said::Step(text.to_string()));
         let to = &told_order.to;

@@ -161,6 +161,6 @@ fn plans_are_practised_and_measured() {
     assert_eq!(told["lost"], 0);
     assert!(stack.epoch() > epoch);
     let told = refused(&stack, &["drill", "run", "region-loss", "--real", "main"]);
-    assert!(told.contains("gives up") || told.contains("give up"), "{told}");
+    assert!(told.contains("E307") && told.contains("everhold recover"), "{told}");
     stack.whole();
 }

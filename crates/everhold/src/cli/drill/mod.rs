@@ -45,6 +45,8 @@ pub enum Plan {
     RegionLoss,
     /// The leader's node dies under load
     NodeLoss,
+    /// A bit of a standby's data is flipped on its disk
+    Corruption,
     /// Everything in a table is deleted, and the service goes back to the moment before
     OperatorMistake,
 }
@@ -54,6 +56,7 @@ impl Plan {
         match self {
             Plan::RegionLoss => "region-loss",
             Plan::NodeLoss => "node-loss",
+            Plan::Corruption => "corruption",
             Plan::OperatorMistake => "operator-mistake",
         }
     }
@@ -139,8 +142,8 @@ fn real(run: &Run) -> Result<bool, Failure> {
     }
     match run.plan {
         Plan::NodeLoss => Ok(true),
-        Plan::RegionLoss | Plan::OperatorMistake => refused(
-            format!("{} on the cluster itself would give up what it holds", run.plan.name()),
+        Plan::RegionLoss | Plan::OperatorMistake | Plan::Corruption => refused(
+            format!("{} on the cluster itself would harm what it holds", run.plan.name()),
             "leave out --real; for the act itself there is `everhold recover`",
         ),
     }

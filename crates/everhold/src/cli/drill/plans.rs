@@ -29,6 +29,7 @@ pub fn on_scratch(
     match plan {
         Plan::RegionLoss => Ok(()),
         Plan::NodeLoss => node_loss(course, Some((&client, &url))),
+        Plan::Corruption => corruption(course, scratch, &client, &url),
         Plan::OperatorMistake => operator_mistake(course, scratch, &client, &url),
     }
 }
@@ -130,6 +131,52 @@ pub fn node_loss(course: &mut Course<'_>, scratch: Option<(&Client, &str)>) -> R
         }
         let text =
             format!("{} acknowledged, none lost, gap {}", written.acknowledged, duration(gap));
+        Ok(((), text))
+    })
+}
+
+fn corruption(
+    course: &mut Course<'_>,
+    scratch: &mut Scratch,
+    client: &Client,
+    url: &str,
+) -> Result<(), Failure> {
+    let service = course.service.clone();
+    // Without writes there is no checkpoint, and without one no verdict on a page.
+    let writer = course.step("write all the time", |_| {
+        let writer = Writer::start(url)?;
+        flows(&writer)?;
+        Ok((writer, "writes are acknowledged".to_string()))
+    })?;
+    let bad = |status: &Value, node: &str| {
+        status["services"][&service]["instances"][node]["detail"]["bad_pages"].as_u64()
+    };
+    let begun = course.step("flip a bit on a standby's disk", |_| {
+        let status = client.get("/v1/status")?;
+        let leader = plain(&status["services"][&service]["leader"]);
+        let (node, file) = scratch.flip_a_bit(&leader)?;
+        Ok(((Instant::now(), node.clone()), format!("in {file} of {node}")))
+    });
+    let (begun, node) = begun?;
+    course.step("see it found", |_| {
+        scratch.wait(client, "word of a bad page", |status| bad(status, &node) > Some(0))?;
+        Ok(((), format!("{} later: no client reads there now", duration(ms(begun.elapsed())))))
+    })?;
+    course.step("see the copy made anew", |report| {
+        scratch.wait(client, "sound copy", |status| {
+            bad(status, &node) == Some(0) && whole(status, &service)
+        })?;
+        let took = ms(begun.elapsed());
+        report.rto_ms = Some(took);
+        Ok(((), format!("whole again {} after the bit was flipped", duration(took))))
+    })?;
+    course.step("look for each acknowledged write", |report| {
+        let written = writer.finish()?;
+        report.lost = Some(written.lost);
+        if written.lost > 0 {
+            return Err(Failure::plain(format!("{} acknowledged writes are lost", written.lost)));
+        }
+        let text = format!("{} acknowledged, none lost", written.acknowledged);
         Ok(((), text))
     })
 }

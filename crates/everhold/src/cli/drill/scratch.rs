@@ -11,7 +11,7 @@ use everhold_repository::{Password, PlaceConfig};
 use serde_json::Value;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::AtomicBool;
@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 /// In order; then it is ended with everything in it.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 const PORTS_OF_A_NODE: u16 = 10;
+const PAGE_BYTES: u64 = 8_192;
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 pub struct Scratch {
@@ -130,6 +131,7 @@ impl Scratch {
             "schema = 1\ncluster = \"{}\"\n[node]\n{nodes}\
              [service.{service}]\nkind = \"postgres\"\nnodes = [\"a\", \"b\", \"c\"]\n\
              database = \"{database}\"\nowner = \"{owner}\"\n\
+             scrub_every = \"5s\"\nparameters = {{ checkpoint_timeout = \"30s\" }}\n\
              [service.{service}.backup]\nrepositories = [\"scratch\"]\n\
              [repository]\nscratch = {{ url = \"file://{dir}/vault\", key_file = \"{dir}/vault.key\" }}\n\
              [listener]\nwrite = {{ bind = \"127.0.0.1:{write}\", protocol = \"postgres\", \
@@ -174,6 +176,24 @@ impl Scratch {
             true => Err(Failure::plain(format!("not within {} s", PATIENCE.as_secs()))),
             false => Ok(()),
         }
+    }
+
+    /// Flips a bit of a page of a node that doesn't lead, in a file that nobody uses; which.
+    pub fn flip_a_bit(&self, leader: &str) -> Result<(String, String), Failure> {
+        let node = NODES.into_iter().find(|node| *node != leader).unwrap_or(NODES[0]);
+        let pgdata = self.data().join(node).join(&self.service).join("pgdata");
+        // Descriptions in the template of databases: nothing reads it, so only the disk has it.
+        let file = Path::new("base/1/2609");
+        let path = pgdata.join(file);
+        let flip = || -> std::io::Result<()> {
+            let open = fs::OpenOptions::new().read(true).write(true).open(&path)?;
+            let mut byte = [0];
+            open.read_exact_at(&mut byte, PAGE_BYTES + PAGE_BYTES / 2)?;
+            open.write_all_at(&[byte[0] ^ 1], PAGE_BYTES + PAGE_BYTES / 2)?;
+            open.sync_all()
+        };
+        flip().map_err(|error| failed("change", &path, &error))?;
+        Ok((node.to_string(), file.display().to_string()))
     }
 
     /// Ends it and takes everything of it away.
