@@ -100,8 +100,7 @@ fn local(view: &View, action: &PgAction) -> Result<(), String> {
             ensure(durable.data == Data::Destroying, "replaces only what is marked so on disk")?;
             let wish = view.wish.as_ref().map(|wish| &wish.cause);
             let cause = view.campaign.as_ref().map(|campaign| &campaign.cause).or(wish);
-            let asked =
-                |cause: &Cause| matches!(cause, Cause::Restore { restored } if restored.id == *id);
+            let asked = |cause: &Cause| matches!(cause, Cause::Restore { restored, .. } if restored.id == *id);
             ensure(cause.is_some_and(asked), "puts back only what the operator asks for")?;
             let fenced = view.term().is_none()
                 || view.campaign.as_ref().is_some_and(|campaign| {

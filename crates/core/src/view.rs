@@ -103,6 +103,9 @@ pub enum Cause {
     /// was written since is given up.
     Restore {
         restored: Restored,
+        /// Also if not everybody who may acknowledge can be reached: their leases are waited for.
+        #[serde(default)]
+        force: bool,
     },
 }
 

@@ -51,6 +51,7 @@ fn everything_lost(stack: &mut Stack) -> Figures {
         std::thread::sleep(Duration::from_millis(3_000 + random::seed() % 4_000));
         let mut pids: Vec<i32> = NODES.iter().flat_map(|node| stack.machine_pids(node)).collect();
         pids.extend(stack.etcd_pid());
+        pids.extend(stack.agent_pid("gateway"));
         pids.sort_unstable();
         signal("KILL", &pids);
         stack.kill_up();
@@ -78,6 +79,7 @@ fn everything_lost(stack: &mut Stack) -> Figures {
         let lost = told.iter().filter(|(_, writer, n)| !rows.contains(&(*writer as i64, *n)));
         let oldest = lost.map(|(at, ..)| *at).min();
         missing.push(oldest.map_or(Duration::ZERO, |at| last.duration_since(at)));
+        eprintln!("back after {:?}, {:?} missing", figures.outages.last(), missing.last());
         stack.whole();
     }
     missing.sort();

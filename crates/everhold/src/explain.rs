@@ -223,7 +223,7 @@ fn reason(cause: &Cause) -> String {
         Cause::LeaderReplaced => "the leader's node has other data".to_string(),
         Cause::NeverOpened => "the term was never opened".to_string(),
         Cause::Switchover { to } => format!("switchover to {}", to.as_deref().unwrap_or("any")),
-        Cause::Restore { restored } => {
+        Cause::Restore { restored, .. } => {
             format!("recovery to {}, from {}", restored.end, restored.id)
         }
         Cause::Force { to } => format!("forced failover to {}", to.as_deref().unwrap_or("any")),

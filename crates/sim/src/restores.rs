@@ -47,6 +47,6 @@ impl World {
             tli: term.branches.iter().map(|branch| branch.tli).max().unwrap_or(1),
         };
         self.nodes[n].restored = Some((restored.id.clone(), dir));
-        self.give(n, Input::Wished { cause: Cause::Restore { restored } });
+        self.give(n, Input::Wished { cause: Cause::Restore { restored, force: false } });
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Agent, Command, Lane, Running, is_routine, lane};
 use crate::check;
-use crate::decide::{Action, CONTROLLERS, Intent, Verdict};
+use crate::decide::{Action, CONTROLLERS, Intent, Verdict, put_back};
 use crate::durable::Durable;
 use crate::ids::{Lsn, Time};
 use crate::journal::{Decision, Event, RULES};
@@ -68,9 +68,10 @@ impl Agent {
             }
             _ => return,
         };
+        let forced = put_back::is_forced(&self.view, now);
         let rev = self.view.store.term.as_ref().map(|record| record.rev);
         if let Some(campaign) = &mut self.view.campaign
-            && covered
+            && (covered || forced)
         {
             campaign.covered.get_or_insert(now);
             campaign.fenced = rev;

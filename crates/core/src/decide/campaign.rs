@@ -175,7 +175,7 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
         let action = Action::EndWish { refused: Some(refused.clone()) };
         return Verdict::act("switchover-refused", refused, action);
     }
-    if let Cause::Restore { restored } = cause
+    if let Cause::Restore { restored, .. } = cause
         && let Some(refused) = put_back::unfit(term, restored)
     {
         let action = Action::EndWish { refused: Some(refused.clone()) };
@@ -223,7 +223,7 @@ fn explain(cause: &Cause, term: &Term) -> String {
         Cause::NeverOpened => format!("{leader} did not open epoch {}", term.epoch),
         Cause::Switchover { .. } => "the operator asks for another leader".to_string(),
         Cause::Force { .. } => "the operator forces a leader".to_string(),
-        Cause::Restore { restored } => {
+        Cause::Restore { restored, .. } => {
             format!("the operator puts {} back, as of {}", restored.id, restored.end)
         }
     }
@@ -557,7 +557,7 @@ fn forced_choice<'a>(view: &View, campaign: &'a Campaign) -> Option<&'a Report> 
 }
 
 /// The old leader's right to run has ended by this node's own clock.
-fn lease_ended(view: &View, now: Time) -> bool {
+pub(super) fn lease_ended(view: &View, now: Time) -> bool {
     view.store.lease.as_ref().is_none_or(|lease| {
         now.since(lease.seen.max(view.awake)) > policy::LEASE_MS + policy::LEASE_MARGIN_MS
     })

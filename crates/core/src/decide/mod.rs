@@ -5,7 +5,7 @@
 pub mod campaign;
 pub mod leader;
 pub mod node;
-mod put_back;
+pub(crate) mod put_back;
 pub mod rejoin;
 pub mod rot;
 pub mod slow;

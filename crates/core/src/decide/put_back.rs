@@ -6,9 +6,10 @@
 //! and come back as after any failover. Ended before the publication, the service goes on with what
 //! it had, and this node is copied anew. Without a term, what was restored begins the service again.
 
-use super::{Intent, Verdict, backing_off, rejoin};
+use super::{Intent, Verdict, backing_off, campaign, rejoin};
 use crate::durable::{Data, Durable};
 use crate::ids::Time;
+use crate::policy;
 use crate::postgres::{PgAction, Restored};
 use crate::term::{Term, last_written};
 use crate::view::{Campaign, Cause, Guard, Rejoin, View};
@@ -21,7 +22,7 @@ pub fn wanted(view: &View) -> Option<&Restored> {
         (Some(_) | None, Some(_) | None) => return None,
     };
     match cause {
-        Cause::Restore { restored } => Some(restored),
+        Cause::Restore { restored, .. } => Some(restored),
         Cause::LeaderFell
         | Cause::LeaderMissed
         | Cause::LeaderReplaced
@@ -82,6 +83,16 @@ pub fn begin(view: &View) -> Option<Verdict> {
 pub fn is_fenced(view: &View, campaign: &Campaign) -> bool {
     let rev = view.store.term.as_ref().map(|record| record.rev);
     (campaign.fenced.is_some() && campaign.fenced == rev) || !view.has(Guard::RestoreFence)
+}
+
+/// The operator gives up whoever can't be reached, and the lease of the last leader has ended: what
+/// it acknowledges without one is lost, as after any forced failover.
+pub fn is_forced(view: &View, now: Time) -> bool {
+    view.campaign.as_ref().is_some_and(|campaign| {
+        matches!(campaign.cause, Cause::Restore { force: true, .. })
+            && now.since(campaign.opened) >= policy::UNOPENED_MS
+            && campaign::lease_ended(view, now)
+    })
 }
 
 /// This node's data may be gone already.

@@ -23,6 +23,9 @@ pub struct RecoverBody {
     name: Option<String>,
     backup: Option<String>,
     node: Option<String>,
+    /// Also if not every node that may acknowledge can be reached.
+    #[serde(default)]
+    force: bool,
     token: Option<String>,
 }
 
@@ -50,15 +53,22 @@ pub async fn begin(
     cluster.read_again().await?;
     let (word, reports) = (cluster.word(), cluster.reports());
     if let Some(term) = word.terms.get(&service) {
-        let token = format!("{}:{until}", term.epoch);
+        let forced = if body.force { ":force" } else { "" };
+        let token = format!("{}:{until}{forced}", term.epoch);
         if body.token.as_ref() != Some(&token) {
             let first = match body.token {
                 Some(_) => "the token is not for how things stand now: ",
                 None => "",
             };
+            let unreached = match body.force {
+                true => {
+                    "; nodes that can't be reached may go on with what they have until they can"
+                }
+                false => "",
+            };
             let text = format!(
                 "{first}all that {service} acknowledged after the point `{until}` is given up; \
-                 clients are sent away meanwhile, and every other node follows from there"
+                 clients are sent away meanwhile, and every other node follows from there{unreached}"
             );
             let error = ApiError::new(Code::NeedsToken, text).with("token", token);
             return Err(error.with("epoch", term.epoch));
@@ -70,7 +80,7 @@ pub async fn begin(
     let Some(node) = body.node.or(chosen).or(first) else {
         return Err(ApiError::new(Code::Refused, format!("{service} has no node")));
     };
-    let point = Point { until, backup: body.backup };
+    let point = Point { until, backup: body.backup, force: body.force };
     let ask = Ask::Recover { service: service.clone(), point, who };
     let answer = cluster.ask(&node, &ask).await?;
     Ok(Json(json!({ "service": service, "node": node, "journal": answer["journal"] })))

@@ -39,6 +39,9 @@ pub struct Point {
     pub until: Until,
     /// The newest that serves, if none is named.
     pub backup: Option<String>,
+    /// Also if not everybody who may acknowledge can be reached.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// What the restorer says on its stdout, a line each.
@@ -126,7 +129,7 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
         let tip = last_written(&line, held.end).map_or(1, |branch| branch.tli);
         let line = line_to(&line, tip);
         cut_log(&repository, backup, &to, owner, (&line, held.end)).map_err(told)?;
-        let log = Log::new(&repository, &restorer_service(backup), backup.about.sysid);
+        let log = Log::new(&repository, &backup.about.service, backup.about.sysid);
         let (epoch, tli) = log.highest().map_err(told)?;
         let id = format!("{} of {}", backup.id, clock::wall());
         mark(&to, &id, owner)?;
@@ -142,10 +145,6 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
         Ok(Said::Made { restored, backup: backup.id.clone() })
     };
     tokio::task::spawn_blocking(cut).await?
-}
-
-fn restorer_service(backup: &everhold_repository::backup::Info) -> String {
-    backup.about.service.clone()
 }
 
 fn remove(path: &Path) -> anyhow::Result<()> {

@@ -73,7 +73,7 @@ impl Recoveries {
         self.report.send_modify(|report| {
             Arc::make_mut(report).recoveries.insert(service.to_string(), begun);
         });
-        tokio::spawn(self.clone().follow(service.to_string(), child, keeper));
+        tokio::spawn(self.clone().follow(service.to_string(), child, keeper, point.force));
         Ok(id)
     }
 
@@ -88,12 +88,12 @@ impl Recoveries {
         command.spawn()
     }
 
-    async fn follow(self, service: String, mut child: Child, keeper: Keeper) {
+    async fn follow(self, service: String, mut child: Child, keeper: Keeper, force: bool) {
         let made = self.hear(&service, &mut child).await;
         let result = match made {
             Ok((restored, backup)) => {
                 self.step(&service, &format!("putting it in place, as of {}", restored.end));
-                keeper.wish(Cause::Restore { restored }).await.map(|()| backup)
+                keeper.wish(Cause::Restore { restored, force }).await.map(|()| backup)
             }
             Err(why) => Err(why),
         };

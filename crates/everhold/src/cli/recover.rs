@@ -32,6 +32,9 @@ pub struct Options {
     /// The node that is restored and leads afterwards; without it: a standby
     #[arg(long)]
     node: Option<String>,
+    /// Also if not every node that may acknowledge can be reached, or none has data any more
+    #[arg(long)]
+    force: bool,
     /// What the first answer gave: it names what is given up
     #[arg(long)]
     token: Option<String>,
@@ -42,7 +45,7 @@ pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
     let path = format!("/v1/services/{}/recovery", segment(service));
     let body = json!({
         "time": options.time, "lsn": options.lsn, "name": options.name, "node": options.node,
-        "backup": options.backup, "token": options.token,
+        "backup": options.backup, "force": options.force, "token": options.token,
     });
     let begun = Instant::now();
     let answer = client.post(&path, &body).map_err(|failure| with_token(options, failure))?;
@@ -87,6 +90,9 @@ fn with_token(options: &Options, failure: Failure) -> Failure {
         if let Some(value) = value {
             next += &format!(" --{flag} '{value}'");
         }
+    }
+    if options.force {
+        next += " --force";
     }
     next += &format!(" --token '{token}'");
     match failure {

@@ -1,8 +1,8 @@
 //! A service put back to how it was: in the running cluster, and from nothing but its repository.
 
 use crate::backups::{json, refused, stack};
-use crate::stack::Stack;
 use crate::stack::load::Load;
+use crate::stack::{NODES, Stack};
 use serde_json::Value;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -125,6 +125,22 @@ fn a_service_comes_back_from_nothing_but_its_repository() {
     json(&stack, &["backup", "now", "main"]);
     let to = stack.dir().join("beside").display().to_string();
     json(&stack, &["restore", "main", "--to", &to]);
+
+    // The store is still there, and nobody of those it names has data any more.
+    let epoch = stack.epoch();
+    stack.interrupt();
+    for node in NODES {
+        fs::remove_dir_all(stack.data().join(node)).expect("its data goes");
+    }
+    stack.begin();
+    stack.wait("agents", |status| {
+        let instances = status["services"]["main"]["instances"].as_object();
+        instances.is_some_and(|all| all.values().all(|it| it["state"] == "empty"))
+    });
+    let token = format!("{epoch}:latest:force");
+    json(&stack, &["recover", "main", "--force", "--token", &token]);
+    assert_eq!(psql(&stack, POINTS), "7");
+    stack.whole();
 }
 
 #[test]

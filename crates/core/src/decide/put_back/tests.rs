@@ -11,7 +11,7 @@ use crate::postgres::{PgFacts, Process};
 use crate::spread::Domains;
 use crate::status::Summons;
 use crate::term::{Branch, BranchId, Redundancy, Report, Reports, Set};
-use crate::view::{CampaignRecord, Record, Wish};
+use crate::view::{CampaignRecord, LeaseRecord, Record, Wish};
 use std::collections::{BTreeMap, BTreeSet};
 
 const NOW: Time = Time(1_000_000);
@@ -75,7 +75,7 @@ fn view(fenced: Option<u64>) -> View {
     view.store.campaign = Some(Record { value: record, rev: 7, seen: NOW });
     view.campaign = Some(Campaign {
         epoch: 8,
-        cause: Cause::Restore { restored: restored() },
+        cause: Cause::Restore { restored: restored(), force: false },
         opened: NOW,
         covered: fenced.map(|_| NOW),
         fenced,
@@ -180,6 +180,31 @@ fn what_was_put_back_leads_and_the_older_sets_are_given_up() {
 }
 
 #[test]
+fn who_can_not_be_reached_is_given_up_only_by_force_and_after_his_lease() {
+    let beat = LeaseRecord { epoch: 7, beat: 9 };
+    let after = |ms: u64| NOW.plus(ms);
+    #[rustfmt::skip]
+    let cases = [
+        // forced, later, lease last seen   given up
+        (true,  10_000,   0,                true),
+        (true,  10_000,   9_000,            false),
+        // The others get their time to be sealed.
+        (true,  1_000,    0,                false),
+        (false, 10_000,   0,                false),
+    ];
+    for (force, later, seen, expected) in cases {
+        let mut view = view(None);
+        let seen = if seen == 0 { Time(0) } else { after(seen) };
+        view.awake = Time(0);
+        view.store.lease = Some(Record { value: beat.clone(), rev: 4, seen });
+        if let Some(campaign) = &mut view.campaign {
+            campaign.cause = Cause::Restore { restored: restored(), force };
+        }
+        assert_eq!(is_forced(&view, after(later)), expected, "{force} {later}");
+    }
+}
+
+#[test]
 fn what_does_not_belong_here_is_refused() {
     assert_eq!(unfit(&term(), &restored()), None);
     let of_another = Restored { sysid: 2, ..restored() };
@@ -200,7 +225,8 @@ fn a_service_begins_again_above_all_that_was_written() {
     view.durable = Durable::default();
     view.pg = PgFacts { process: Process::Down, ..PgFacts::default() };
     view.parked = None;
-    let cause = Cause::Restore { restored: Restored { epoch: 60, tli: 9, ..restored() } };
+    let restored = Restored { epoch: 60, tli: 9, ..restored() };
+    let cause = Cause::Restore { restored, force: false };
     view.wish = Some(Wish { cause, epoch: 0, since: NOW });
     assert_eq!(shown(&node::decide(&view, NOW)), "put-back persist");
     view.durable.data = Data::Destroying;
@@ -221,7 +247,7 @@ fn a_service_begins_again_above_all_that_was_written() {
     let Write::Publish { term, term_rev: 0, .. } = &**write else { panic!("{write:?}") };
     assert_eq!(term.epoch, 61);
     assert_eq!(term.branch(), Some(&Branch { tli: 10, epoch: 61, parent: 1, fork: Lsn(60) }));
-    assert_eq!(term.branches[0], restored().line[0]);
+    assert_eq!(term.branches[0], branches()[0]);
     // It came to nothing.
     view.parked = None;
     let after = NOW.plus(crate::policy::RESTORE_MS + 1);
