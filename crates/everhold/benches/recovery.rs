@@ -53,8 +53,9 @@ fn everything_lost(stack: &mut Stack) -> Figures {
         pids.extend(stack.etcd_pid());
         pids.extend(stack.agent_pid("gateway"));
         pids.sort_unstable();
-        signal("KILL", &pids);
+        // First, so that it starts nothing again.
         stack.kill_up();
+        signal("KILL", &pids);
         let told = load.abandon();
         signal("KILL", &stack.pids_in(&stack.data()));
         let _ = fs::remove_dir_all(stack.data());

@@ -35,7 +35,7 @@ const TELL_EVERY_MS: u64 = 500;
 const LOG_WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
 /// Behind everything else that wants the processor.
-const NICE: i32 = 10;
+const NICE: i32 = 19;
 
 /// What to back up, or to prove.
 #[derive(clap::Args)]

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 const ORDER_BYTES_MAX: u64 = 4 << 20;
 const TELL_EVERY_MS: u64 = 250;
 /// Behind everything else that wants the processor.
-const NICE: i32 = 10;
+const NICE: i32 = 19;
 
 /// Does what stdin orders and says so; what failed is said too, and is no error of this process.
 pub fn run() -> anyhow::Result<()> {
