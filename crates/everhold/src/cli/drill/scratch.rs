@@ -23,7 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(3_600);
 /// In order; then it is ended with everything in it.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);
 const PORTS_OF_A_NODE: u16 = 10;
-const PAGE_BYTES: u64 = 8_192;
+/// In the middle of the second page.
+const FLIPPED_AT: u64 = 8_192 + 4_096;
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 pub struct Scratch {
@@ -178,22 +179,22 @@ impl Scratch {
         }
     }
 
-    /// Flips a bit of a page of a node that doesn't lead, in a file that nobody uses; which.
-    pub fn flip_a_bit(&self, leader: &str) -> Result<(String, String), Failure> {
+    /// Flips a bit of a page of a node that doesn't lead, in a file that nobody uses.
+    pub fn flip_a_bit(&self, leader: &str) -> Result<Flipped, Failure> {
         let node = NODES.into_iter().find(|node| *node != leader).unwrap_or(NODES[0]);
         let pgdata = self.data().join(node).join(&self.service).join("pgdata");
-        // Descriptions in the template of databases: nothing reads it, so only the disk has it.
-        let file = Path::new("base/1/2609");
-        let path = pgdata.join(file);
-        let flip = || -> std::io::Result<()> {
+        // Of the template of databases: nothing reads it, so only the disk has it.
+        let path = pgdata.join("base/1/2609");
+        let flip = || -> std::io::Result<u8> {
             let open = fs::OpenOptions::new().read(true).write(true).open(&path)?;
             let mut byte = [0];
-            open.read_exact_at(&mut byte, PAGE_BYTES + PAGE_BYTES / 2)?;
-            open.write_all_at(&[byte[0] ^ 1], PAGE_BYTES + PAGE_BYTES / 2)?;
-            open.sync_all()
+            open.read_exact_at(&mut byte, FLIPPED_AT)?;
+            open.write_all_at(&[byte[0] ^ 1], FLIPPED_AT)?;
+            open.sync_all()?;
+            Ok(byte[0])
         };
-        flip().map_err(|error| failed("change", &path, &error))?;
-        Ok((node.to_string(), file.display().to_string()))
+        let was = flip().map_err(|error| failed("change", &path, &error))?;
+        Ok(Flipped { path, was })
     }
 
     /// Ends it and takes everything of it away.
@@ -212,6 +213,22 @@ impl Scratch {
             }
         }
         fs::remove_dir_all(&self.dir).map_err(|error| failed("remove", &self.dir, &error))
+    }
+}
+
+/// A bit that is not as it was written.
+pub struct Flipped {
+    pub path: PathBuf,
+    was: u8,
+}
+
+impl Flipped {
+    /// The byte is what it was.
+    pub fn is_mended(&self) -> bool {
+        let mut byte = [0];
+        let read =
+            fs::File::open(&self.path).and_then(|it| it.read_exact_at(&mut byte, FLIPPED_AT));
+        read.is_ok() && byte[0] == self.was
     }
 }
 
