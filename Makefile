@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-gateway bench-backup bench-recovery bench-many torture torture-hosts model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-memory bench-gateway bench-backup bench-recovery bench-many torture torture-hosts fuzz model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -19,7 +19,7 @@ up: build
 
 # Everything but the long suites. The stacks of the end-to-end tests run one at a time by themselves.
 test: setup
-	@scripts/setup haproxy promtool:prometheus
+	@scripts/setup haproxy promtool:prometheus curl
 	@scripts/setup-s3
 	cargo test --workspace --bins --lib --tests
 	cargo test --workspace --doc
@@ -45,10 +45,11 @@ bench-hosts: setup
 	@scripts/setup etcdctl:etcd-client
 	$(if $(OLD),EVERHOLD_OLD=$(abspath $(OLD))) cargo bench -p everhold --bench hosts -- $(ROWS)
 
-# Beside HAProxy, transactions per processor-second of the proxy.
+# Beside HAProxy and nginx, transactions and HTTP requests per processor-second of the proxy.
 bench-gateway:
-	@scripts/setup haproxy
+	@scripts/setup haproxy nginx:nginx-light wrk h2load:nghttp2-client pgrep:procps
 	cargo run -p everhold-gateway --example bench_tcp
+	cargo run -p everhold-gateway --example bench_http -- $(ROUNDS)
 
 # Full, incremental and restore beside pgBackRest, of pgbench at SCALE, so many ROUNDS.
 SCALE ?= 80
@@ -56,6 +57,10 @@ ROUNDS ?= 3
 bench-backup: setup
 	@scripts/setup pgbackrest
 	cargo bench -p everhold-repository --bench formats -- $(SCALE) $(ROUNDS)
+
+# What backups take of memory for each TB, seen on GB of files with holes.
+bench-memory:
+	cargo bench -p everhold-repository --bench memory -- $(GB)
 
 # RTO and RPO from nothing but a repository, and what a backup costs under pgbench. ROWS as above.
 bench-recovery: setup
@@ -77,6 +82,11 @@ torture: setup
 torture-hosts: setup
 	@scripts/setup etcdctl:etcd-client
 	cargo bench -p everhold --bench torture -- hosts $(SECONDS) $(SEED)
+
+# What reads HTTP, fed with random heads and bodies for SECONDS; a failure names its SEED.
+fuzz:
+	EVERHOLD_FUZZ_SECONDS=$(SECONDS) $(if $(filter command,$(origin SEED)),EVERHOLD_FUZZ_SEED=$(SEED)) \
+		cargo test -p everhold-gateway --lib http::fuzz::for_long -- --nocapture
 
 # The simulator over many seeds, and each rule of the protocol taken away.
 simulate:

@@ -98,15 +98,18 @@ fn local(view: &View, action: &PgAction) -> Result<(), String> {
         }
         PgAction::PutBack { id, .. } => {
             ensure(durable.data == Data::Destroying, "replaces only what is marked so on disk")?;
-            let wish = view.wish.as_ref().map(|wish| &wish.cause);
-            let cause = view.campaign.as_ref().map(|campaign| &campaign.cause).or(wish);
-            let asked = |cause: &Cause| matches!(cause, Cause::Restore { restored, .. } if restored.id == *id);
-            ensure(cause.is_some_and(asked), "puts back only what the operator asks for")?;
-            let fenced = view.term().is_none()
-                || view.campaign.as_ref().is_some_and(|campaign| {
-                    let rev = view.store.term.as_ref().map(|record| record.rev);
-                    campaign.fenced == rev && campaign.epoch == durable.promise
-                });
+            let asked = durable.put_back.as_ref().is_some_and(|plan| plan.restored.id == *id);
+            ensure(asked, "puts back only what the record says")?;
+            let Some(record) = &view.store.term else {
+                let mut told = view.peers.values().filter_map(|peer| peer.status.as_ref());
+                let nobody = told.all(|status| status.data == Data::Empty);
+                let forced = durable.put_back.as_ref().is_some_and(|plan| plan.force);
+                return ensure(nobody || forced, "gives no node's data up unasked");
+            };
+            let fenced = view.campaign.as_ref().is_some_and(|campaign| {
+                let own = campaign.epoch == durable.promise;
+                own && campaign.fenced == Some(record.rev) && record.value.epoch < campaign.epoch
+            });
             ensure(fenced, "puts nothing back while anybody may acknowledge")
         }
         PgAction::Start { .. } => ensure(
@@ -135,13 +138,14 @@ fn store(view: &View, write: &Write) -> Result<(), String> {
         Write::Publish { term, .. } => {
             let Some(old) = view.term() else {
                 let above = |older: &[Branch]| older.iter().all(|it| it.epoch < term.epoch);
-                let first = term.epoch == 1 || view.put_back.is_some();
+                let first = term.epoch == 1 || view.durable.put_back.is_some();
                 let after = term.branches.split_last().is_some_and(|(_, older)| above(older));
                 return ensure(first && after, "begins at epoch 1, or above what was restored");
             };
             ensure(term.epoch > old.epoch, "epochs only rise")?;
+            let rev = view.store.term.as_ref().map(|record| record.rev);
             let given_up = view.campaign.as_ref().is_some_and(|campaign| {
-                matches!(campaign.cause, Cause::Restore { .. }) && campaign.fenced.is_some()
+                matches!(campaign.cause, Cause::Restore { .. }) && campaign.fenced == rev
             });
             ensure(
                 given_up || old.inforce.iter().all(|set| term.inforce.contains(set)),

@@ -1,6 +1,7 @@
 //! What a node keeps on its own disk, outside of PostgreSQL's data directory.
 
 use crate::ids::{Epoch, Lsn, Member, Tli};
+use crate::postgres::Restored;
 use crate::term::{Branch, BranchId, last_written};
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,21 @@ pub struct Grant {
     pub tli: Tli,
 }
 
+/// What was restored takes the place of the data: written before anything is replaced, so that it goes
+/// on after a crash at any point. It holds as long as the term is the one whose sets were covered:
+/// those who covered them have promised never to acknowledge anything of that term again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutBack {
+    pub restored: Restored,
+    pub force: bool,
+    /// That term, by revision and epoch; `None`: there was none.
+    pub term: Option<(u64, Epoch)>,
+    /// What was promised then: the data that it replaces is kept under this number.
+    pub epoch: Epoch,
+    /// The incarnation that the data had before, if it was whole: it is whole until it is replaced.
+    pub was: Option<u32>,
+}
+
 /// A node's durable record for one service. Written whole: temporary file, fsync, rename, fsync of
 /// the directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +54,8 @@ pub struct Durable {
     /// The path of branches this data directory is on, root first.
     pub line: Vec<Branch>,
     pub grant: Option<Grant>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub put_back: Option<PutBack>,
 }
 
 impl Default for Durable {
@@ -49,6 +67,7 @@ impl Default for Durable {
             sysid: None,
             line: Vec::new(),
             grant: None,
+            put_back: None,
         }
     }
 }

@@ -287,6 +287,7 @@ mod tests {
             checkpoint: 1,
             lsn: Lsn(1_000),
             tli: 1,
+            seen_tli: 0,
             streaming: state == State::Streaming,
             lag_ms: None,
             call: None,

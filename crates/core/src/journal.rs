@@ -7,7 +7,7 @@ use crate::view::View;
 use serde::{Deserialize, Serialize};
 
 /// The version of the rules: `explain` says so when an entry was decided by others.
-pub const RULES: u32 = 2;
+pub const RULES: u32 = 3;
 
 /// A decision with all it was made from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

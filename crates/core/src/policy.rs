@@ -35,6 +35,9 @@ pub const CAMPAIGN_RENEW_MS: u64 = 300;
 pub const MAKE_WAY_MS: u64 = 400;
 /// Slots on standbys are advanced this often, so that they hold back little WAL.
 pub const SLOTS_EVERY_MS: u64 = 30_000;
+/// Standbys keep the WAL for a member that is silent for so long, as the leader does up to
+/// max_slot_wal_keep_size.
+pub const SLOTS_KEPT_MS: u64 = 600_000;
 /// A campaign that finds no cover in this time gives way.
 pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
 /// An operator's switchover or forced failover is given up after this: a lease and a stop fit in.

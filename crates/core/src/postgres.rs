@@ -6,6 +6,7 @@
 use crate::ids::{Epoch, Lsn, Member, Tli};
 use crate::term::Branch;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The name nobody can have: a node that isn't to acknowledge anything waits for it.
 pub const CLOSED: &str = "ANY 1 (\"-\")";
@@ -155,8 +156,14 @@ pub enum PgAction {
     Evidence,
     /// A checkpoint, completed.
     Checkpoint,
-    /// Makes these physical slots exist and reserve WAL, and drops others that we made.
-    Slots { names: Vec<String> },
+    /// Makes these physical slots exist and reserve WAL, and drops others that we made. On a standby,
+    /// where nobody streams by them, they are moved on to its last restartpoint, but not past what
+    /// their owners still need.
+    Slots {
+        names: Vec<String>,
+        #[serde(default)]
+        needed: BTreeMap<String, Lsn>,
+    },
     /// Keeps the WAL past `fork` aside, then makes the directory a copy of the source's by
     /// pg_rewind. Leaves it stopped.
     Rewind { source: Source, fork: Lsn, epoch: Epoch },
@@ -172,7 +179,7 @@ pub enum PgAction {
         bad_pages_too: bool,
     },
     /// The restored directory of that name takes the place of the data directory, which is kept
-    /// under the number of `epoch`.
+    /// under the number of `epoch`. Where that can't be, the old one is in its place again.
     PutBack { id: String, epoch: Epoch },
     /// One more look, now.
     Observe,
@@ -204,6 +211,10 @@ pub enum PgOutcome {
     /// Position just past the record, flushed locally.
     Evidence {
         end: Lsn,
+    },
+    /// The data directory is what it was, in its place.
+    NotPutBack {
+        why: String,
     },
     /// Bytes copied and bytes in all.
     Copied {

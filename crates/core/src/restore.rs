@@ -174,6 +174,7 @@ mod tests {
                 sysid: Some(9),
                 line: line(&[(1, 0), (2, 1), (3, 5)])[..tli as usize].to_vec(),
                 grant: (grant > 0).then_some(Grant { epoch: grant, tli }),
+                ..Durable::default()
             };
             let leads = word.ends_with('*');
             (name[..1].to_owned(), Told { durable, term: None, epoch: 0, leads })

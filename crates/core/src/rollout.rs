@@ -22,7 +22,7 @@ pub struct Rollout {
     pub by: String,
     /// On the wall clock of whoever asked.
     pub at: String,
-    /// The process of each node when it began.
+    /// The process of each node, or of each instance of an HTTP service, when it began.
     pub before: BTreeMap<String, Option<i32>>,
     /// The epoch of each service concerned when it began.
     pub epochs: BTreeMap<String, Epoch>,
@@ -55,6 +55,8 @@ pub struct Node {
     pub fit: bool,
     /// All of it is as it should be; else what isn't.
     pub unwell: Option<String>,
+    /// What runs was started by what the spec said before: another process alone doesn't count.
+    pub outdated: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +91,8 @@ pub struct Tried {
 impl Rollout {
     /// The node has started anew since.
     pub fn renewed(&self, name: &str, node: &Node) -> bool {
-        node.pid.is_some() && self.before.get(name).is_some_and(|before| *before != node.pid)
+        let another = self.before.get(name).is_some_and(|before| *before != node.pid);
+        node.pid.is_some() && !node.outdated && another
     }
 }
 
@@ -176,11 +179,13 @@ mod tests {
                 let mut parts = text.split(':');
                 let name = parts.next().expect("a name").to_string();
                 let pid = parts.next().and_then(|pid| pid.parse().ok());
-                let mut node = Node { pid, leads: false, fit: false, unwell: None };
+                let mut node =
+                    Node { pid, leads: false, fit: false, unwell: None, outdated: false };
                 for part in parts {
                     match part {
                         "leads" => node.leads = true,
                         "fit" => node.fit = true,
+                        "outdated" => node.outdated = true,
                         unwell => node.unwell = Some(unwell.to_string()),
                     }
                 }
@@ -228,6 +233,14 @@ mod tests {
     }
 
     #[test]
+    fn instances_go_one_by_one_and_one_that_crashed_meanwhile_is_not_done() {
+        check(true, "", "a:1:outdated b:1:outdated c:1:outdated", 0, "renew a");
+        check(true, "a", "a:2:young b:1:outdated c:1:outdated", 4_000, "wait, a: young");
+        check(true, "a", "a:2 b:3:outdated c:1:outdated", 0, "renew b");
+        check(true, "b", "a:2 b:4 c:2", 0, "done");
+    }
+
+    #[test]
     fn nothing_goes_on_over_a_doubt() {
         // Somebody else's trouble is not waited for as long as one's own.
         check(true, "b", "a:1:leads b:2 c:1:down", DOUBT_MS, "wait, c: down");
@@ -262,7 +275,7 @@ mod tests {
             state: State::Running,
             journal: None,
         };
-        let well = Node { pid: Some(1), leads: false, fit: true, unwell: None };
+        let well = Node { pid: Some(1), leads: false, fit: true, unwell: None, outdated: false };
         let nodes: BTreeMap<_, _> =
             rollout.before.keys().cloned().map(|n| (n, well.clone())).collect();
         let renew = |node: &str| Step::Renew { node: node.to_string() };

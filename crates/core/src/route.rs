@@ -1,6 +1,6 @@
 //! The route table: all that a gateway needs to know, as one immutable value.
 //!
-//! A table is built from the spec's listeners and from what is known of the services, and is
+//! A table is built from the spec's PostgreSQL listeners and from what is known of the services, and is
 //! swapped whole. Building it is where a gateway is protected from old news: the epoch of a route
 //! never goes down, and not knowing is not the same as knowing that there is nobody.
 
@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::HttpTable;
 use crate::ids::Epoch;
-use crate::spec::{ListenerSpec, MAX_LAG_MS, Role};
+use crate::spec::{ListenerSpec, MAX_LAG_MS, PostgresListener, Role};
 
 /// One process of a service, as a place to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,33 @@ pub struct RouteTable {
     /// Rises with each change of the content, and only then.
     pub revision: u64,
     pub listeners: BTreeMap<String, ListenerRoute>,
+    #[serde(default, skip_serializing_if = "HttpTable::is_empty")]
+    pub http: HttpTable,
+}
+
+impl RouteTable {
+    /// The table with that for HTTP, and a revision of its own if that is another.
+    pub fn with_http(self, http: HttpTable) -> RouteTable {
+        let revision = self.revision + u64::from(self.http != http);
+        RouteTable { revision, http, ..self }
+    }
+
+    /// The table with what `other`, of the same gateway, knows of later epochs.
+    pub fn at_least(mut self, other: &RouteTable) -> RouteTable {
+        let mut later = false;
+        for (name, route) in &mut self.listeners {
+            let Some(known) = other.listeners.get(name).filter(|it| {
+                it.service == route.service && it.role == route.role && it.epoch > route.epoch
+            }) else {
+                continue;
+            };
+            let (bind, max_lag_ms) = (route.bind, route.max_lag_ms);
+            *route = ListenerRoute { bind, max_lag_ms, ..known.clone() };
+            later = true;
+        }
+        self.revision = self.revision.max(other.revision) + u64::from(later);
+        self
+    }
 }
 
 /// Where the connections of one listener go.
@@ -92,18 +120,21 @@ pub fn build(
 ) -> RouteTable {
     let listeners: BTreeMap<String, ListenerRoute> = listeners
         .iter()
-        .map(|(name, spec)| {
+        .filter_map(|(name, listener)| Some((name, listener.bind, listener.postgres()?)))
+        .map(|(name, bind, spec)| {
             // What led to another service or another role says nothing about this one.
             let before = previous
                 .and_then(|table| table.listeners.get(name))
                 .filter(|route| route.service == spec.service && route.role == spec.role);
-            (name.clone(), build_route(spec, services.get(&spec.service), before))
+            (name.clone(), build_route(bind, spec, services.get(&spec.service), before))
         })
         .collect();
     match previous {
         Some(table) if table.listeners == listeners => table.clone(),
-        Some(table) => RouteTable { revision: table.revision + 1, listeners },
-        None => RouteTable { revision: 1, listeners },
+        Some(RouteTable { revision, http, .. }) => {
+            RouteTable { revision: revision + 1, listeners, http: http.clone() }
+        }
+        None => RouteTable { revision: 1, listeners, http: HttpTable::default() },
     }
 }
 
@@ -132,12 +163,13 @@ pub fn fate(old: &ListenerRoute, new: Option<&ListenerRoute>, backend: SocketAdd
 }
 
 fn build_route(
-    spec: &ListenerSpec,
+    bind: SocketAddr,
+    spec: &PostgresListener,
     facts: Option<&ServiceFacts>,
     before: Option<&ListenerRoute>,
 ) -> ListenerRoute {
     let route = |epoch, backends, primary, all| ListenerRoute {
-        bind: spec.bind,
+        bind,
         service: spec.service.clone(),
         role: spec.role,
         max_lag_ms: max_lag_ms(spec),
@@ -161,7 +193,7 @@ fn build_route(
     }
 }
 
-fn backends(spec: &ListenerSpec, facts: &ServiceFacts) -> Vec<Instance> {
+fn backends(spec: &PostgresListener, facts: &ServiceFacts) -> Vec<Instance> {
     let primary = || facts.primary.iter().cloned().collect();
     match spec.role {
         Role::Primary => primary(),
@@ -178,7 +210,7 @@ fn backends(spec: &ListenerSpec, facts: &ServiceFacts) -> Vec<Instance> {
     }
 }
 
-fn max_lag_ms(spec: &ListenerSpec) -> u64 {
+fn max_lag_ms(spec: &PostgresListener) -> u64 {
     spec.max_lag_ms.unwrap_or(MAX_LAG_MS)
 }
 

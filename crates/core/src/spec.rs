@@ -6,32 +6,47 @@
 mod address;
 mod backup;
 mod diff;
+mod http;
 mod names;
 pub mod parameters;
+mod place;
 mod ports;
+mod scale;
+mod tour;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 pub use address::Address;
 pub use backup::{
-    BackupSpec, FULL, INCREMENTAL, Location, PROVE, ProveSpec, REPOSITORIES_MAX, RepositorySpec,
+    BackupSpec, CloneFrom, FULL, INCREMENTAL, Location, PROVE, ProveSpec, REPOSITORIES_MAX,
+    RepositorySpec,
 };
 pub use diff::{Change, TakesEffect, diff};
+pub use http::{
+    ADDRESSES_MAX, Affinity, BackendSpec, Balance, GRACE_MS, GRACE_MS_MAX, HEALTH_INTERVAL_MS,
+    HEALTH_TIMEOUT_MS, HEALTHY_THRESHOLD, HashKey, HealthSpec, HttpSpec, INSTANCES, INSTANCES_MAX,
+    LimitsSpec, Match, PathMatch, Placed, RETRIES, RETRIES_MAX, ROUTES_MAX, RouteSpec, RunSpec,
+    SLOW_START_MS, Source, StopSignal, StopSpec, TIMEOUT_MS, TlsFiles, UNHEALTHY_THRESHOLD,
+    Version,
+};
 pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
     SERVICE_NAMES_RESERVED, check_name, check_name_free,
 };
 pub use ports::PortRange;
+pub use tour::{SAMPLE, SAMPLE_BIND};
 
 /// The version of the document a person writes; raised when a key changes its meaning.
 pub const SCHEMA: u32 = 1;
 /// The version of the record in the store; a newer one is refused, so that an old agent never acts
 /// on half of what was asked.
-pub const RECORD_VERSION: u32 = 2;
-/// Without backups a record is what older ones know.
+pub const RECORD_VERSION: u32 = 3;
+/// Without HTTP a record is what those know that have backups.
+pub const RECORD_VERSION_BACKUPS: u32 = 2;
+/// Without backups it is what older ones know too.
 pub const RECORD_VERSION_PLAIN: u32 = 1;
 
 /// The cluster's name when none is declared: it says what it is to someone who finds the directory.
@@ -121,6 +136,9 @@ pub struct Spec {
     pub store: Option<StoreSpec>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub repositories: BTreeMap<String, RepositorySpec>,
+    /// Which requests of HTTP listeners go where.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<String, RouteSpec>,
 }
 
 /// An etcd that is there already.
@@ -178,6 +196,7 @@ impl Duty {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ServiceSpec {
     Postgres(PostgresSpec),
+    Http(HttpSpec),
 }
 
 /// A PostgreSQL cluster: one primary and its standbys.
@@ -245,17 +264,34 @@ pub struct InstanceSpec {
     pub port: u16,
 }
 
-/// Where gateways run.
+/// Where gateways run, and what they write down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatewaySpec {
     pub nodes: Vec<String>,
+    /// A line for each HTTP request.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub access_log: bool,
 }
 
 /// An address that clients connect to, on every gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerSpec {
     pub bind: SocketAddr,
+    #[serde(flatten)]
     pub protocol: Protocol,
+}
+
+/// What is spoken on a listener, and where it leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "protocol", rename_all = "snake_case")]
+pub enum Protocol {
+    Postgres(PostgresListener),
+    Http(HttpListener),
+}
+
+/// It leads to one service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostgresListener {
     pub service: String,
     pub role: Role,
     /// For [`Role::Standby`]: standbys further behind leave the route.
@@ -263,11 +299,12 @@ pub struct ListenerSpec {
     pub max_lag_ms: Option<u64>,
 }
 
-/// What is spoken on a listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    Postgres,
+/// It leads where the routes say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpListener {
+    /// `None`: in the clear.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsFiles>,
 }
 
 /// Whom a PostgreSQL listener leads to.
@@ -298,11 +335,15 @@ impl Spec {
                     NODES.iter().map(|&node| node.into()).collect(),
                 )),
             )]),
-            gateway: GatewaySpec { nodes: NODES.iter().map(|&node| node.into()).collect() },
+            gateway: GatewaySpec {
+                nodes: NODES.iter().map(|&node| node.into()).collect(),
+                access_log: false,
+            },
             listeners: Spec::default_listeners(SERVICE),
             api: ApiSpec { bind: API_BIND },
             store: None,
             repositories: BTreeMap::new(),
+            routes: BTreeMap::new(),
         };
         spec.assign_ports();
         spec
@@ -324,10 +365,11 @@ impl Spec {
     pub fn default_listeners(service: &str) -> BTreeMap<String, ListenerSpec> {
         let listener = |bind, role, max_lag_ms| ListenerSpec {
             bind,
-            protocol: Protocol::Postgres,
-            service: service.to_owned(),
-            role,
-            max_lag_ms,
+            protocol: Protocol::Postgres(PostgresListener {
+                service: service.to_owned(),
+                role,
+                max_lag_ms,
+            }),
         };
         BTreeMap::from([
             ("write".to_owned(), listener(WRITE_BIND, Role::Primary, None)),
@@ -374,7 +416,7 @@ impl Spec {
         let mut spec = self.clone();
         spec.nodes.remove(node).ok_or_else(|| format!("{node} is not a node"))?;
         for (name, service) in &mut spec.services {
-            let ServiceSpec::Postgres(postgres) = service;
+            let ServiceSpec::Postgres(postgres) = service else { continue };
             if !postgres.nodes.iter().any(|it| it == node) {
                 continue;
             }
@@ -395,13 +437,74 @@ impl Spec {
         if spec.gateway.nodes.is_empty() {
             return Err("it has the only gateway".to_string());
         }
-        Ok(spec)
+        for (name, service) in &mut spec.services {
+            let ServiceSpec::Http(HttpSpec { source: Source::Run(run), .. }) = service else {
+                continue;
+            };
+            run.nodes.retain(|it| it != node);
+            let anywhere =
+                self.http(name).and_then(HttpSpec::run).is_some_and(|it| it.nodes.is_empty());
+            if run.nodes.is_empty() && !anywhere {
+                return Err(format!("no other node may run {name}"));
+            }
+        }
+        spec.place_beside(&self.http_ports());
+        match spec.unplaced() {
+            Some((name, count)) => Err(format!("{name} would be left with {count} instances")),
+            None => Ok(spec),
+        }
     }
 
     /// The PostgreSQL service of that name.
     pub fn postgres(&self, service: &str) -> Option<&PostgresSpec> {
         match self.services.get(service)? {
             ServiceSpec::Postgres(postgres) => Some(postgres),
+            ServiceSpec::Http(_) => None,
+        }
+    }
+
+    /// The PostgreSQL services.
+    pub fn databases(&self) -> impl Iterator<Item = (&String, &PostgresSpec)> {
+        self.services.keys().filter_map(|name| Some((name, self.postgres(name)?)))
+    }
+
+    /// The HTTP service of that name.
+    pub fn http(&self, service: &str) -> Option<&HttpSpec> {
+        match self.services.get(service)? {
+            ServiceSpec::Http(http) => Some(http),
+            ServiceSpec::Postgres(_) => None,
+        }
+    }
+
+    /// The HTTP services.
+    pub fn http_services(&self) -> impl Iterator<Item = (&String, &HttpSpec)> {
+        self.services.keys().filter_map(|name| Some((name, self.http(name)?)))
+    }
+
+    /// What says where the connections of PostgreSQL clients go: by name, with the address.
+    pub fn postgres_listeners(
+        &self,
+    ) -> impl Iterator<Item = (&String, SocketAddr, &PostgresListener)> {
+        self.listeners.iter().filter_map(|(name, listener)| match &listener.protocol {
+            Protocol::Postgres(postgres) => Some((name, listener.bind, postgres)),
+            Protocol::Http(_) => None,
+        })
+    }
+}
+
+impl ListenerSpec {
+    pub fn postgres(&self) -> Option<&PostgresListener> {
+        match &self.protocol {
+            Protocol::Postgres(postgres) => Some(postgres),
+            Protocol::Http(_) => None,
+        }
+    }
+
+    /// What it proves itself with to HTTP clients.
+    pub fn tls(&self) -> Option<&TlsFiles> {
+        match &self.protocol {
+            Protocol::Http(http) => http.tls.as_ref(),
+            Protocol::Postgres(_) => None,
         }
     }
 }
@@ -410,25 +513,28 @@ impl ServiceSpec {
     pub fn kind(&self) -> &'static str {
         match self {
             ServiceSpec::Postgres(_) => "postgres",
+            ServiceSpec::Http(_) => "http",
         }
     }
 
-    /// The nodes that have an instance of it, in the declared order.
-    pub fn nodes(&self) -> &[String] {
+    /// The nodes that have an instance of it, each once.
+    pub fn nodes(&self) -> Vec<&str> {
         match self {
-            ServiceSpec::Postgres(postgres) => &postgres.nodes,
-        }
-    }
-
-    /// The port of its instance on `node`.
-    pub fn port(&self, node: &str) -> Option<u16> {
-        match self {
-            ServiceSpec::Postgres(postgres) => postgres.instances.get(node).map(|it| it.port),
+            ServiceSpec::Postgres(postgres) => postgres.nodes.iter().map(String::as_str).collect(),
+            ServiceSpec::Http(http) => {
+                let nodes: BTreeSet<&str> = http.placed().map(|(_, it)| it.node.as_str()).collect();
+                nodes.into_iter().collect()
+            }
         }
     }
 }
 
 impl PostgresSpec {
+    /// The port of its instance on `node`.
+    pub fn port(&self, node: &str) -> Option<u16> {
+        self.instances.get(node).map(|it| it.port)
+    }
+
     /// A service with every default, on `nodes`; its instances have no port yet.
     pub fn default_on(nodes: Vec<String>) -> PostgresSpec {
         let instances = nodes.iter().map(|node| (node.clone(), InstanceSpec::default())).collect();

@@ -113,6 +113,9 @@ pub struct Status {
     /// The timeline of that, 0 if its PostgreSQL doesn't run.
     #[serde(default)]
     pub tli: Tli,
+    /// The highest timeline it was seen on: its number is taken.
+    #[serde(default)]
+    pub seen_tli: Tli,
     pub streaming: bool,
     /// Behind the leader in time: 0 when nothing is missing, `None` when that can't be known.
     pub lag_ms: Option<u64>,

@@ -184,14 +184,8 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rejoin {
-    Rewind {
-        fork: Lsn,
-    },
-    Clone {
-        fork: Option<Lsn>,
-    },
-    /// What was restored beside it takes its place.
-    PutBack,
+    Rewind { fork: Lsn },
+    Clone { fork: Option<Lsn> },
 }
 
 /// Failures of one action in a row.
@@ -273,6 +267,10 @@ pub struct View {
     pub promoting: Option<Epoch>,
     /// When the slots of a standby were last made and advanced.
     pub slots_kept: Option<Time>,
+    /// The highest timeline its server was ever seen on by this agent. One that went astray stays taken
+    /// when the server is stopped for it.
+    #[serde(default)]
+    pub seen_tli: Tli,
     /// It was promoted to something else than was published: it must not lead.
     pub misbranched: bool,
     pub rejoin: Option<Rejoin>,
@@ -424,8 +422,8 @@ impl View {
     /// The highest timeline anybody of this cluster is known to be on, published or not.
     pub fn highest_timeline(&self) -> Tli {
         let told = self.peers.values().filter_map(|p| p.status.as_ref());
-        let own = told.filter(|status| status.sysid == self.durable.sysid).map(|s| s.tli);
-        own.chain([self.pg.tli]).max().unwrap_or(0)
+        let same = told.filter(|status| status.sysid == self.durable.sysid);
+        same.map(|s| s.tli.max(s.seen_tli)).max().unwrap_or(0).max(self.seen_tli)
     }
 
     pub fn store_epoch(&self) -> Epoch {

@@ -11,14 +11,15 @@ use stack::{NODES, Stack, Wanted, random, signal};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const ROWS: [Row<Stack>; 3] = [
+const ROWS: [Row<Stack>; 4] = [
     ("all machines and disks lost, 10 runs", "RTO 30 s, RPO 1.5 s, 10 of 10", everything_lost),
     ("put back in place, 5 runs", "-", in_place),
     ("full backups under pgbench, 5 pairs", "costs at most 10 %", under_load),
+    ("kill -9 of backup, prune, proof and restore, 50 times", "all goes on", kills),
 ];
 
 /// Where the distribution has PostgreSQL's programs.
@@ -157,6 +158,68 @@ fn under_load(stack: &mut Stack) -> Figures {
         shares.iter().map(|(share, ..)| (share * 1000.0).round() / 1000.0).collect::<Vec<_>>()
     );
     Figures { note, ..Figures::default() }
+}
+
+/// Whoever does the work is killed at a random moment of it, under writes; in the end everything works
+/// and all that is listed is proven.
+fn kills(stack: &mut Stack) -> Figures {
+    let load = Load::start(stack.write_port(), &stack.password());
+    load.flows();
+    let mut random = random::Random::new(random::seed());
+    let to = stack.dir().join("beside").display().to_string();
+    let restore = ["restore", "main", "--over", "--to", &to];
+    let tasks: [&[&str]; 5] = [
+        &["backup", "now", "main", "--full"],
+        &["backup", "now", "main"],
+        &["backup", "prune", "main"],
+        &["backup", "prove", "main"],
+        &restore,
+    ];
+    let mut killed = [0; 5];
+    while killed.iter().sum::<u32>() < 50 {
+        let at = usize::try_from(random.below(5)).unwrap_or(0);
+        let mut command = stack.command(tasks[at]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
+        std::thread::sleep(Duration::from_millis(random.below(2_500)));
+        let mut pids = helpers(stack);
+        let alone = at == 4 && child.try_wait().is_ok_and(|ended| ended.is_none());
+        pids.extend(i32::try_from(child.id()).ok().filter(|_| alone));
+        killed[at] += u32::from(!pids.is_empty());
+        signal("KILL", &pids);
+        let _ = child.wait();
+    }
+    stack.done(&tasks[0].iter().copied().chain(["--json"]).collect::<Vec<_>>());
+    stack.done(tasks[2]);
+    stack.done(&restore);
+    let listed = stack.done(&["backup", "list", "main", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    let mut proven = 0;
+    for backup in listed["backups"].as_array().expect("a list") {
+        stack.done(&["backup", "prove", "main", backup["id"].as_str().expect("an id")]);
+        proven += 1;
+    }
+    stack.whole();
+    let note = format!(
+        "killed: {} full, {} incremental, {} prunes, {} proofs, {} restores; then {proven} listed \
+         backups, all proven",
+        killed[0], killed[1], killed[2], killed[3], killed[4]
+    );
+    Figures { note, lost: load.finish().lost, ..Figures::default() }
+}
+
+/// Workers and forgetters of this stack.
+fn helpers(stack: &mut Stack) -> Vec<i32> {
+    let (dir, up) = (stack.dir().display().to_string(), stack.up_pid());
+    let is_one = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let parent = stat.rsplit_once(") ").and_then(|it| it.1.split(' ').nth(1)?.parse().ok());
+        (line.starts_with("everhold worker") && line.contains(&dir))
+            || (line.starts_with("everhold forget") && up.is_some() && parent == up)
+    };
+    let all = fs::read_dir("/proc").expect("/proc").flatten();
+    all.filter_map(|it| it.file_name().to_str()?.parse().ok()).filter(is_one).collect()
 }
 
 /// Transactions per second, if it says so.

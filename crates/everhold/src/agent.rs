@@ -1,21 +1,24 @@
 //! The role `agent`: one node's part in every service that has an instance on it.
 
 use crate::archive::{self, Heard, Tender, tend_slot};
+use crate::backup::cloner::Cloner;
 use crate::backup::desk::{Desk, Work};
 use crate::backup::origin::Origin;
 use crate::backup::prepare::Point;
 use crate::backup::recovery::Recoveries;
+use crate::instances::Instances;
 use crate::journal::{self, Journal};
 use crate::keeper::{Keeper, Parts};
 use crate::layout::Layout;
 use crate::link::{self, Hold, Question, Report, Tls};
 use crate::links::{Links, shares_a_service};
+use crate::losses::Losses;
 use crate::machine;
 use crate::minder::{Feed, Office};
 use crate::node_file::NodeFile;
 use crate::spec::local::{RunAs, Search};
 use crate::supervisor::Renewal;
-use crate::{clock, disk, log, plain, scrub, spec_store};
+use crate::{clock, disk, log, plain, requests, scrub, spec_store};
 use anyhow::Context;
 use everhold_adapters::pki::CertPair;
 use everhold_adapters::postgres::{PgConfig, Postgres};
@@ -24,11 +27,11 @@ use everhold_core::backup::{Kind, Proving};
 use everhold_core::durable::Durable;
 use everhold_core::journal::Event;
 use everhold_core::policy::Policy;
-use everhold_core::spec::{Address, Durability, NodeSpec, PostgresSpec, ServiceSpec, Spec, Spread};
+use everhold_core::spec::{Address, Durability, NodeSpec, PostgresSpec, Spec, Spread};
 use everhold_core::spread::Domains;
 use everhold_core::term::{Preference, Redundancy};
 use everhold_core::view::Cause;
-use everhold_store::{Etcd, Store};
+use everhold_store::Etcd;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -40,7 +43,7 @@ use tokio::sync::{mpsc, watch};
 /// Questions waiting for an answer.
 const QUESTIONS_MAX: usize = 64;
 /// The node's copy of the spec.
-const SPEC_COPY: &str = "spec.json";
+pub const SPEC_COPY: &str = "spec.json";
 /// Reports of other nodes not yet handed on.
 const REPORTS_MAX: usize = 1_024;
 /// The journal's thread writes its last entry meanwhile.
@@ -49,8 +52,6 @@ const RESTART_AFTER: Duration = Duration::from_millis(100);
 const PAGE_MAX: usize = 1_000;
 /// Between two looks at what is damaged.
 const MENDED_EVERY: Duration = Duration::from_secs(2);
-/// Between two mirrors of the journal's head.
-const HEAD_EVERY: Duration = Duration::from_secs(5);
 
 /// What an agent can be asked over its link.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -113,6 +114,27 @@ pub enum Ask {
         why: Proving,
         who: String,
     },
+    /// Start an instance of an HTTP service anew by what the spec says now, if it is still this
+    /// process, or whatever it is.
+    RestartInstance {
+        service: String,
+        instance: String,
+        pid: Option<i32>,
+        who: String,
+    },
+    /// The newest lines that a service's instances said here, behind a time if one is given.
+    Logs {
+        service: String,
+        instance: Option<String>,
+        limit: usize,
+        after: Option<String>,
+    },
+    /// What became of an HTTP request, if a gateway of this machine remembers it.
+    Request {
+        id: String,
+    },
+    /// End the instances of HTTP services, and start none again.
+    StopInstances,
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
     Halt,
     /// For the journal only.
@@ -152,12 +174,9 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
 
     let heard = Heard::default();
     let mut keepers = BTreeMap::new();
-    for name in spec.services.keys() {
-        let Some(service) = spec.postgres(name).filter(|s| s.nodes.contains(&node.name)) else {
-            continue;
-        };
+    for (name, service) in spec.databases().filter(|(_, it)| it.nodes.contains(&node.name)) {
         let site = Site { node: &node, layout: &layout, spec: &spec };
-        let told = Told { report: &report, heard: &heard };
+        let told = Told { report: &report, heard: &heard, file };
         match keep(site, name, service, &store, &journal, told, &tls).await {
             Ok(keeper) => {
                 let (dir, of) = (layout.service(&node.name, name), keeper.clone());
@@ -188,7 +207,9 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         store.set_endpoints(machine::endpoints(&spec, &node.name));
         tokio::spawn(take_up_renewed(node.cert.clone(), journal.clone()));
     }
-    let kept = spec.services.iter().filter(|(_, it)| it.nodes().contains(&node.name));
+    let instances = Instances::start(&node, &layout, &spec, journal.clone(), report.clone())
+        .context("start the thread that tends instances")?;
+    let kept = spec.databases().filter(|(_, it)| it.nodes.contains(&node.name));
     let desk = plain::agent::Desk {
         node: node.clone(),
         layout: layout.clone(),
@@ -197,20 +218,24 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         journal: journal.clone(),
     };
     plain::agent::start(SocketAddr::new(address.ip(), own.health_port()), desk);
-    tokio::spawn(watch_journal(layout.node(&node.name).join("journal"), report.clone()));
+    tokio::spawn(journal::watch(layout.node(&node.name).join("journal"), report.clone()));
     let (told, hear) = mpsc::channel(REPORTS_MAX);
     let mut links = Links::new(tls.clone(), told);
     links.follow(&spec, link::JUDGE_EVERY, |other| shares_a_service(&spec, &node.name, other));
     tokio::spawn(listen(hear, keepers.clone(), heard));
-    tokio::spawn(mirror_head(journal.clone(), store.clone(), node.clone()));
-    let specs = spec_store::follow(&node.cluster, store.clone(), copy);
-    tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), keepers.clone()));
+    tokio::spawn(journal::mirror_head(journal.clone(), store.clone(), node.clone()));
+    let specs = spec_store::follow(&node.cluster, store.clone(), copy, || true);
+    let followers = (keepers.clone(), instances.clone());
+    tokio::spawn(follow_spec(node.name.clone(), specs, spec, journal.clone(), followers));
     let clerk = Clerk {
         keepers,
         backups: Desk::new(file, (&layout, &node.name), journal.clone(), report.clone()),
-        recoveries: Recoveries::new(file, journal.clone(), report.clone()),
+        recoveries: Recoveries::new(file, (&layout, &node.name), journal.clone(), report.clone()),
+        losses: Losses::new(file),
+        instances,
         journal,
         dir: layout.node(&node.name).join("journal"),
+        requests: layout.requests(),
         renewal: Renewal::default(),
     };
     answer(asked, Arc::new(clerk)).await;
@@ -225,10 +250,11 @@ pub struct Site<'a> {
     pub spec: &'a Spec,
 }
 
-/// What this node tells, and what it heard of archives.
+/// What this node tells, what it heard of archives, and the file that it is described in.
 struct Told<'a> {
     report: &'a watch::Sender<Arc<Report>>,
     heard: &'a Heard,
+    file: &'a Path,
 }
 
 /// What has to be sound before a service can be kept: the node's record, programs, addresses.
@@ -284,40 +310,6 @@ async fn take_up_renewed(cert: PathBuf, journal: Journal) {
     }
 }
 
-/// Says it while a chain of the journal that was read at the start is broken.
-async fn watch_journal(dir: PathBuf, report: watch::Sender<Arc<Report>>) {
-    const RULE: &str = "journal-damaged";
-    let mut since = None;
-    loop {
-        let of = dir.clone();
-        let read = tokio::task::spawn_blocking(move || journal::verify(&of)).await;
-        let fault = read.unwrap_or(Ok(0)).err();
-        let whole = fault.is_none();
-        let hold = fault.map(|fault| Hold {
-            service: None,
-            rule: RULE.to_string(),
-            why: format!("E204 the journal in {} is damaged: {fault}", dir.display()),
-            unblocks:
-                "restore the file from a copy, or move the directory away and end the agent, \
-                       which begins a new one; entries are written meanwhile"
-                    .to_string(),
-            operator: true,
-            since: since.get_or_insert_with(clock::wall).clone(),
-            recheck_at: None,
-            journal: None,
-        });
-        report.send_modify(|report| {
-            let holds = &mut Arc::make_mut(report).holds;
-            holds.retain(|hold| hold.rule != RULE);
-            holds.extend(hold);
-        });
-        if whole {
-            return;
-        }
-        tokio::time::sleep(MENDED_EVERY).await;
-    }
-}
-
 /// Begins to keep one service on this node.
 async fn keep(
     site: Site<'_>,
@@ -328,7 +320,7 @@ async fn keep(
     told: Told<'_>,
     tls: &Tls,
 ) -> anyhow::Result<Keeper> {
-    let Told { report, heard } = told;
+    let Told { report, heard, file } = told;
     let Site { node, layout, .. } = site;
     let dir = layout.service(&node.name, name);
     let record = dir.join("record.json");
@@ -370,6 +362,7 @@ async fn keep(
         probe_tls: config_tls.then(|| tls.client()),
         minder: feed(&site, name, &dir, port, journal)?,
         archive,
+        cloner: Cloner::new(file, layout.node(&node.name).join(SPEC_COPY), name, journal),
         origin: service.backup.as_ref().map(|_| Origin::new(site.spec, name)),
         tell: Box::new(move |status, holds, at_once| {
             sender.send_if_modified(|report| {
@@ -496,10 +489,7 @@ pub fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
 
 /// `HOST:PORT`, with brackets where they are needed.
 pub fn host_and_port(address: &Address, port: u16) -> String {
-    match address {
-        Address::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
-        Address::Host(host) => format!("{host}:{port}"),
-    }
+    address.with_port(port)
 }
 
 async fn listen(
@@ -525,12 +515,13 @@ async fn follow_spec(
     mut specs: mpsc::Receiver<Spec>,
     mut known: Spec,
     journal: Journal,
-    keepers: BTreeMap<String, Keeper>,
+    (keepers, instances): (BTreeMap<String, Keeper>, Instances),
 ) {
     while let Some(spec) = specs.recv().await {
         if !spec.nodes.contains_key(&me) {
             let text = format!("{me} is no node any more; everything stops here, the data stays");
             journal.append("", Event::Noted { text });
+            instances.halt().await;
             for (name, keeper) in &keepers {
                 if let Err(error) = keeper.halt().await {
                     tracing::error!(service = name, error, "cannot stop it");
@@ -540,8 +531,7 @@ async fn follow_spec(
             std::process::exit(0);
         }
         let settings = |spec: &Spec| {
-            let of = |(name, service): (&String, &ServiceSpec)| {
-                let ServiceSpec::Postgres(postgres) = service;
+            let of = |(name, postgres): (&String, &PostgresSpec)| {
                 let ports: Vec<u16> = postgres.instances.values().map(|i| i.port).collect();
                 let backup = postgres.backup.as_ref();
                 let backup = backup.map(|it| (it.repositories.clone(), it.copies));
@@ -551,7 +541,7 @@ async fn follow_spec(
                 (name.clone(), node.address.clone(), node.ports)
             };
             let nodes: Vec<_> = spec.nodes.iter().map(place).collect();
-            let services: Vec<_> = spec.services.iter().map(of).collect();
+            let services: Vec<_> = spec.databases().map(of).collect();
             (nodes, services, spec.repositories.clone())
         };
         if settings(&spec) != settings(&known) {
@@ -561,26 +551,11 @@ async fn follow_spec(
             tokio::time::sleep(RESTART_AFTER).await;
             std::process::exit(0);
         }
+        instances.follow(&spec);
         known = spec;
         for (name, keeper) in &keepers {
             if let Some(service) = known.postgres(name) {
                 keeper.policy(policy(&known, service)).await;
-            }
-        }
-    }
-}
-
-/// The newest hash of the journal stands in the store too, where this node's disk can't change it.
-async fn mirror_head(journal: Journal, store: Etcd, node: NodeFile) {
-    let key = format!("/everhold/{}/journal/{}", node.cluster, node.name);
-    let mut mirrored = String::new();
-    loop {
-        tokio::time::sleep(HEAD_EVERY).await;
-        let head = journal.head();
-        if head != mirrored {
-            let txn = everhold_core::kv::Txn::new().put(&key, head.clone());
-            if store.txn(&txn).await.is_ok() {
-                mirrored = head;
             }
         }
     }
@@ -608,6 +583,10 @@ struct Clerk {
     renewal: Renewal,
     backups: Desk,
     recoveries: Recoveries,
+    losses: Losses,
+    instances: Instances,
+    /// The socket of this machine's gateway.
+    requests: PathBuf,
 }
 
 async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
@@ -679,10 +658,27 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
             Ok(serde_json::json!({ "journal": id }))
         }
         Ask::Losses { service } => {
-            serde_json::to_value(keeper(&service)?.lost().await?).map_err(text)
+            keeper(&service)?;
+            serde_json::to_value(clerk.losses.read(&service).await?).map_err(text)
+        }
+        Ask::RestartInstance { service, instance, pid, who } => {
+            clerk.instances.renew(&service, &instance, pid).await?;
+            let what = format!("restart of {instance}");
+            let id = journal.append(&service, Event::Asked { who, what });
+            Ok(serde_json::json!({ "journal": id }))
+        }
+        Ask::Logs { service, instance, limit, after } => {
+            let lines = clerk.instances.logs(&service, instance.as_deref(), limit, after).await?;
+            serde_json::to_value(lines).map_err(text)
+        }
+        Ask::Request { id } => requests::ask(&clerk.requests, &id).await,
+        Ask::StopInstances => {
+            clerk.instances.halt().await;
+            Ok(serde_json::json!({}))
         }
         Ask::Halt => {
             journal.append("", Event::Noted { text: "asked to stop everything".to_string() });
+            clerk.instances.halt().await;
             for keeper in keepers.values() {
                 keeper.halt().await?;
             }

@@ -20,6 +20,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const HEALTHY: Duration = Duration::from_secs(2);
 /// For one of an earlier supervisor, once it is told to.
 const LEFTOVER_ENDS: Duration = Duration::from_secs(5);
+/// Between two looks whether a process has ended that was started by an earlier program.
+const LOOK: Duration = Duration::from_secs(1);
 /// A log is moved aside at a start when it is larger.
 const LOG_BYTES_MAX: u64 = 8 << 20;
 
@@ -30,6 +32,8 @@ pub struct Child {
     pub arguments: Vec<String>,
     /// For its log and the file with its pid.
     pub dir: PathBuf,
+    /// It succeeds by itself whoever runs there, which is not ended before.
+    pub succeeds: bool,
 }
 
 /// The running children by name.
@@ -38,8 +42,9 @@ pub struct Supervised {
     troubles: Troubles,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Running {
+    dir: PathBuf,
     pid: Option<i32>,
     /// Not to be started again.
     ending: bool,
@@ -47,12 +52,25 @@ struct Running {
 
 /// Processes of an earlier supervisor that still run: name and pid.
 pub fn leftovers(layout: &Layout, names: &[String]) -> Vec<(String, i32)> {
-    let found = names.iter().filter_map(|name| {
+    let found = names.iter().flat_map(|name| {
         let dir = layout.node(name);
-        let pid = read_pid(&dir)?;
-        is_ours(pid, &dir).then(|| (name.clone(), pid))
+        let mut pids = gateways(&dir);
+        pids.extend(read_pid(&dir).filter(|pid| is_ours(*pid, &dir) && !pids.contains(pid)));
+        pids.into_iter().map(|pid| (name.clone(), pid))
     });
     found.collect()
+}
+
+/// The gateways that run with the node file of that directory: one that serves, and those that were
+/// succeeded and still have clients.
+pub fn gateways(dir: &Path) -> Vec<i32> {
+    let is_gateway = |pid: &i32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"gateway") && is_ours(*pid, dir)
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_gateway).collect()
 }
 
 /// Lets what an earlier supervisor left of that name end by itself, and ends it when it takes too
@@ -99,10 +117,17 @@ impl Supervised {
 
     /// One more to keep running.
     pub async fn add(&self, child: Child) {
-        if let Some(pid) = read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
-            end_process(pid, LEFTOVER_ENDS).await;
+        match read_pid(&child.dir).filter(|pid| is_ours(*pid, &child.dir)) {
+            _ if child.succeeds => {
+                for pid in gateways(&child.dir) {
+                    tokio::spawn(see_to_end(pid));
+                }
+            }
+            Some(pid) => end_process(pid, LEFTOVER_ENDS).await,
+            None => {}
         }
-        lock(&self.pids).insert(child.name.clone(), Running { pid: None, ending: false });
+        let running = Running { dir: child.dir.clone(), pid: None, ending: false };
+        lock(&self.pids).insert(child.name.clone(), running);
         tokio::spawn(keep(child, self.pids.clone(), self.troubles.clone()));
     }
 
@@ -128,16 +153,18 @@ impl Supervised {
         self.end(name, within).await;
     }
 
-    /// Ends a child for good.
+    /// Ends a child for good, and those that it succeeded.
     pub async fn end(&self, name: &str, within: Duration) {
-        let pid = match lock(&self.pids).get_mut(name) {
-            Some(running) => {
-                running.ending = true;
-                running.pid
-            }
-            None => None,
+        let Some(running) = lock(&self.pids).get_mut(name).map(|running| {
+            running.ending = true;
+            running.clone()
+        }) else {
+            return;
         };
-        if let Some(pid) = pid {
+        if let Some(pid) = running.pid {
+            end_process(pid, within).await;
+        }
+        for pid in gateways(&running.dir) {
             end_process(pid, within).await;
         }
     }
@@ -215,7 +242,8 @@ fn spawn(child: &Child) -> std::io::Result<tokio::process::Child> {
         .spawn()
 }
 
-async fn end_process(pid: i32, within: Duration) {
+/// Ends a process, by force if it takes longer.
+pub async fn end_process(pid: i32, within: Duration) {
     let Some(target) = rustix::process::Pid::from_raw(pid) else { return };
     let until = Instant::now() + within;
     let _ = rustix::process::kill_process(target, rustix::process::Signal::TERM);
@@ -227,6 +255,16 @@ async fn end_process(pid: i32, within: Duration) {
     }
     // It is this process's own child if the supervisor became another program meanwhile.
     let _ = rustix::process::waitpid(Some(target), rustix::process::WaitOptions::NOHANG);
+}
+
+/// Takes notice of the end of a process that this one started before it became another program.
+async fn see_to_end(pid: i32) {
+    let Some(target) = rustix::process::Pid::from_raw(pid) else { return };
+    while let Ok(None) =
+        rustix::process::waitpid(Some(target), rustix::process::WaitOptions::NOHANG)
+    {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 fn is_zombie(pid: i32) -> bool {

@@ -9,6 +9,7 @@ pub use word::StoreWord;
 use crate::agent::Ask;
 use crate::backup::copies::Content;
 use crate::backup::forget::Forgetting;
+use crate::backup::opened::Opened;
 use crate::backup::shown::Summary;
 use crate::failovers::{self, Change, LastFailover, Leaders};
 use crate::journal::{self, Entry};
@@ -130,6 +131,7 @@ pub struct Cluster {
     pub store_ports: StorePorts,
     /// The runs of this process that forget backups.
     pub forgetting: Forgetting,
+    pub opened: Opened,
     store: Agreed,
     links: Mutex<Links>,
     seen: Mutex<Seen>,
@@ -178,6 +180,7 @@ impl Cluster {
             layout: parts.layout,
             store_ports: parts.store_ports,
             forgetting: Forgetting::default(),
+            opened: Opened::default(),
             store: parts.store,
             links: Mutex::new(links),
             seen: Mutex::new(Seen {

@@ -79,6 +79,11 @@ codes! {
     StoreExposed "E028" "store in the clear" "use https, or an etcd on a loopback address";
     BadSchedule "E029" "not a schedule"
         "write minute, hour, day, month and weekday in UTC, as in \"0 2 * * *\"";
+    WrongKind "E030" "service or listener of another kind" "name one of the kind that is wanted";
+    UnknownWord "E031" "word in braces that stands for nothing"
+        "write {port}, {instance}, {node} or {dsn:SERVICE}, or take the braces out";
+    TiedRoutes "E032" "routes that match the same requests"
+        "make one match more closely, or take one out";
 
     DataNotWritable "E101" "data directory not writable"
         "make it writable, or choose another one with --data";
@@ -163,6 +168,8 @@ codes! {
     TwoAsOne "E255" "two machines with one name" "end the one that is too many";
     NoNode "E260" "no node any more" "delete its data when nobody needs it";
     RolloutStopped "E261" "rollout stopped" "`everhold status` says how things stand";
+    NotLaunched "E268" "instance not started"
+        "mend the command, directory or user of the service, and apply";
     NotRoot "E270" "not root" "run it with sudo";
     NoSystemd "E271" "no systemd" "copy the program, and have it started as services are here";
     OfPackage "E272" "file of a package" "use apt, or choose another --prefix";

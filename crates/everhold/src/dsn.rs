@@ -14,8 +14,7 @@ pub fn passfile(layout: &Layout, service: &str) -> PathBuf {
 
 /// Writes the password file of each service, with an entry for each of its addresses.
 pub fn write_passfiles(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
-    for name in spec.services.keys() {
-        let Some(service) = spec.postgres(name) else { continue };
+    for (name, service) in spec.databases() {
         let secret = agent::owner_password(layout, name);
         let password =
             secrets::read(&secret).with_context(|| format!("read {}", secret.display()))?;
@@ -33,9 +32,8 @@ pub fn write_passfiles(layout: &Layout, spec: &Spec) -> anyhow::Result<()> {
 /// Where clients of a role connect: each gateway's listeners, in the order of the nodes.
 pub fn addresses(spec: &Spec, service: &str, role: Role) -> Vec<(String, u16)> {
     let mut found: Vec<(String, u16)> = Vec::new();
-    let listeners = spec.listeners.values().filter(|l| l.service == service && l.role == role);
-    for listener in listeners {
-        let bind = listener.bind;
+    let listeners = spec.postgres_listeners();
+    for (_, bind, _) in listeners.filter(|(_, _, l)| l.service == service && l.role == role) {
         let hosts: Vec<String> = match bind.ip().is_unspecified() {
             // Bound everywhere: reached at the address of each gateway's node.
             true => {
@@ -54,14 +52,15 @@ pub fn addresses(spec: &Spec, service: &str, role: Role) -> Vec<(String, u16)> {
     found
 }
 
-/// The URL of a service; `None` if no listener leads there. `ca`: the cluster's authority, for nodes
+/// The URL of a service; `None` if no listener leads there. `passfile`: what holds the password;
+/// without one it is put in later. `ca`: the cluster's authority, for nodes
 /// on machines of their own, where nothing is spoken but TLS.
 pub fn url(
     spec: &Spec,
     name: &str,
     service: &PostgresSpec,
     role: Role,
-    passfile: &str,
+    passfile: Option<&str>,
     ca: &str,
 ) -> Option<String> {
     let addresses = addresses(spec, name, role);
@@ -78,10 +77,9 @@ pub fn url(
     let (user, database) = (encode(&service.owner), encode(&service.database));
     let hosts = hosts.join(",");
     // Any: the gateway knows better than libpq which server is meant, and a check costs a query.
-    let passfile = encode(passfile);
-    let mut url = format!(
-        "postgresql://{user}@{hosts}/{database}?passfile={passfile}&target_session_attrs=any"
-    );
+    let passfile = passfile.map(|it| format!("passfile={}&", encode(it))).unwrap_or_default();
+    let mut url =
+        format!("postgresql://{user}@{hosts}/{database}?{passfile}target_session_attrs=any");
     if spec.is_spread() {
         // The server is known by its authority: behind the gateways it is another one each time. A
         // gateway whose machine is gone is left within seconds.
@@ -89,6 +87,14 @@ pub fn url(
         url += "&connect_timeout=2&tcp_user_timeout=4000&keepalives_idle=2&keepalives_interval=1";
     }
     Some(url)
+}
+
+/// Such a URL with the password in it, in place of the file that holds it.
+pub fn with_password(url: &str, password: &str) -> String {
+    let (head, tail) = url.split_once('@').unwrap_or((url, ""));
+    let (address, query) = tail.split_once('?').unwrap_or((tail, ""));
+    let rest: Vec<&str> = query.split('&').filter(|it| !it.starts_with("passfile=")).collect();
+    format!("{head}:{}@{address}?{}", encode(password).replace('/', "%2F"), rest.join("&"))
 }
 
 /// A line of a password file. Any database: the owner may connect to others too.
@@ -119,7 +125,14 @@ mod tests {
     fn urls_name_every_gateway_once_and_survive_odd_paths() {
         let mut spec = Spec::default_for_one_machine();
         let url = |spec: &Spec, role, passfile: &str| {
-            url(spec, "main", spec.postgres("main").expect("there"), role, passfile, "/ca.pem")
+            url(
+                spec,
+                "main",
+                spec.postgres("main").expect("there"),
+                role,
+                Some(passfile),
+                "/ca.pem",
+            )
         };
         assert_eq!(
             url(&spec, Role::Primary, "/srv/a b&c/main.pgpass").as_deref(),

@@ -93,6 +93,7 @@ mod tests {
             checkpoint: 1,
             lsn: Lsn(0),
             tli: 1,
+            seen_tli: 0,
             streaming: state == State::Streaming,
             lag_ms: Some(0),
             call: None,

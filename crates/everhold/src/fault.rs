@@ -6,7 +6,7 @@ mod process;
 use crate::children::Supervised;
 use crate::layout::Layout;
 use crate::{clock, disk};
-use process::{Process, belonging, snapshot};
+use process::{Process, all_in, belonging, snapshot};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +20,10 @@ pub const FREEZE: Duration = Duration::from_secs(20);
 pub const FREEZE_MAX: Duration = Duration::from_secs(600);
 /// A server forks while it is being looked at, so it is looked at again until nothing is new.
 const ROUNDS_MAX: usize = 10;
+
+/// Killed processes are gone within this; together with the next it is five seconds.
+const KILLED_WITHIN: Duration = Duration::from_millis(50);
+const KILL_ROUNDS_MAX: usize = 100;
 
 /// A process that must not be mistaken for another one that got its number later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -175,6 +179,20 @@ impl Injector {
             false => Ok(struck),
         }
     }
+}
+
+/// Kills whatever still runs on a data directory that is thrown away. How many are left: none, but
+/// for a disk that holds them.
+pub fn kill_all(data: &Path) -> usize {
+    for _ in 0..KILL_ROUNDS_MAX {
+        let left = all_in(&snapshot(), data);
+        if left.is_empty() {
+            return 0;
+        }
+        left.into_iter().for_each(|target| signal(target, Signal::KILL));
+        std::thread::sleep(KILLED_WITHIN);
+    }
+    all_in(&snapshot(), data).len()
 }
 
 /// Undoes what an earlier supervisor left. To be called before its processes are taken over, since

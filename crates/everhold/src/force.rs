@@ -113,6 +113,7 @@ mod tests {
             checkpoint: 1,
             lsn: Lsn(lsn),
             tli: 1,
+            seen_tli: 0,
             streaming: true,
             lag_ms: None,
             call: None,

@@ -2,36 +2,60 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
+mod draining;
+mod handover;
+
 use crate::agent;
 use crate::facts::{Word, facts};
+use crate::layout::Layout;
 use crate::link::{self, Hold, Report, Tls};
 use crate::links::Links;
 use crate::machine;
+use crate::names::Names;
 use crate::node_file::NodeFile;
 use crate::spec::record;
-use crate::{clock, disk, log, plain, spec_store};
+use crate::{clock, disk, keeper, log, plain, requests, secrets, spec_store, web};
 use anyhow::Context;
+use draining::{Draining, Mark};
+use everhold_core::http::HttpTable;
+use everhold_core::http::probe::Health;
 use everhold_core::kv::Txn;
 use everhold_core::records::{decode, encode};
 use everhold_core::route::{self, RouteTable};
-use everhold_core::spec::Spec;
+use everhold_core::spec::{Address, Spec};
 use everhold_core::status::Status;
 use everhold_gateway::{Config, Gateway, Limits};
 use everhold_store::{Etcd, Store};
+use handover::Taken;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 /// Facts grow old without a message, so the table is made anew this often.
 const REMAKE: Duration = Duration::from_millis(500);
+/// Listeners are opened without the addresses that had no answer by then.
+const NAMES_WITHIN: Duration = Duration::from_secs(2);
 /// A gateway that is gone leaves the list of gateways after this.
 const LEASE: Duration = Duration::from_secs(6);
 /// Between two words of a gateway about itself.
 const TELL: Duration = Duration::from_secs(2);
+
+/// Before a process serves in place of another it hears all agents and checks all instances, unless
+/// that takes longer: a node that is down is not heard, and an instance may hang.
+const WARM_UP_MAX: Duration = Duration::from_secs(5);
+const WARM_UP_LOOK: Duration = Duration::from_millis(20);
+/// What has not ended by then is cut off. Pools replace their connections within half an hour, long
+/// jobs mostly end; it bounds for how long an old program carries traffic.
+const DRAIN_MAX: Duration = Duration::from_secs(3600);
+/// Between two looks at what has not ended.
+const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
 /// What a gateway says about itself in the store.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,6 +65,9 @@ pub struct Presence {
     /// What it waits for.
     #[serde(default)]
     pub holds: Vec<Hold>,
+    /// Processes that it succeeded, and that still have clients.
+    #[serde(default)]
+    pub draining: Vec<Draining>,
 }
 
 /// The prefix under which gateways say that they are there.
@@ -48,7 +75,7 @@ pub fn presence_prefix(cluster: &str) -> String {
     format!("/everhold/{cluster}/gateway/")
 }
 
-/// Runs the gateway until it is ended.
+/// Runs the gateway until it is ended, or succeeded by another process and done with its clients.
 pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<()> {
     let node = NodeFile::read(file)?;
     log::name(&node.name);
@@ -59,43 +86,111 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let copy = dir.join("spec.json");
     let kept = dir.join("table.json");
     let spec = find_spec(&node.cluster, &store, &copy).await?;
-    let last = last_table(&kept);
-    let table = Arc::new(route::build(&spec.listeners, &BTreeMap::new(), last.as_ref()));
+    let on = plain::gateway::node_of(&node.name, &spec).context("E221 the spec has no node")?;
+    let address = agent::resolve(&on.address.to_string(), on.gateway_port())?;
+    let mut taken = handover::take(dir).await;
+    let (sockets, last) = match &mut taken {
+        Some(taken) => (std::mem::take(&mut taken.sockets), taken.table.take()),
+        None => (Vec::new(), None),
+    };
+    let is_port = |it: &TcpListener| it.local_addr().is_ok_and(|at| at == address);
+    let (mut ports, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(is_port);
+    let last = last.or_else(|| last_table(&kept));
+    let table = route::build(&spec.listeners, &BTreeMap::new(), last.as_ref());
+    let names = Names::default();
+    look_up(&spec, &names);
+    web_table(&spec, &web::Told::new(), &node.name, &names);
+    names.settle(NAMES_WITHIN).await;
+    let table = Arc::new(table.with_http(web_table(&spec, &web::Told::new(), &node.name, &names)));
     let threads =
         threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN);
-    let config = Config { table: table.clone(), threads, limits: Limits::default() };
-    let gateway = Arc::new(Gateway::start(config).context("E223 open the listeners")?);
+    let secret = secret(&node)?;
+    let limits = Limits::default();
+    let config = Config { table: table.clone(), threads, limits, secret };
+    let gateway = Gateway::succeed(config, sockets).context("E223 open the listeners")?;
+    let gateway = Arc::new(gateway);
     let (told, hear) = mpsc::channel(1_024);
     let mut links = Links::new(tls, told);
     links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
-    let new_spec = spec_store::follow(&node.cluster, store.clone(), copy);
+    // Two processes would write over each other's copies.
+    let in_charge = Arc::new(AtomicBool::new(taken.is_none()));
+    let keeps = in_charge.clone();
+    let keeps = move || keeps.load(Ordering::Relaxed);
+    let new_spec = spec_store::follow(&node.cluster, store.clone(), copy.clone(), keeps);
     let (tables, to_keep) = watch::channel(table.clone());
+    let trouble = plain::gateway::Trouble::default();
+    let mut router = Router {
+        me: node.name.clone(),
+        store: store.clone(),
+        gateway: gateway.clone(),
+        kept: tables,
+        links,
+        spec,
+        table,
+        words: BTreeMap::new(),
+        told: web::Told::new(),
+        names,
+        log: dir.join("access.log"),
+        trouble: trouble.clone(),
+        hear,
+        new_spec,
+        remake: tokio::time::interval(REMAKE),
+    };
+    match taken {
+        None => gateway.accept().context("E223 open the listeners")?,
+        Some(taken) => {
+            router.take_over(taken).await.context("E223 take over the listeners")?;
+            in_charge.store(true, Ordering::Relaxed);
+            if let Err(error) = disk::write_whole(&copy, &record::to_json(&router.spec)?) {
+                tracing::warn!(%error, "cannot keep a copy of the spec");
+            }
+        }
+    }
+
     let desk = plain::gateway::Desk {
         node: node.clone(),
         gateway: gateway.clone(),
         tables: to_keep.clone(),
     };
-    let on = plain::gateway::node_of(&node.name, &spec).context("E221 the spec has no node")?;
-    let address = agent::resolve(&on.address.to_string(), on.gateway_port())?;
-    let trouble = plain::gateway::start(address, desk);
-    tokio::spawn(tell_presence(node.clone(), store.clone(), gateway.clone(), trouble));
-    tokio::spawn(keep_tables(kept, to_keep));
-    route_traffic(
-        Router {
-            me: node.name,
-            store,
-            gateway,
-            kept: tables,
-            links,
-            spec,
-            table,
-            words: BTreeMap::new(),
+    let port = plain::gateway::start(address, ports.pop(), desk, trouble.clone());
+    let asked = Layout::new(&node.data)?.requests();
+    if let Err(error) = requests::serve(&asked, &node.name, gateway.clone()) {
+        tracing::warn!(%error, path = %asked.display(), "`explain request` will know of nothing");
+    }
+    let mut duties = JoinSet::new();
+    duties.spawn(tell_presence(node, dir.to_path_buf(), store, gateway.clone(), trouble));
+    duties.spawn(keep_tables(kept, to_keep.clone()));
+    let desk = handover::Desk { gateway, tables: to_keep, port };
+    let mark = match handover::wait(dir, desk) {
+        Ok(mut over) => loop {
+            tokio::select! {
+                Ok(mark) = &mut over => break mark,
+                () = router.step() => {}
+            }
         },
-        hear,
-        new_spec,
-    )
-    .await;
+        Err(error) => {
+            tracing::error!(%error, "no other process can take over from this one");
+            loop {
+                router.step().await;
+            }
+        }
+    };
+    in_charge.store(false, Ordering::Relaxed);
+    duties.shutdown().await;
+    draining::bound(dir);
+    router.drain(mark).await;
     Ok(())
+}
+
+/// What signs cookies: it follows from the cluster's secret, which every machine has.
+fn secret(node: &NodeFile) -> anyhow::Result<[u8; 32]> {
+    let cluster = secrets::read(&Layout::new(&node.data)?.cluster_secret());
+    let text =
+        cluster.and_then(|it| secrets::derived(&it, "gateway")).context("read the secret")?;
+    let mut secret = [0; 32];
+    let length = text.len().min(secret.len());
+    secret[..length].copy_from_slice(&text.as_bytes()[..length]);
+    Ok(secret)
 }
 
 /// The copy first: traffic must not wait for the store.
@@ -128,6 +223,7 @@ async fn keep_tables(path: PathBuf, mut tables: watch::Receiver<Arc<RouteTable>>
     }
 }
 
+/// Makes tables of what it hears.
 struct Router {
     me: String,
     store: Etcd,
@@ -138,38 +234,96 @@ struct Router {
     table: Arc<RouteTable>,
     /// By service and node.
     words: BTreeMap<String, BTreeMap<String, (Arc<Status>, u64)>>,
-}
-
-async fn route_traffic(
-    mut router: Router,
-    mut hear: mpsc::Receiver<(String, Arc<Report>)>,
-    mut new_spec: mpsc::Receiver<Spec>,
-) {
-    let mut remake = tokio::time::interval(REMAKE);
-    loop {
-        tokio::select! {
-            Some((node, report)) = hear.recv() => {
-                let mut news = false;
-                for (service, status) in &report.services {
-                    let words = router.words.entry(service.clone()).or_default();
-                    let old = words.insert(node.clone(), (status.clone(), clock::now().0));
-                    news |= old.is_none_or(|(old, _)| old != *status);
-                }
-                if news {
-                    router.remake();
-                }
-            }
-            Some(spec) = new_spec.recv() => {
-                router.take_spec(spec);
-                router.remake();
-            }
-            _ = remake.tick() => router.remake(),
-        }
-    }
+    told: web::Told,
+    names: Names,
+    /// Where requests are written down, if they are to be.
+    log: PathBuf,
+    trouble: plain::gateway::Trouble,
+    hear: mpsc::Receiver<(String, Arc<Report>)>,
+    new_spec: mpsc::Receiver<Spec>,
+    remake: tokio::time::Interval,
 }
 
 impl Router {
+    /// The next thing that is heard, or that is due.
+    async fn step(&mut self) {
+        tokio::select! {
+            Some((node, report)) = self.hear.recv() => {
+                let mut news = false;
+                for (service, status) in &report.services {
+                    let words = self.words.entry(service.clone()).or_default();
+                    let old = words.insert(node.clone(), (status.clone(), clock::now().0));
+                    news |= old.is_none_or(|(old, _)| old != *status);
+                }
+                let old = self.told.insert(node, report.instances.clone());
+                news |= old.is_none_or(|old| !web::same(&old, &report.instances));
+                if news {
+                    self.remake();
+                }
+            }
+            Some(spec) = self.new_spec.recv() => {
+                self.take_spec(spec);
+                self.remake();
+            }
+            () = self.names.changed() => self.remake(),
+            _ = self.remake.tick() => self.remake(),
+        }
+    }
+
+    /// Becomes as wise as the process that serves, then serves in its place.
+    async fn take_over(&mut self, mut taken: Taken) -> anyhow::Result<()> {
+        let until = Instant::now() + WARM_UP_MAX;
+        while !self.is_warm() && Instant::now() < until {
+            let _ = tokio::time::timeout(WARM_UP_LOOK, self.step()).await;
+        }
+        // Who hears nobody would never learn of the next leader.
+        let hears = self.links.nodes().is_empty() || !self.told.is_empty();
+        anyhow::ensure!(hears, "no agent was heard in {} s", WARM_UP_MAX.as_secs());
+        let answer = tokio::task::spawn_blocking(move || (taken.ready(), taken)).await?;
+        let (last, taken) = answer;
+        if let Some(last) = last? {
+            self.publish((*self.table).clone().at_least(&last));
+        }
+        self.gateway.accept()?;
+        taken.serving()?;
+        tracing::info!(warm = self.is_warm(), "this process serves in place of another");
+        Ok(())
+    }
+
+    /// All agents were heard, and all instances of HTTP services checked.
+    fn is_warm(&self) -> bool {
+        let judged = self.gateway.judged();
+        let is_checked = |service: &String| {
+            let known = judged.get(service).map(|judged| judged.backends.values());
+            known.is_some_and(|mut all| all.all(|verdict| verdict.health != Health::Unknown))
+        };
+        self.links.nodes().iter().all(|node| self.told.contains_key(node))
+            && self.table.http.services.keys().all(is_checked)
+    }
+
+    /// Stays with its clients until they are gone. It goes on hearing who leads, since a client that
+    /// is left with a deposed leader would be worse off than one that is cut.
+    async fn drain(&mut self, mut mark: Mark) {
+        self.gateway.leave();
+        tracing::info!(connections = self.gateway.connections(), "succeeded; it drains");
+        let until = Instant::now() + DRAIN_MAX;
+        let mut look = tokio::time::interval(DRAIN_LOOK);
+        loop {
+            tokio::select! {
+                () = self.step() => {}
+                _ = look.tick() => {
+                    let connections = self.gateway.connections();
+                    mark.tell(connections);
+                    if connections == 0 || Instant::now() > until {
+                        return tracing::info!(connections, "drained");
+                    }
+                }
+            }
+        }
+    }
+
     fn take_spec(&mut self, spec: Spec) {
+        look_up(&spec, &self.names);
         self.links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
         if spec.is_spread() {
             let here = self.me.strip_prefix("gateway.").unwrap_or(&self.me);
@@ -178,6 +332,7 @@ impl Router {
         for words in self.words.values_mut() {
             words.retain(|node, _| spec.nodes.contains_key(node));
         }
+        self.told.retain(|node, _| spec.nodes.contains_key(node));
         self.spec = spec;
     }
 
@@ -188,7 +343,7 @@ impl Router {
                 let ms_ago = now.saturating_sub(*at);
                 (node.clone(), Word { status: status.clone(), ms_ago })
             });
-            let resolve = |status: &Status| agent::resolve(&status.host, status.port).ok();
+            let resolve = |status: &Status| self.names.find(&status.host, status.port);
             let mut known = facts(&words.collect(), resolve)?;
             // Who was drained is not read from.
             known.standbys.retain(|standby| self.spec.duty(&standby.instance.name).is_active());
@@ -196,6 +351,14 @@ impl Router {
         });
         let known: BTreeMap<_, _> = known.collect();
         let table = route::build(&self.spec.listeners, &known, Some(&self.table));
+        let table = table.with_http(web_table(&self.spec, &self.told, &self.me, &self.names));
+        self.publish(table);
+        self.gateway.set_loads(&web::loads(&self.told));
+        // Last: a disk that hangs must not hold up who is routed where.
+        self.write_down();
+    }
+
+    fn publish(&mut self, table: RouteTable) {
         if table == *self.table {
             return;
         }
@@ -212,9 +375,35 @@ impl Router {
     }
 }
 
+impl Router {
+    /// As the spec says; a log that can't be opened is tried again at the next table.
+    fn write_down(&self) {
+        let log = self.spec.gateway.access_log.then_some(self.log.as_path());
+        let fault = self.gateway.set_access_log(log).err().map(|error| keeper::chain(&error));
+        let unblocks = "what the error names is mended; requests are carried all the same";
+        self.trouble.note("access-log", fault, unblocks);
+    }
+}
+
+/// Asks for what agents will speak of, before they do.
+fn look_up(spec: &Spec, names: &Names) {
+    for node in spec.nodes.values() {
+        names.find(&node.address.to_string(), 0);
+    }
+}
+
+fn web_table(spec: &Spec, told: &web::Told, me: &str, names: &Names) -> HttpTable {
+    let resolve = |address: &Address, port| match address {
+        Address::Ip(ip) => Some(SocketAddr::new(*ip, port)),
+        Address::Host(host) => names.find(host, port),
+    };
+    web::table(spec, told, me.strip_prefix("gateway.").unwrap_or(me), resolve)
+}
+
 /// Says in the store what this gateway does, for `status`, for as long as it lives.
 async fn tell_presence(
     node: NodeFile,
+    dir: PathBuf,
     store: Etcd,
     gateway: Arc<Gateway>,
     trouble: plain::gateway::Trouble,
@@ -227,8 +416,11 @@ async fn tell_presence(
         };
         loop {
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
-            let holds = trouble.hold().into_iter().collect();
-            let presence = Presence { pid: std::process::id(), snapshot, holds };
+            let holds = trouble.holds();
+            let here = dir.clone();
+            let draining = tokio::task::spawn_blocking(move || draining::list(&here)).await;
+            let draining = draining.unwrap_or_default();
+            let presence = Presence { pid: std::process::id(), snapshot, holds, draining };
             let txn = Txn::new().put_leased(&key, encode(&presence), lease.id);
             let told = store.txn(&txn).await.is_ok();
             let kept = store.lease_keep_alive(lease.id).await;

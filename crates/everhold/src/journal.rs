@@ -3,6 +3,10 @@
 //! A thread of its own writes, so that a stalled disk never holds up a heartbeat. An entry is handed
 //! over before the action it announces begins. The chain begins with the cluster's name.
 
+mod care;
+
+pub use care::{mirror_head, watch};
+
 use crate::clock;
 use everhold_core::journal::Event;
 use serde::{Deserialize, Serialize};

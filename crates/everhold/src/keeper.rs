@@ -4,6 +4,7 @@
 //! back as an input.
 
 use crate::archive::Tender;
+use crate::backup::cloner::{Cloner, Wanted};
 use crate::backup::origin::Origin;
 use crate::backup::shown::{self, Summary};
 use crate::failovers::{self, LastFailover};
@@ -12,7 +13,6 @@ use crate::journal::Journal;
 use crate::link::Hold;
 use crate::minder::Feed;
 use crate::{clock, disk};
-use everhold_adapters::postgres::lost::Tail;
 use everhold_adapters::postgres::{self, Postgres};
 use everhold_core::agent::{Agent, Command, Input};
 use everhold_core::decide::Verdict;
@@ -40,6 +40,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const PROBE: Duration = Duration::from_millis(300);
 /// Between two tries to read the store.
 const REREAD: Duration = Duration::from_millis(200);
+/// After passwords could not be given.
+const ROLES_AGAIN: Duration = Duration::from_secs(2);
 /// Inputs not yet taken in. The agent takes each in microseconds.
 const INPUTS_MAX: usize = 4_096;
 
@@ -60,6 +62,8 @@ pub struct Parts {
     pub archive: Option<Tender>,
     /// The same: no second database is made beside one that could be brought back.
     pub origin: Option<Origin>,
+    /// Makes copies out of the repositories where that is asked for.
+    pub cloner: Cloner,
     /// Told of each change of the status and of what is waited for; `true`: at once.
     pub tell: Tell,
 }
@@ -123,6 +127,9 @@ impl Keeper {
             inputs,
         });
         tokio::spawn(look(shared.clone()));
+        let needed = parts.agent.view.durable.put_back.is_some();
+        tokio::spawn(drop_leftovers(shared.clone(), needed));
+        tokio::spawn(renew_roles(shared.clone()));
         tokio::spawn(watch_deaths(shared.clone()));
         let prefix = parts.agent.keys().prefix.clone();
         tokio::spawn(watch_store(parts.store.clone(), prefix, shared.inputs.clone()));
@@ -176,9 +183,9 @@ impl Keeper {
         told.await.ok()
     }
 
-    /// What tails that are kept here hold.
-    pub async fn lost(&self) -> Result<Vec<Tail>, String> {
-        self.postgres.lost().await.map_err(|error| chain(&error))
+    /// Removes what a recovery made beside the data; with `unfinished` only what never became whole.
+    pub async fn drop_restored(&self, unfinished: bool) -> Result<(), String> {
+        self.postgres.drop_restored(unfinished).await.map_err(|error| chain(&error))
     }
 
     /// What load balancers go by, as it stands; nobody is asked.
@@ -233,6 +240,33 @@ async fn look(shared: Arc<Shared>) {
         let facts = shared.postgres.observe(&shared.member()).await;
         if shared.inputs.send(Input::Pg { generation, facts }).await.is_err() {
             return;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What a recovery left that ended with an earlier agent. What is whole may be `needed` still.
+async fn drop_leftovers(shared: Arc<Shared>, needed: bool) {
+    if let Err(error) = shared.postgres.drop_restored(needed).await {
+        let error = chain(&error);
+        tracing::warn!(error, "what a recovery left unfinished stays, until the next one");
+    }
+}
+
+/// What was restored and leads gets this cluster's passwords, tried until it has them: an agent may
+/// have been killed before, and no standby gets in without.
+async fn renew_roles(shared: Arc<Shared>) {
+    while !shared.inputs.is_closed() {
+        match shared.postgres.renew_roles().await {
+            Ok(true) => {
+                tracing::info!("the roles of what was restored have this cluster's passwords")
+            }
+            Ok(false) => {}
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "what was restored has other passwords; tried again");
+                tokio::time::sleep(ROLES_AGAIN).await;
+            }
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -466,7 +500,14 @@ impl Driver {
                     self.parts.minder.feed(right);
                 }
                 let shared = self.shared.clone();
+                let is_clone = matches!(action, PgAction::Clone { .. });
+                let cloner = self.parts.cloner.clone();
+                let term = self.parts.agent.view.term().filter(|_| is_clone);
+                let elsewhere = term.map(Wanted::of);
                 let task = tokio::spawn(async move {
+                    if let Some(wanted) = elsewhere {
+                        cloner.make(wanted).await;
+                    }
                     let result = perform(&shared, &action).await;
                     let facts = shared.postgres.observe(&shared.member()).await;
                     let _ = shared.inputs.send(Input::PgDone { id, result, facts }).await;

@@ -5,13 +5,20 @@
 //! DATA/etcd, pki, secrets         the embedded store, certificates, passwords
 //! DATA/store                      copies of the store
 //! DATA/run/                       what a supervisor keeps
+//! DATA/gateway/requests           the socket on which its gateway tells what became of requests
+//! DATA/gateway/handover           the one on which it hands its listening sockets to its successor
+//! DATA/gateway/draining           marks of those that were succeeded and still have clients
 //! DATA/NODE/                      what one agent keeps
+//! DATA/NODE/SERVICE/INSTANCE      an instance of an HTTP service: see `instances/place.rs`
 //! DATA/NODE/SERVICE/pgdata        the instance's PostgreSQL data directory
 //! DATA/NODE/SERVICE/run           its socket
+//! DATA/NODE/SERVICE/pgdata.*      one that is being made, or that was kept: .new, .restored, .kept-EPOCH
 //! DATA/NODE/SERVICE/box           a backup, while it is proven
+//! DATA/NODE/SERVICE/rec           the socket of a server that recovers before it is put in place
 //! DATA/NODE/SERVICE/diverged      WAL that no other node has, kept after a failover
 //! ```
 
+use crate::supervisor::GATEWAY;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +90,10 @@ impl Layout {
         self.secrets().join("api.token")
     }
 
+    pub fn requests(&self) -> PathBuf {
+        self.node(GATEWAY).join("requests")
+    }
+
     pub fn node(&self, node: &str) -> PathBuf {
         self.root.join(node)
     }
@@ -107,6 +118,11 @@ impl Layout {
     /// As short as [`Layout::run`]: a socket is made in it.
     pub fn sandbox(&self, node: &str, service: &str) -> PathBuf {
         self.service(node, service).join("box")
+    }
+
+    /// As short as [`Layout::run`] too.
+    pub fn recovering(&self, node: &str, service: &str) -> PathBuf {
+        self.service(node, service).join("rec")
     }
 
     pub fn diverged(&self, node: &str, service: &str) -> PathBuf {

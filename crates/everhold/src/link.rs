@@ -11,6 +11,7 @@ use crate::backup::recovery::Recovery;
 use crate::clock;
 use crate::scrub;
 use everhold_core::policy::HEARTBEAT_MS;
+use everhold_core::run::Instance;
 use everhold_core::status::Status;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -45,7 +46,7 @@ const CONNECT: Duration = Duration::from_millis(800);
 pub const RENEWED_WITHIN: Duration = Duration::from_secs(5);
 const REDIAL: Duration = Duration::from_millis(50);
 /// An answer may need an election of the store, or a checkpoint.
-const ANSWER: Duration = Duration::from_secs(20);
+pub const ANSWER: Duration = Duration::from_secs(20);
 /// Links an agent takes: 100 nodes, their gateways, and command lines.
 const LINKS_MAX: u64 = 512;
 
@@ -74,6 +75,9 @@ pub struct Report {
     /// How far each service's data was read for bad pages, and which there are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub scrubs: BTreeMap<String, scrub::Word>,
+    /// Of each HTTP service, what it runs of it, by instance.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub instances: BTreeMap<String, BTreeMap<String, Instance>>,
 }
 
 /// Something that a node waits for, in one of its services or as a whole.

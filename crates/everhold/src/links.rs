@@ -51,7 +51,7 @@ impl Links {
 /// The nodes whose agents an agent needs to hear: those it shares a service with.
 pub fn shares_a_service(spec: &Spec, me: &str, node: &str) -> bool {
     let on = |nodes: &[String], name: &str| nodes.iter().any(|it| it == name);
-    let mut services = spec.services.values().map(|service| service.nodes());
+    let mut services = spec.databases().map(|(_, service)| &service.nodes);
     me != node && services.any(|nodes| on(nodes, me) && on(nodes, node))
 }
 

@@ -12,7 +12,7 @@ mod server;
 
 pub use feed::{Feed, Office};
 
-use crate::{clock, disk, log};
+use crate::{clock, disk, helper, log};
 use anyhow::Context;
 use everhold_core::ids::Time;
 use everhold_core::minder::{Order, Postmaster, State, Verdict, Why, decide};
@@ -73,8 +73,7 @@ pub fn run(seat: &Seat) -> ExitCode {
 }
 
 fn mind(seat: &Seat) -> anyhow::Result<()> {
-    // Fails only if this is the first process of a session already.
-    let _ = rustix::process::setsid();
+    helper::own_session();
     rustix::process::umask(Mode::from_raw_mode(0o177));
     rustix::process::chdir("/").context("leave the working directory")?;
     let postmaster = Postmaster { pid: seat.pid, started: seat.started };

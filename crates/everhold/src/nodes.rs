@@ -5,7 +5,7 @@ use crate::agent::{self, Ask};
 use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::link::Report;
 use everhold_core::duty::{self, Service, Step};
-use everhold_core::spec::{Duty, Spec};
+use everhold_core::spec::{Duty, HttpSpec, Spec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -46,8 +46,9 @@ pub fn takers(
 /// What is to be done about nodes that aren't active, and what is waited for.
 pub fn steps(spec: &Spec, reports: &Reports, word: &StoreWord, now_ms: u64) -> Vec<Step> {
     let duties = spec.nodes.iter().map(|(name, node)| (name.clone(), node.duty));
-    let services =
-        spec.services.keys().map(|name| (name.clone(), service(name, spec, reports, word, now_ms)));
+    let services = spec
+        .databases()
+        .map(|(name, _)| (name.clone(), service(name, spec, reports, word, now_ms)));
     duty::next(&duties.collect(), &services.collect())
 }
 
@@ -111,14 +112,25 @@ pub fn refusal(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
         Duty::Active => None,
         Duty::Leaving => spec.without(node).err(),
         Duty::Drained => {
-            let led = spec.services.iter().find(|(_, service)| {
-                let others = service.nodes().iter().filter(|other| *other != node);
-                let on = service.nodes().iter().any(|it| it == node);
+            let led = spec.databases().find(|(_, service)| {
+                let others = service.nodes.iter().filter(|other| *other != node);
+                let on = service.nodes.iter().any(|it| it == node);
                 on && !others.into_iter().any(|other| spec.duty(other).is_active())
             });
-            led.map(|(name, _)| format!("no other active node is left for {name}"))
+            let led = led.map(|(name, _)| name.clone());
+            led.or_else(|| stuck(spec, node, duty))
+                .map(|name| format!("no other active node is left for {name}"))
         }
     }
+}
+
+/// An HTTP service that could not be run without the node.
+fn stuck(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
+    let mut after = spec.clone();
+    after.set_duty(node, duty);
+    let stays = |http: &HttpSpec| http.placed().any(|(_, it)| it.node == node);
+    let stays = after.http_services().find(|(_, http)| stays(http)).map(|(name, _)| name.clone());
+    stays.or_else(|| after.unplaced().map(|(name, _)| name.to_string()))
 }
 
 /// What the journal says that was asked for.
@@ -160,6 +172,7 @@ mod tests {
             checkpoint: 1,
             lsn: Lsn(1),
             tli: 1,
+            seen_tli: 0,
             streaming,
             lag_ms: None,
             call: None,
@@ -169,6 +182,31 @@ mod tests {
         };
         let services = [("main".to_string(), Arc::new(status))].into();
         Report { services, ..Report::default() }
+    }
+
+    #[test]
+    fn a_node_that_a_service_needs_stays() {
+        let check = |keys: &str, node: &str, duty, expected: Option<&str>| {
+            let text = format!(
+                "schema = 1\ncluster = \"shop\"\n[service.main]\nkind = \"postgres\"\n\
+                 [service.api]\nkind = \"http\"\ncommand = [\"x\"]\n{keys}"
+            );
+            let spec = crate::spec::load_with(&text, "f", Default::default()).expect("valid");
+            assert_eq!(refusal(&spec, node, duty).as_deref(), expected, "{keys}");
+        };
+        let none = "no other active node is left for api";
+        check("", "a", Duty::Drained, None);
+        check("", "a", Duty::Leaving, None);
+        check("nodes = [\"a\"]", "a", Duty::Drained, Some(none));
+        check("nodes = [\"a\"]", "a", Duty::Leaving, Some("no other node may run api"));
+        check("nodes = [\"a\"]", "b", Duty::Drained, None);
+        check("nodes = [\"a\"]", "a", Duty::Active, None);
+        check("nodes = [\"a\"]\ninstances = 0", "a", Duty::Drained, None);
+        // As many as two nodes can hold, and one more.
+        check("instances = 190", "a", Duty::Drained, None);
+        check("instances = 191", "a", Duty::Drained, Some(none));
+        let why = "api would be left with 190 instances";
+        check("instances = 191", "a", Duty::Leaving, Some(why));
     }
 
     /// Drains and rollouts go by the same.
@@ -187,7 +225,14 @@ mod tests {
             let reports = [("b".to_string(), heard)].into();
             let drained = service("main", &spec, &reports, &word, NOW_MS).takers;
             assert_eq!(drained.contains("b"), expected, "{incarnation} {streaming} {ms_ago}");
-            let rolled = crate::rollout::look(Some("main"), &spec, &reports, &word, NOW_MS);
+            let rolled = crate::rollout::look(
+                Some("main"),
+                &BTreeSet::new(),
+                &spec,
+                &reports,
+                &word,
+                NOW_MS,
+            );
             assert_eq!(rolled.expect("a service")["b"].fit, expected);
         };
         check(2, true, FRESH_MS, true);

@@ -9,7 +9,8 @@ use everhold_core::ids::Time;
 use everhold_core::kv::{Expect, Txn};
 use everhold_core::records::encode;
 use everhold_core::rollout::{Node, Rollout, State, Step, Tried, next};
-use everhold_core::spec::Spec;
+use everhold_core::run::{RunState, WATCH_MS};
+use everhold_core::spec::{HttpSpec, Spec};
 use everhold_core::status::State as InstanceState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -24,26 +25,36 @@ pub fn key(cluster: &str) -> String {
     format!("/everhold/{cluster}/rollout")
 }
 
-/// The nodes that a rollout is about, as they are now. `None`: no such service.
+/// What a rollout is about, as it is now: nodes, or the instances of an HTTP service. `None`: no such
+/// service.
+///
+/// `doing`: whom the rollout is at. An instance of these is watched for some seconds.
 pub fn look(
     service: Option<&str>,
+    doing: &BTreeSet<String>,
     spec: &Spec,
     reports: &Reports,
     word: &StoreWord,
     now_ms: u64,
 ) -> Option<BTreeMap<String, Node>> {
+    if let Some((service, http)) = service.and_then(|name| Some((name, spec.http(name)?))) {
+        return Some(of_http((service, http), doing, reports, now_ms));
+    }
     let names: Vec<String> = match service {
-        Some(name) => spec.services.get(name)?.nodes().to_vec(),
+        Some(name) => spec.postgres(name)?.nodes.clone(),
         None => spec.nodes.keys().cloned().collect(),
     };
-    let services: Vec<&String> =
-        spec.services.keys().filter(|name| service.is_none_or(|it| it == *name)).collect();
+    let services: Vec<&String> = spec
+        .databases()
+        .map(|(name, _)| name)
+        .filter(|name| service.is_none_or(|it| it == *name))
+        .collect();
     let takers = services.iter().flat_map(|name| nodes::takers(name, spec, reports, word, now_ms));
     let takers: BTreeSet<String> = takers.collect();
     let nodes = names.into_iter().map(|node| {
         let Some(report) = nodes::fresh(reports, &node, now_ms) else {
             let unwell = Some("its agent is not heard".to_string());
-            return (node, Node { pid: None, leads: false, fit: false, unwell });
+            return (node, Node { pid: None, leads: false, fit: false, unwell, outdated: false });
         };
         let on: Vec<Instance> =
             services.iter().filter_map(|name| instance(spec, word, report, name, &node)).collect();
@@ -56,10 +67,55 @@ pub fn look(
             leads: on.iter().any(|instance| instance.leads),
             fit: takers.contains(&node),
             unwell: on.into_iter().find_map(|instance| instance.unwell),
+            outdated: false,
         };
         (node, found)
     });
     Some(nodes.collect())
+}
+
+/// The instances of an HTTP service: none leads.
+fn of_http(
+    (service, http): (&str, &HttpSpec),
+    doing: &BTreeSet<String>,
+    reports: &Reports,
+    now_ms: u64,
+) -> BTreeMap<String, Node> {
+    let instances = http.placed().map(|(id, placed)| {
+        let told = nodes::fresh(reports, &placed.node, now_ms)
+            .map(|report| report.instances.get(service).and_then(|all| all.get(id)));
+        let unwell = match told {
+            None => Some("the agent of its node is not heard".to_string()),
+            Some(None) => Some("nothing is known of it yet".to_string()),
+            Some(Some(it)) => match it.state {
+                RunState::Running if it.settled || !doing.contains(id) => None,
+                RunState::Running => Some(format!("is watched for {} s", WATCH_MS / 1_000)),
+                state => Some(format!("is {}", crate::instances::shown::word(state))),
+            },
+        };
+        let told = told.flatten();
+        let (pid, outdated) = (told.and_then(|it| it.pid), told.is_some_and(|it| it.outdated));
+        (id.clone(), Node { pid, leads: false, fit: true, unwell, outdated })
+    });
+    instances.collect()
+}
+
+/// One that was started anew and ended again.
+fn crashed(rollout: &Rollout, spec: &Spec, reports: &Reports) -> Option<String> {
+    let service = rollout.service.as_ref()?;
+    let http = spec.http(service)?;
+    http.placed().filter(|(id, _)| rollout.doing.contains(*id)).find_map(|(id, placed)| {
+        let told = reports.get(&placed.node)?.0.instances.get(service)?.get(id)?;
+        let old = told.outdated || rollout.before.get(id).is_some_and(|pid| *pid == told.pid);
+        let ended = match told.state {
+            RunState::Backoff => true,
+            RunState::Starting | RunState::Running => told.restarts > 0,
+            // The old one is on its way out.
+            RunState::Stopping | RunState::Stopped => false,
+        };
+        let exit = told.last_exit.as_ref().filter(|_| ended && !old)?;
+        Some(format!("{id} ended again: {}", exit.reason))
+    })
 }
 
 struct Instance {
@@ -126,9 +182,10 @@ pub async fn tend(cluster: &Cluster) {
         }
         let now = clock::now();
         let service = rollout.service.as_deref();
-        let nodes = look(service, &cluster.spec(), &cluster.reports(), &word, now.0);
+        let (spec, reports) = (cluster.spec(), cluster.reports());
+        let nodes = look(service, &rollout.doing, &spec, &reports, &word, now.0);
         let nodes = nodes.unwrap_or_default();
-        let doubt = doubt(&rollout, &word);
+        let doubt = doubt(&rollout, &word).or_else(|| crashed(&rollout, &spec, &reports));
         let step = next(&rollout, &nodes, doubt, waiting, tried.as_ref(), now);
         waiting = match &step {
             Step::Wait { .. } => waiting.or(Some(now)),
@@ -174,7 +231,17 @@ async fn carry_out(
             if !record(cluster, rollout, doing(&[node]), rev).await? {
                 return Ok(false);
             }
-            let Some(pid) = nodes.get(node).and_then(|it| it.pid) else { return Ok(false) };
+            let pid = nodes.get(node).and_then(|it| it.pid);
+            let spec = cluster.spec();
+            let http = rollout.service.as_ref().and_then(|name| Some((name, spec.http(name)?)));
+            if let Some((service, http)) = http {
+                let placed = http.placed().find(|(id, _)| *id == node);
+                let Some((_, placed)) = placed else { return Ok(false) };
+                let (service, instance) = (service.clone(), node.clone());
+                let ask = Ask::RestartInstance { service, instance, pid, who };
+                return cluster.ask(&placed.node, &ask).await.map(|_| true);
+            }
+            let Some(pid) = pid else { return Ok(false) };
             let ask = match &rollout.service {
                 Some(service) => Ask::Restart { service: service.clone(), pid, who },
                 None => Ask::Renew { pid: Some(pid), who },

@@ -29,7 +29,7 @@ pub fn make_all(layout: &Layout, spec: &Spec) -> std::io::Result<()> {
     private_dir(&layout.secrets())?;
     make_once(&layout.cluster_secret())?;
     make_once(&layout.api_token())?;
-    for service in spec.services.keys() {
+    for (service, _) in spec.databases() {
         for (what, path) in [
             ("owner", agent::owner_password(layout, service)),
             ("replication", agent::replication_password(layout, service)),
@@ -44,7 +44,7 @@ pub fn make_all(layout: &Layout, spec: &Spec) -> std::io::Result<()> {
 }
 
 /// What follows from the cluster's secret for one purpose (HMAC-SHA-256).
-fn derived(secret: &str, purpose: &str) -> std::io::Result<String> {
+pub fn derived(secret: &str, purpose: &str) -> std::io::Result<String> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes())
         .map_err(|error| std::io::Error::other(error.to_string()))?;
     mac.update(purpose.as_bytes());

@@ -65,8 +65,14 @@ fn earlier(copy: &Path, error: RecordError) -> anyhow::Result<Spec> {
     Ok(spec)
 }
 
-/// Each new revision of the spec, kept as a copy. One that can't be used changes nothing.
-pub fn follow(cluster: &str, store: Etcd, copy: PathBuf) -> mpsc::Receiver<Spec> {
+/// Each new revision of the spec, kept as a copy while that `is_kept`. One that can't be used changes
+/// nothing.
+pub fn follow(
+    cluster: &str,
+    store: Etcd,
+    copy: PathBuf,
+    is_kept: impl Fn() -> bool + Send + 'static,
+) -> mpsc::Receiver<Spec> {
     let (specs, told) = mpsc::channel(4);
     let key = key(cluster);
     tokio::spawn(async move {
@@ -85,7 +91,9 @@ pub fn follow(cluster: &str, store: Etcd, copy: PathBuf) -> mpsc::Receiver<Spec>
             let Some(text) = text else { continue };
             match record::from_json(&text) {
                 Ok(spec) => {
-                    if let Err(error) = disk::write_whole(&copy, &text) {
+                    if is_kept()
+                        && let Err(error) = disk::write_whole(&copy, &text)
+                    {
                         tracing::warn!(%error, "cannot keep a copy of the spec");
                     }
                     if specs.send(spec).await.is_err() {

@@ -3,12 +3,14 @@
 use crate::backup::forget::Running;
 use crate::backup::shown;
 use crate::cluster::{Reports, StoreWord};
+use crate::instances::shown as shown_http;
 use crate::link::{Hold, Report};
 use crate::nodes;
+use crate::supervisor::GATEWAY;
 use everhold_core::durable::Data;
 use everhold_core::duty::Step;
 use everhold_core::ids::Epoch;
-use everhold_core::spec::{Durability, Spec};
+use everhold_core::spec::{Durability, PostgresSpec, Spec};
 use everhold_core::status::{State, Status};
 use everhold_core::term::Term;
 use serde_json::{Value, json};
@@ -42,8 +44,20 @@ pub fn word(state: &State) -> String {
 
 /// The whole answer.
 pub fn status(from: &Sources<'_>) -> Value {
-    let services: BTreeMap<&String, Value> =
-        from.spec.services.keys().map(|name| (name, service(from, name))).collect();
+    let databases = from.spec.databases().map(|(name, it)| (name, service(from, name, it)));
+    let heard = |node: &str| {
+        let (report, at) = from.reports.get(node)?;
+        (from.now_ms.saturating_sub(*at) <= DOWN_MS).then_some(&**report)
+    };
+    let found: Vec<&Value> = from.word.gateways.values().map(|it| &it.snapshot).collect();
+    let reports: BTreeMap<&str, &Report> =
+        from.spec.nodes.keys().filter_map(|name| Some((name.as_str(), heard(name)?))).collect();
+    let silent = silent_gateways(from);
+    let of_http = from.spec.http_services().map(|(name, it)| {
+        let maintenance = in_maintenance(from, name);
+        (name, shown_http::service(name, it, maintenance, &reports, &found, &silent))
+    });
+    let services: BTreeMap<&String, Value> = databases.chain(of_http).collect();
     let nodes: BTreeMap<&String, Value> =
         from.spec.nodes.keys().map(|name| (name, node(from, name))).collect();
     let all = services.values().chain(nodes.values());
@@ -86,6 +100,15 @@ pub fn status(from: &Sources<'_>) -> Value {
     status
 }
 
+/// Gateways that should be there and say nothing of themselves: nobody knows what they do.
+fn silent_gateways(from: &Sources<'_>) -> Vec<String> {
+    let wanted = match from.spec.is_spread() {
+        true => from.spec.gateway.nodes.iter().map(|node| format!("{GATEWAY}.{node}")).collect(),
+        false => vec![GATEWAY.to_string()],
+    };
+    wanted.into_iter().filter(|name| !from.word.gateways.contains_key(name)).collect()
+}
+
 fn silent_ms(from: &Sources<'_>, node: &str) -> Option<u64> {
     from.reports.get(node).map(|(_, at)| from.now_ms.saturating_sub(*at))
 }
@@ -116,13 +139,10 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
 /// Nothing is done by itself on a node whose services are all in maintenance, and nobody needs one
 /// that was drained.
 fn node_in_maintenance(from: &Sources<'_>, name: &str) -> Option<bool> {
-    let here = |service: &&String| {
-        let declared = from.spec.services.get(*service);
-        declared.is_some_and(|it| it.nodes().iter().any(|node| node == name))
-    };
-    let mut services = from.spec.services.keys().filter(here).peekable();
+    let here = from.spec.databases().filter(|(_, it)| it.nodes.iter().any(|node| node == name));
+    let mut services = here.peekable();
     let some = services.peek().is_some();
-    let all = services.all(|service| in_maintenance(from, service) == Some(true));
+    let all = services.all(|(service, _)| in_maintenance(from, service) == Some(true));
     let drained = !from.spec.duty(name).is_active();
     from.word.is_known().then_some(drained || (some && all))
 }
@@ -141,7 +161,7 @@ fn statuses(from: &Sources<'_>, service: &str) -> BTreeMap<String, (Arc<Status>,
     told.collect()
 }
 
-fn service(from: &Sources<'_>, name: &str) -> Value {
+fn service(from: &Sources<'_>, name: &str, declared: &PostgresSpec) -> Value {
     let statuses = statuses(from, name);
     let leader = statuses
         .iter()
@@ -149,14 +169,13 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         .max();
     let term = from.word.terms.get(name);
     let serving = serving(leader.as_ref().map(|(_, _, ms)| *ms), &statuses);
-    let declared = from.spec.services.get(name);
-    let nodes: Vec<String> = declared.map(|s| s.nodes().to_vec()).unwrap_or_default();
     let lead_lsn =
         leader.as_ref().and_then(|(_, node, _)| statuses.get(node)).map(|(s, _)| s.lsn.0);
-    let instances: BTreeMap<&String, Value> = nodes
+    let instances: BTreeMap<&String, Value> = declared
+        .nodes
         .iter()
         .map(|node| {
-            let port = declared.and_then(|service| service.port(node));
+            let port = declared.port(node);
             let told = statuses.get(node).filter(|(_, ms)| {
                 // Of a leader that is silent, its standbys tell that it is still there.
                 let leads = leader.as_ref().is_some_and(|(_, name, _)| name == node);
@@ -172,19 +191,18 @@ fn service(from: &Sources<'_>, name: &str) -> Value {
         })
         .collect();
     let up = instances.values().filter(|i| i["health"] == "up").count();
-    let health = match (serving, up == nodes.len()) {
+    let health = match (serving, up == declared.nodes.len()) {
         (Some(true), true) => "up",
         (Some(true), false) => "degraded",
         (Some(false), _) => "down",
         (None, _) => "unknown",
     };
-    let policy = from.spec.postgres(name).map(|postgres| &postgres.synchronous);
-    let durability = match policy.map(|p| p.durability) {
-        Some(Durability::Required) | None => "required",
-        Some(Durability::Preferred) => "preferred",
+    let durability = match declared.synchronous.durability {
+        Durability::Required => "required",
+        Durability::Preferred => "preferred",
     };
     let mut value = json!({
-        "kind": declared.map_or("postgres", |service| service.kind()),
+        "kind": "postgres",
         "health": health,
         "serving": serving,
         "epoch": term.map(|term| term.epoch).max(leader.as_ref().map(|(epoch, ..)| *epoch)),
@@ -323,7 +341,8 @@ pub fn data_word(data: Data) -> &'static str {
 
 fn gateways(from: &Sources<'_>) -> Value {
     let told = from.word.gateways.iter().map(|(name, presence)| {
-        let mut value = json!({ "health": "up", "pid": presence.pid });
+        let (pid, draining) = (presence.pid, &presence.draining);
+        let mut value = json!({ "health": "up", "pid": pid, "draining": draining });
         if let (Some(into), Some(of)) = (value.as_object_mut(), presence.snapshot.as_object()) {
             into.extend(of.clone());
         }

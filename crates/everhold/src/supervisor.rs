@@ -15,9 +15,11 @@ use everhold_adapters::pki;
 use everhold_core::spec::Spec;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 /// For a clean stop of everything.
 pub const STOP_WITHIN: Duration = Duration::from_secs(20);
@@ -101,12 +103,15 @@ pub fn child(layout: &Layout, role: &str, name: &str, file: &NodeFile) -> anyhow
         name: name.to_string(),
         arguments: vec![role.to_string(), "--node-file".to_string(), path.display().to_string()],
         dir,
+        succeeds: role == GATEWAY,
     })
 }
 
-/// Clients first, then leaders (their standbys get all they have), then standbys, then agents.
-pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) {
+/// Clients first: gateways, then instances; then leaders (their standbys get all they have), then
+/// standbys, then agents.
+pub async fn stop(cluster: &Arc<Cluster>, supervised: &Supervised, nodes: &[String]) {
     supervised.end(GATEWAY, STOP_WITHIN).await;
+    stop_instances(cluster, nodes).await;
     let leaders: Vec<String> = cluster
         .reports()
         .iter()
@@ -121,6 +126,24 @@ pub async fn stop(cluster: &Cluster, supervised: &Supervised, nodes: &[String]) 
         }
         supervised.end(node, STOP_WITHIN).await;
     }
+}
+
+/// Side by side, since each is given its grace.
+async fn stop_instances(cluster: &Arc<Cluster>, nodes: &[String]) {
+    let reports = cluster.reports();
+    let some =
+        |node: &&String| reports.get(*node).is_some_and(|(report, _)| !report.instances.is_empty());
+    let mut asked = JoinSet::new();
+    for node in nodes.iter().filter(some) {
+        let (cluster, node) = (cluster.clone(), node.clone());
+        asked.spawn(async move {
+            let stopped = cluster.ask(&node, &Ask::StopInstances);
+            if let Ok(Err(error)) = tokio::time::timeout(STOP_WITHIN, stopped).await {
+                say(format_args!("· {node}: {error}"));
+            }
+        });
+    }
+    asked.join_all().await;
 }
 
 /// Keeps what runs here in step with the spec: `take_up` is given the spec that is in force here and
@@ -185,7 +208,7 @@ impl Signals {
 }
 
 /// Becomes the program that is installed now, with the same arguments and pid. PostgreSQL and the
-/// store run on; agents and gateways are started anew by the new one. Returns only on failure, and
+/// store run on; agents are started anew by the new one, and gateways are succeeded. Returns only on failure, and
 /// then everything is as before.
 fn become_new() -> anyhow::Error {
     use std::os::unix::process::CommandExt;

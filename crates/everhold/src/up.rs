@@ -19,17 +19,19 @@ use crate::supervisor::{
     self, Faults, GATEWAY, STOP_WITHIN, Signals, child, lock, prepare, say, stop,
 };
 use crate::troubles::Troubles;
-use crate::{disk, secrets, spec_store, store as care};
+use crate::{disk, installed, secrets, spec_store, store as care};
 use anyhow::{Context as _, bail};
 use everhold_adapters::etcd::{Beginning, Etcd, EtcdConfig, QUOTA_BYTES};
 use everhold_adapters::pki::{Authority, CertPair, Host, PkiError, Usage};
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
-use everhold_core::spec::Spec;
+use everhold_core::run::RunState;
+use everhold_core::spec::{ADDRESS, ListenerSpec, Protocol, SAMPLE, SAMPLE_BIND, Spec};
 use everhold_store::Store;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,9 +54,9 @@ const ETCD_AGAIN: Duration = Duration::from_secs(1);
 pub async fn run(options: Options) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut signals = Signals::listen()?;
-    let spec = match &options.spec {
-        Some(path) => spec::load_file(path, options.store).map_err(Faults)?,
-        None => Spec::default_for_one_machine(),
+    let (spec, taken) = match &options.spec {
+        Some(path) => (spec::load_file(path, options.store).map_err(Faults)?, None),
+        None => unasked()?,
     };
     let layout = Layout::new(&options.data)?;
     let spec = same_store(&layout, spec, options.spec.is_some())?;
@@ -102,6 +104,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let store = everhold_store::Etcd::new(own.store_config()).await?;
     care::identity::claim(&store, &spec.cluster, &layout, member.is_some()).await?;
     let spec = put_spec(&store, spec, options.spec.is_some()).await?;
+    if let Some(at) = taken.filter(|_| spec.http(SAMPLE).is_none()) {
+        say(format_args!("· {at} is taken, so the sample service {SAMPLE} is left out"));
+    }
     // The store's may have other nodes than the one it began with.
     let certs = certify(&layout, &spec)?;
     if spec.store.is_some() {
@@ -194,6 +199,23 @@ async fn follow_spec(
         Ok(ControlFlow::Continue(()))
     };
     supervisor::follow(cluster, known, take_up).await
+}
+
+/// What runs if nobody says what: with the sample, unless one of its addresses is taken.
+fn unasked() -> anyhow::Result<(Spec, Option<SocketAddr>)> {
+    let program = installed::path().context("find this program")?;
+    // Nobody else may be let into the directory that it was built in.
+    let open =
+        |dir: &Path| std::fs::metadata(dir).is_ok_and(|it| it.permissions().mode() & 0o001 != 0);
+    let root = rustix::process::geteuid().is_root();
+    let user = (root && !program.ancestors().all(open)).then_some("root");
+    let program = program.to_str().context("the path of this program is not UTF-8")?;
+    let tour = Spec::tour(program, user);
+    let placed = tour.http_services().flat_map(|(_, http)| http.placed());
+    let addresses = placed.map(|(_, it)| SocketAddr::new(ADDRESS, it.port));
+    let taken = addresses.chain([SAMPLE_BIND]).find(|at| TcpListener::bind(at).is_err());
+    let spec = if taken.is_none() { tour } else { Spec::default_for_one_machine() };
+    Ok((spec, taken))
 }
 
 /// The spec to start with: its store is the one that the cluster of this directory began with.
@@ -332,9 +354,9 @@ async fn wait_ready(cluster: &Cluster, spec: &Spec) {
         let reports = cluster.reports();
         let mut words = Vec::new();
         let mut ready = true;
-        for (service, declared) in &spec.services {
+        for (service, declared) in spec.databases() {
             let of: Vec<_> = declared
-                .nodes()
+                .nodes
                 .iter()
                 .map(|node| {
                     let status =
@@ -346,6 +368,16 @@ async fn wait_ready(cluster: &Cluster, spec: &Spec) {
             for (node, status) in of {
                 let state = status.map_or("…".to_string(), |s| crate::status::word(&s.state));
                 words.push(format!("{node} {state}"));
+            }
+        }
+        for (service, http) in spec.http_services() {
+            for (id, placed) in http.placed() {
+                let all = reports.get(&placed.node).map(|(report, _)| &report.instances);
+                let state = all.and_then(|it| it.get(service)?.get(id)).map(|it| it.state);
+                // One that ends by itself is not waited for.
+                ready &= state.is_some_and(|it| it != RunState::Starting);
+                let state = state.map_or("…", crate::instances::shown::word);
+                words.push(format!("{service} {id} {state}"));
             }
         }
         let line = words.join(", ");
@@ -362,10 +394,9 @@ async fn wait_ready(cluster: &Cluster, spec: &Spec) {
 }
 
 fn greet(spec: &Spec, began: Instant) {
-    for (name, listener) in &spec.listeners {
+    for (name, bind, listener) in spec.postgres_listeners() {
         say(format_args!(
-            "  {name:<6} {}  ({} {})",
-            listener.bind,
+            "  {name:<6} {bind}  ({} {})",
             listener.service,
             match listener.role {
                 everhold_core::spec::Role::Primary => "primary",
@@ -373,13 +404,26 @@ fn greet(spec: &Spec, began: Instant) {
             }
         ));
     }
+    let http = |(name, it): (_, &ListenerSpec)| {
+        let scheme = if it.tls().is_some() { "https" } else { "http" };
+        matches!(it.protocol, Protocol::Http(_)).then(|| (name, format!("{scheme}://{}/", it.bind)))
+    };
+    let http: Vec<(&String, String)> = spec.listeners.iter().filter_map(http).collect();
+    for (name, url) in &http {
+        say(format_args!("  {name:<6} {url}"));
+    }
     say(format_args!("  api    http://{}", spec.api.bind));
     println!("ready in {:.1} s", began.elapsed().as_secs_f64());
-    let service = spec.services.keys().next().map_or("main", String::as_str);
+    let service = spec.databases().next().map_or("main", |(name, _)| name);
     say("Try, in another terminal:");
     say("  everhold status");
     say(format_args!("  everhold psql {service} -c 'select now()'"));
     say(format_args!("  everhold fault kill-postgres {service}     (and `everhold journal`)"));
+    if let Some((_, url)) = http.first() {
+        say(format_args!(
+            "  curl {url}     (and `kill -9` of an instance, by its pid in `status`)"
+        ));
+    }
 }
 
 /// Restarts etcd whenever it ends, and says why it can't.

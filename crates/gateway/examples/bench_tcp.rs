@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use everhold_core::route::{Instance, ServiceFacts, build};
-use everhold_core::spec::{ListenerSpec, Protocol, Role};
+use everhold_core::spec::{ListenerSpec, PostgresListener, Protocol, Role};
 use everhold_gateway::{Config, Gateway};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -45,10 +45,11 @@ fn main() -> Result<()> {
 fn serve(listen: SocketAddr, backend: SocketAddr) -> Result<()> {
     let spec = ListenerSpec {
         bind: listen,
-        protocol: Protocol::Postgres,
-        service: "main".to_owned(),
-        role: Role::Primary,
-        max_lag_ms: None,
+        protocol: Protocol::Postgres(PostgresListener {
+            service: "main".to_owned(),
+            role: Role::Primary,
+            max_lag_ms: None,
+        }),
     };
     let facts = ServiceFacts {
         epoch: 1,

@@ -5,12 +5,12 @@
 //! thread would easily get most of them (and see `socket::listen` on what else it would hide).
 
 use std::io;
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::worker::{Held, Shared};
 
@@ -20,13 +20,25 @@ pub const ARRIVALS_MAX: usize = 1024;
 /// After a failed accept (no descriptor, no memory): the queue in the kernel keeps its order, and a
 /// loop that spun would keep others from giving back what is missing.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(50);
+/// Between two looks whether a client of HTTP has gone.
+const PAUSE_WHEN_FULL: Duration = Duration::from_millis(10);
 
 /// A new connection, counted in the thread it goes to and among those that have no backend yet.
 pub struct Arrival {
     pub listener: Arc<str>,
+    pub protocol: Protocol,
     pub socket: TcpStream,
-    pub unplaced: Held,
+    pub peer: SocketAddr,
+    /// Of PostgreSQL until it has a backend, of HTTP until it ends.
+    pub counted: Held,
     pub thread: Held,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Postgres,
+    Http,
 }
 
 /// Where arrivals can go.
@@ -36,10 +48,11 @@ pub struct Thread {
     pub arrivals: mpsc::Sender<Arrival>,
 }
 
-/// Accepts on one listening socket until it is aborted.
+/// Accepts on one listening socket until `ends` is dropped on the other side. What was accepted till
+/// then is handed over all the same: nobody else will.
 pub async fn run(
-    socket: TcpListener,
-    listener: Arc<str>,
+    (socket, mut ends): (TcpListener, oneshot::Receiver<()>),
+    (listener, protocol): (Arc<str>, Protocol),
     shared: Arc<Shared>,
     threads: Arc<[Thread]>,
 ) {
@@ -53,10 +66,21 @@ pub async fn run(
     let mut failing = false;
     loop {
         // Taken out of this thread's runtime again: another thread may get it.
-        match socket.accept().await.and_then(|(accepted, _)| accepted.into_std()) {
+        let accepted = tokio::select! {
+            biased;
+            _ = &mut ends => return,
+            accepted = async {
+                // The next ones wait in the kernel, as with HAProxy, and take no file of anybody's.
+                while protocol == Protocol::Http && shared.is_full() {
+                    tokio::time::sleep(PAUSE_WHEN_FULL).await;
+                }
+                socket.accept().await
+            } => accepted,
+        };
+        match accepted.and_then(|(it, peer)| Ok((it.into_std()?, peer))) {
             Ok(accepted) => {
                 failing = false;
-                hand_over(accepted, &listener, &shared, &threads).await;
+                hand_over(accepted, (&listener, protocol), &shared, &threads).await;
             }
             // The client gave up while it was queued: nothing to do with the next one.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -71,18 +95,31 @@ pub async fn run(
     }
 }
 
-async fn hand_over(socket: TcpStream, listener: &Arc<str>, shared: &Shared, threads: &[Thread]) {
-    let bound = shared.limits.waiting_max.saturating_add(shared.limits.refusing_max);
-    if shared.unplaced.load(Ordering::Relaxed) >= bound {
-        return;
-    }
+async fn hand_over(
+    (socket, peer): (TcpStream, SocketAddr),
+    (listener, protocol): (&Arc<str>, Protocol),
+    shared: &Shared,
+    threads: &[Thread],
+) {
+    let counted = match protocol {
+        Protocol::Http => Held::new(&shared.served),
+        Protocol::Postgres => {
+            let bound = shared.limits.waiting_max.saturating_add(shared.limits.refusing_max);
+            if shared.unplaced.load(Ordering::Relaxed) >= bound {
+                return;
+            }
+            Held::new(&shared.unplaced)
+        }
+    };
     let Some(thread) = threads.iter().min_by_key(|t| t.load.load(Ordering::Relaxed)) else {
         return;
     };
     let arrival = Arrival {
         listener: Arc::clone(listener),
+        protocol,
         socket,
-        unplaced: Held::new(&shared.unplaced),
+        peer,
+        counted,
         thread: Held::new(&thread.load),
     };
     // It fails only when the gateway is being dropped.

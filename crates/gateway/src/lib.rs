@@ -11,6 +11,7 @@
 mod accept;
 mod cancel;
 mod gateway;
+pub mod http;
 mod limits;
 mod refusal;
 mod relay;
@@ -22,4 +23,4 @@ mod worker;
 
 pub use gateway::{Config, Gateway, GatewayError};
 pub use limits::Limits;
-pub use snapshot::{ListenerSnapshot, ListenerState, Snapshot};
+pub use snapshot::{Found, InstanceSnapshot, ListenerSnapshot, ListenerState, Snapshot};

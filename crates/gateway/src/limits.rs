@@ -1,5 +1,6 @@
 //! The gateway's bounds, each with its reason.
 
+use crate::socket;
 use std::time::Duration;
 
 /// Bounds of one gateway process.
@@ -11,6 +12,8 @@ pub struct Limits {
     /// Above that, connections that are being told why they are refused; the next one is closed
     /// without a word.
     pub refusing_max: usize,
+    /// Connections of HTTP clients; the next ones wait until one ends.
+    pub http_max: usize,
     /// How long a connection waits for a backend before it is refused.
     pub wait_max: Duration,
     /// How long a client may take over its first packet.
@@ -46,6 +49,7 @@ impl Default for Limits {
         Limits {
             waiting_max: WAITING_MAX,
             refusing_max: REFUSING_MAX,
+            http_max: socket::allow_many() / 4 * 3,
             wait_max: WAIT_MAX,
             first_packet_max: FIRST_PACKET_MAX,
             connect_max: CONNECT_MAX,

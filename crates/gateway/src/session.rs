@@ -24,7 +24,7 @@ const FIRST_PACKET_USUAL: usize = 512;
 pub fn start(worker: &Arc<Worker>, arrival: Arrival) {
     let worker = Arc::clone(worker);
     tokio::spawn(async move {
-        let Arrival { listener, socket, unplaced, thread } = arrival;
+        let Arrival { listener, socket, counted, thread, .. } = arrival;
         let client = match TcpStream::from_std(socket).and_then(|c| socket::tune(&c).map(|()| c)) {
             Ok(client) => client,
             Err(error) => {
@@ -34,7 +34,7 @@ pub fn start(worker: &Arc<Worker>, arrival: Arrival) {
         };
         worker.counters(&listener).accepted.fetch_add(1, Ordering::Relaxed);
         place(&worker, &listener, client).await;
-        drop((unplaced, thread));
+        drop((counted, thread));
     });
 }
 

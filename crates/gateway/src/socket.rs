@@ -19,12 +19,15 @@ const KEEPALIVE_PROBES: u32 = 3;
 
 /// Raises this process's bound on open files as far as it may: a connection takes two, and the
 /// usual 1024 would end the service at five hundred.
-pub fn allow_many() {
+/// How many there may be.
+pub fn allow_many() -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the number of open files");
     }
+    let allowed = getrlimit(Resource::Nofile).current;
+    allowed.map_or(usize::MAX, |it| usize::try_from(it).unwrap_or(usize::MAX))
 }
 
 /// Opens a listening socket. Without SO_REUSEPORT: with it a second gateway of the same user would

@@ -15,7 +15,8 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::accept::Arrival;
+use crate::accept::{Arrival, Protocol};
+use crate::http::{self, World};
 use crate::limits::Limits;
 use crate::relay::Relay;
 use crate::session;
@@ -27,9 +28,12 @@ pub struct Shared {
     pub limits: Limits,
     /// Connections on their way to a backend, over all threads: see [`Limits::waiting_max`].
     pub unplaced: Arc<AtomicUsize>,
+    /// Clients of HTTP.
+    pub served: Arc<AtomicUsize>,
     /// Connections to each backend, over all threads. Locked only to choose and to connect.
     loads: Mutex<BTreeMap<SocketAddr, Arc<AtomicUsize>>>,
     turn: AtomicUsize,
+    pub http: Arc<http::Shared>,
 }
 
 /// One thread.
@@ -41,6 +45,8 @@ pub struct Worker {
     pub changed: Notify,
     relays_started: AtomicU64,
     state: Mutex<State>,
+    /// What became of this thread's HTTP requests.
+    pub ledger: Arc<http::Ledger>,
 }
 
 struct State {
@@ -96,12 +102,19 @@ pub struct Choice {
 }
 
 impl Shared {
-    pub fn new(limits: Limits) -> Self {
+    /// No more clients of HTTP are let in.
+    pub fn is_full(&self) -> bool {
+        self.served.load(Ordering::Relaxed) >= self.limits.http_max
+    }
+
+    pub fn new(limits: Limits, secret: [u8; 32]) -> Self {
         Shared {
             limits,
             unplaced: Arc::default(),
+            served: Arc::default(),
             loads: Mutex::default(),
             turn: AtomicUsize::new(0),
+            http: Arc::new(http::Shared::new(secret)),
         }
     }
 
@@ -149,7 +162,13 @@ impl Worker {
             changed: Notify::new(),
             relays_started: AtomicU64::new(0),
             state: Mutex::new(state),
+            ledger: Arc::default(),
         }
+    }
+
+    /// The table in force on this thread.
+    pub fn table(&self) -> Arc<RouteTable> {
+        Arc::clone(&lock(&self.state).table)
     }
 
     /// The route of a listener in the table in force.
@@ -232,7 +251,9 @@ impl Worker {
                 Fate::Cut => entry.cut(),
             }
         }
-        state.counters.retain(|listener, _| new.listeners.contains_key(listener));
+        state.counters.retain(|listener, _| {
+            new.listeners.contains_key(listener) || new.http.listeners.contains_key(listener)
+        });
         // A prober ends by itself when its backend is not named any more.
         state.suspects.retain(|address| new.listeners.values().any(|r| names(r, *address)));
         drop(state);
@@ -321,9 +342,11 @@ impl Drop for Entered {
 pub async fn run(
     worker: Arc<Worker>,
     mut arrivals: mpsc::Receiver<Arrival>,
-    mut tables: watch::Receiver<Arc<RouteTable>>,
+    (mut tables, mut leaves): (watch::Receiver<Arc<RouteTable>>, watch::Receiver<bool>),
 ) {
     let mut next_cut: Option<Instant> = None;
+    let world = World::new(Arc::clone(&worker.shared.http), Arc::clone(&worker.ledger));
+    world.apply(&tables.borrow().http);
     loop {
         let cut = async {
             match next_cut {
@@ -339,12 +362,17 @@ pub async fn run(
                     return;
                 }
                 let table = Arc::clone(&tables.borrow_and_update());
+                world.apply(&table.http);
                 worker.apply(table, Instant::now());
                 next_cut = worker.cut_overdue(Instant::now());
             }
             () = cut => next_cut = worker.cut_overdue(Instant::now()),
+            Ok(()) = leaves.changed() => world.leave(),
             arrival = arrivals.recv() => match arrival {
-                Some(arrival) => session::start(&worker, arrival),
+                Some(arrival) => match arrival.protocol {
+                    Protocol::Postgres => session::start(&worker, arrival),
+                    Protocol::Http => http::start(&world, worker.counters(&arrival.listener), arrival),
+                },
                 None => return,
             },
         }
@@ -378,7 +406,7 @@ mod tests {
             all: Vec::new(),
         };
         let listeners = BTreeMap::from([("write".to_owned(), route)]);
-        Arc::new(RouteTable { revision: epoch, listeners })
+        Arc::new(RouteTable { revision: epoch, listeners, ..RouteTable::default() })
     }
 
     /// The instant between the end of a connect and the start of the relay is too short to hit
@@ -388,7 +416,7 @@ mod tests {
         let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = server.local_addr().unwrap();
         let a = Instance { name: "a".to_owned(), address };
-        let shared = Arc::new(Shared::new(Limits::default()));
+        let shared = Arc::new(Shared::new(Limits::default(), [0; 32]));
         let worker = Arc::new(Worker::new(shared, table(5, vec![a])));
         let choice = worker.choose("write").unwrap();
         let client = TcpStream::connect(address).await.unwrap();

@@ -7,6 +7,7 @@
 
 mod copy;
 mod leaf;
+mod level;
 mod list;
 mod manifest;
 mod pack;
@@ -20,7 +21,8 @@ mod tree;
 mod verify;
 
 pub use copy::copy;
-pub use list::{Listed, list};
+pub use level::{Leveled, level};
+pub use list::{Known, Listed, list, list_surely};
 pub use manifest::Info;
 pub(crate) use manifest::{began_s as time_of, new_id};
 pub use proof::{ProofRecord, Proofs, damaged_s, drop_proofs, judged, proof_of, read_proofs};
@@ -32,16 +34,19 @@ pub use tree::MARKER;
 pub use verify::{Harm, Verified, verify};
 
 use crate::RepositoryError;
+use crate::log::Log;
+use crate::repository::Repository;
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::term::Branch;
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Workers where nothing is said: a backup shares its machine with a server.
 pub const THREADS: usize = 2;
 
 /// What PostgreSQL and whoever asked for it say of a backup.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct About {
     pub cluster: String,
     pub service: String,
@@ -72,7 +77,8 @@ pub struct BadPage {
     pub page: u64,
 }
 
-/// How far it is, in bytes of files; where objects are looked at or removed, in objects.
+/// How far it is, in bytes of files; where objects are removed, in objects; where they are looked at,
+/// in bytes of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     pub done: u64,
@@ -97,15 +103,58 @@ impl Watch<'_> {
     }
 }
 
+/// The newest line of each database of a service, by system identifier.
+pub type Lines = BTreeMap<u64, Vec<Branch>>;
+
+/// Reads those of these backups' databases; one whose log was never archived has none.
+pub fn lines(
+    repository: &Repository,
+    service: &str,
+    backups: &[Info],
+) -> Result<Lines, RepositoryError> {
+    let sysids: BTreeSet<u64> = backups.iter().map(|it| it.about.sysid).collect();
+    let mut lines = Lines::new();
+    for sysid in sysids {
+        if let Some((_, line)) = Log::new(repository, service, sysid).newest_line()? {
+            lines.insert(sysid, line);
+        }
+    }
+    Ok(lines)
+}
+
+/// The same up to a timeline, also one that was given up, of each database that has it.
+pub fn lines_to(
+    repository: &Repository,
+    service: &str,
+    backups: &[Info],
+    tli: Tli,
+) -> Result<Lines, RepositoryError> {
+    let sysids: BTreeSet<u64> = backups.iter().map(|it| it.about.sysid).collect();
+    let mut lines = Lines::new();
+    for sysid in sysids {
+        if let Some(line) = Log::new(repository, service, sysid).line_to(tli)? {
+            lines.insert(sysid, line);
+        }
+    }
+    Ok(lines)
+}
+
 impl About {
-    /// The line of history to follow from the backup on: the newest one if that leads through it.
-    pub fn line_onwards(&self, newest: Option<Vec<Branch>>) -> Vec<Branch> {
-        let through = |line: &Vec<Branch>| {
+    /// It is of the history that its database has now: the newest line leads through it. Of what a
+    /// recovery gave up, only the backup's own line leads on.
+    pub fn is_current(&self, lines: &Lines) -> bool {
+        lines.get(&self.sysid).is_none_or(|line| {
             let after = line.iter().skip_while(|it| it.tli != self.tli).nth(1);
-            let own = line.iter().any(|it| it.tli == self.tli);
-            own && after.is_none_or(|next| self.stop <= next.fork)
-        };
-        newest.filter(through).unwrap_or_else(|| self.line.clone())
+            let own = self.line.last().map(Branch::id);
+            line.iter().any(|it| Some(it.id()) == own)
+                && after.is_none_or(|next| self.stop <= next.fork)
+        })
+    }
+
+    /// The line of history to follow from the backup on.
+    pub fn line_onwards(&self, lines: &Lines) -> Vec<Branch> {
+        let newest = lines.get(&self.sysid).filter(|_| self.is_current(lines));
+        newest.unwrap_or(&self.line).clone()
     }
 }
 
@@ -115,6 +164,7 @@ impl Info {
         &self,
         copies_wanted: usize,
         proof: everhold_core::backup::Proof,
+        lines: &Lines,
     ) -> everhold_core::backup::Backup {
         everhold_core::backup::Backup {
             id: self.id.clone(),
@@ -124,7 +174,7 @@ impl Info {
             start: self.about.start,
             stop: self.about.stop,
             tli: self.about.tli,
-            good: self.copies >= copies_wanted,
+            good: self.copies >= copies_wanted && self.about.is_current(lines),
             proof,
         }
     }

@@ -29,6 +29,10 @@ pub enum RepositoryError {
     Newer { place: String, format: u32 },
     #[error("the password does not open {place}")]
     WrongPassword { place: String },
+    #[error(
+        "the kit does not open {place}: it has another master key, or what proves it is damaged"
+    )]
+    WrongKit { place: String },
     #[error("there is no password for {place}: {said}")]
     NoPassword { place: String, said: String },
     #[error("{place} has no other password; it would never open again")]

@@ -15,11 +15,11 @@ pub use mark::{Mark, MarkName, is_on};
 pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, missing};
 
 use crate::backup::{Watch, announced};
-use crate::{Put, Repository, RepositoryError};
+use crate::{Put, Repository, RepositoryError, Sealed};
 use coverage::{doubled, gathered, gatherings, plan, unneeded};
 use everhold_core::backup::keep;
 use everhold_core::ids::{Epoch, Lsn, Tli};
-use everhold_core::term::Branch;
+use everhold_core::term::{Branch, line_to};
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -87,12 +87,17 @@ impl<'r> Log<'r> {
     }
 
     pub fn put_piece(&self, piece: &Piece, bytes: &[u8]) -> Result<Put, RepositoryError> {
+        self.repository.put_object(&self.seal_piece(piece, bytes)?)
+    }
+
+    /// A piece as [`Repository::put_object`] puts it, into each of several places by itself.
+    pub fn seal_piece(&self, piece: &Piece, bytes: &[u8]) -> Result<Sealed, RepositoryError> {
         let name = self.name(piece);
         if piece.bytes() != bytes.len() as u64 || bytes.is_empty() {
             let said = format!("{} bytes for a piece of {}", bytes.len(), piece.bytes());
             return Err(RepositoryError::Malformed { what: name, said });
         }
-        self.repository.put(&name, bytes)
+        self.repository.seal(&name, bytes)
     }
 
     /// The pieces that at least `copies` places have, in order of branch and place.
@@ -112,10 +117,24 @@ impl<'r> Log<'r> {
     /// The line of the last leader that shipped anything.
     pub fn newest_line(&self) -> Result<Option<(Epoch, Vec<Branch>)>, RepositoryError> {
         let Some(epoch) = self.epochs()?.pop_last() else { return Ok(None) };
+        Ok(Some((epoch, self.line(epoch)?)))
+    }
+
+    /// The line of some leader, the newest that can say it, up to the end of that timeline.
+    pub fn line_to(&self, tli: Tli) -> Result<Option<Vec<Branch>>, RepositoryError> {
+        for epoch in self.epochs()?.into_iter().rev() {
+            let line = line_to(&self.line(epoch)?, tli);
+            if !line.is_empty() {
+                return Ok(Some(line));
+            }
+        }
+        Ok(None)
+    }
+
+    fn line(&self, epoch: Epoch) -> Result<Vec<Branch>, RepositoryError> {
         let name = self.line_name(epoch);
-        let line = serde_json::from_slice(&self.repository.get(&name)?)
-            .map_err(|error| RepositoryError::Malformed { what: name, said: error.to_string() })?;
-        Ok(Some((epoch, line)))
+        serde_json::from_slice(&self.repository.get(&name)?)
+            .map_err(|error| RepositoryError::Malformed { what: name, said: error.to_string() })
     }
 
     /// The names of all objects that are needed from a place on.

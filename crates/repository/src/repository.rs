@@ -44,6 +44,12 @@ pub struct Repository {
     absent: Vec<(String, RepositoryError)>,
 }
 
+/// An object as each place of its repository gets it: compressed and sealed once.
+pub struct Sealed {
+    name: String,
+    bytes: Vec<u8>,
+}
+
 /// What became of a put.
 #[derive(Debug, Default)]
 pub struct Put {
@@ -234,23 +240,16 @@ impl Repository {
                 expected: kit.id.clone(),
             });
         }
-        let master = kit.master().clone();
+        // Checked before anything is written by it: a password for another key would open nothing.
+        let (master, sealed) = (kit.master().clone(), place.get(SEALED)?.unwrap_or_default());
+        if master.open(SEALED, &sealed).as_deref() != Some(identity.id.as_bytes()) {
+            return Err(RepositoryError::WrongKit { place: config.name.clone() });
+        }
         Ok(Repository { identity, master, places: vec![Arc::new(place)], absent: Vec::new() })
     }
 
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    /// Whether the master key is this repository's: a kit may be of another one.
-    pub fn prove(&self) -> Result<(), RepositoryError> {
-        self.places.iter().try_for_each(|place| {
-            let sealed = place.get(SEALED)?.unwrap_or_default();
-            match self.master.open(SEALED, &sealed) {
-                Some(id) if id == self.identity.id.as_bytes() => Ok(()),
-                _ => Err(RepositoryError::WrongPassword { place: place.name().to_string() }),
-            }
-        })
     }
 
     /// Proves that each place can tell a second write of an object from the first.
@@ -309,13 +308,28 @@ impl Repository {
     /// Compresses, seals and stores an object in every place. One that is there with the same
     /// content counts; with another content it is a conflict, and nothing is changed.
     pub fn put(&self, name: &str, plain: &[u8]) -> Result<Put, RepositoryError> {
+        self.put_object(&self.seal(name, plain)?)
+    }
+
+    /// Compresses and seals an object.
+    pub fn seal(&self, name: &str, plain: &[u8]) -> Result<Sealed, RepositoryError> {
         let packed = zstd::bulk::compress(plain, LEVEL).map_err(|error| malformed(name, &error))?;
-        let sealed = self.master.seal(name, &packed)?;
-        self.put_sealed(name, &sealed, |there| {
-            self.master
-                .open(name, there)
-                .map(|there| unpack(name, &there).is_ok_and(|it| it == plain))
+        Ok(Sealed { name: name.to_string(), bytes: self.master.seal(name, &packed)? })
+    }
+
+    /// Stores what was sealed by this or by another opening of the repository, as [`Repository::put`].
+    pub fn put_object(&self, Sealed { name, bytes }: &Sealed) -> Result<Put, RepositoryError> {
+        let content = |packed: &Vec<u8>| unpack(name, packed).ok();
+        self.put_sealed(name, bytes, |there| {
+            let there = content(&self.master.open(name, there)?);
+            let ours = self.master.open(name, bytes);
+            Some(there.is_some() && there == ours.as_ref().and_then(content))
         })
+    }
+
+    /// Whether what one of them has sealed the other opens.
+    pub fn is_one_with(&self, other: &Repository) -> bool {
+        self.identity.id == other.identity.id && self.master.0 == other.master.0
     }
 
     /// Stores what is sealed already. `same`: whether what is there has the same content; `None`: it
@@ -433,12 +447,17 @@ impl Repository {
         let mut harmed = Vec::new();
         for place in &self.places {
             match place.get(name) {
-                Ok(Some(there)) if is_whole(&there) => {
-                    mended.copies += 1;
-                    whole = Some(there);
+                Ok(there) => {
+                    mended.bytes += there.as_ref().map_or(0, |it| it.len() as u64);
+                    match there {
+                        Some(there) if is_whole(&there) => {
+                            mended.copies += 1;
+                            whole = Some(there);
+                        }
+                        Some(there) if is_final(&there) => {}
+                        there => harmed.push((place, there.is_some())),
+                    }
                 }
-                Ok(Some(there)) if is_final(&there) => {}
-                Ok(there) => harmed.push((place, there.is_some())),
                 Err(error) => mended.unreachable.push((place.name().to_string(), error)),
             }
         }
@@ -448,7 +467,9 @@ impl Repository {
             // Only what is damaged is written over: what was taken away since stays away.
             let existing = if damaged { Existing::Replace } else { Existing::Keep };
             if place.put(name, whole, existing)? {
-                tracing::warn!(place = place.name(), object = name, "put back from another place");
+                if damaged {
+                    tracing::warn!(place = place.name(), object = name, "put back from another");
+                }
                 mended.copies += 1;
             }
         }
@@ -475,7 +496,7 @@ impl Repository {
 
     /// An error if a place was not opened, or is not there any more: a directory that is no longer
     /// mounted looks like an empty one.
-    pub(crate) fn all_there(&self) -> Result<(), RepositoryError> {
+    pub fn all_there(&self) -> Result<(), RepositoryError> {
         let absent = |place: &str, said: String| RepositoryError::PlaceAbsent {
             place: place.to_string(),
             said,
@@ -525,42 +546,7 @@ impl Repository {
             }
             Ok(())
         };
-        std::thread::scope(|scope| {
-            let threads = names.len().min(DELETERS);
-            let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let ended = running.into_iter().map(|thread| thread.join());
-            let ended: Vec<_> = ended.map(|it| it.unwrap_or_else(|_| Err(lost_thread()))).collect();
-            ended.into_iter().collect()
-        })
-    }
-
-    /// Brings every object below `prefix` to the places that lack it; how many copies were made.
-    /// What is damaged is found when it is read.
-    pub fn level(&self, prefix: &str) -> Result<usize, RepositoryError> {
-        let mut copied = 0;
-        let mut has = Vec::new();
-        for place in &self.places {
-            let names = place.list(prefix)?.into_iter().map(|object| object.name);
-            has.push((place, names.collect::<std::collections::BTreeSet<String>>()));
-        }
-        let all: std::collections::BTreeSet<&String> =
-            has.iter().flat_map(|(_, names)| names).collect();
-        for name in all.into_iter().filter(|name| is_shared(name)) {
-            let lacking: Vec<_> = has.iter().filter(|(_, names)| !names.contains(name)).collect();
-            let Some((from, _)) = has.iter().find(|(_, names)| names.contains(name)) else {
-                continue;
-            };
-            if lacking.is_empty() {
-                continue;
-            }
-            // Taken away in between: it was not needed any more.
-            let Some(sealed) = from.get(name)? else { continue };
-            for (place, _) in lacking {
-                place.put(name, &sealed, Existing::Keep)?;
-                copied += 1;
-            }
-        }
-        Ok(copied)
+        at_once(names.len().min(DELETERS), work)
     }
 }
 
@@ -572,10 +558,12 @@ pub(crate) struct Mended {
     /// Places where it was damaged or gone.
     pub harmed: Vec<String>,
     pub unreachable: Vec<(String, RepositoryError)>,
+    /// Read, in all places together.
+    pub bytes: u64,
 }
 
 /// How places hold an object.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     pub copies: usize,
     /// In all places together.
@@ -587,6 +575,19 @@ pub(crate) enum Found<T> {
     Whole(T),
     Damaged,
     Nothing,
+}
+
+/// Runs it in so many threads, and waits for all of them.
+pub(crate) fn at_once(
+    threads: usize,
+    work: impl Fn() -> Result<(), RepositoryError> + Copy + Send,
+) -> Result<(), RepositoryError> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let ended = running.into_iter().map(|thread| thread.join());
+        let ended: Vec<_> = ended.map(|it| it.unwrap_or_else(|_| Err(lost_thread()))).collect();
+        ended.into_iter().collect()
+    })
 }
 
 fn lost_thread() -> RepositoryError {
@@ -604,7 +605,7 @@ fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held
 }
 
 /// Passwords and identity are each place's own.
-fn is_shared(name: &str) -> bool {
+pub(crate) fn is_shared(name: &str) -> bool {
     name != IDENTITY && name != SEALED && !name.starts_with(KEYS) && !name.starts_with("probe/")
 }
 

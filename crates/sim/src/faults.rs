@@ -106,7 +106,7 @@ pub enum Kind {
     KillSource(u64),
     /// A client writes megabytes at once.
     Bulk,
-    /// Everything but one node is lost, and the operator forces that one.
+    /// Everything but one node is lost, and the operator forces that one, to lead or to be put back.
     Force,
     /// Data of another cluster is put in place of a standby's.
     Foreign,
@@ -317,8 +317,12 @@ impl World {
             && self.now >= at
         {
             self.plan.force = None;
-            self.ghost.excused = true;
-            self.give(n, Input::Wished { cause: Cause::Force { to: None } });
+            if self.plan.restores.chance(400) {
+                self.restore(n, true);
+            } else {
+                self.ghost.excused = true;
+                self.give(n, Input::Wished { cause: Cause::Force { to: None } });
+            }
         }
         if self.plan.survives.is_some_and(|at| self.now >= at) {
             self.plan.survives = None;
@@ -472,7 +476,7 @@ impl World {
             }
             Kind::Force => self.leave_only(other),
             Kind::Foreign => self.foreign(n),
-            Kind::Restore => self.restore(n),
+            Kind::Restore => self.restore(n, false),
             Kind::Newer => {
                 let key = format!("{}lease", self.store.keys.prefix);
                 self.store_put(&Txn::new().put(key, "{\"version\":99,\"record\":{\"new\":1}}"));

@@ -1,9 +1,9 @@
 //! What must be true at each step, judged by somebody who sees everything.
 
 use crate::say;
-use crate::server::{Proc, Waiting};
+use crate::server::{Proc, Waiting, Who};
 use crate::wal::Rec;
-use crate::world::{ForAgent, S, World};
+use crate::world::{ForAgent, MS, S, World};
 use everhold_core::decide::Verdict;
 use everhold_core::durable::Data;
 use everhold_core::ids::Epoch;
@@ -21,6 +21,8 @@ const HEALS: u64 = 20 * S;
 const FLOWS: u64 = 6 * S;
 /// A superseded primary that isn't frozen is stopped within this: lease, then a look.
 const STALE: u64 = 9 * S;
+/// One that was frozen has heard what it missed, and its minder has judged, within this.
+const AWAKE: u64 = 50 * MS;
 /// A node counts as healthy after so long without a fault.
 const SETTLED: u64 = 3 * S;
 
@@ -35,6 +37,10 @@ pub struct Ghost {
     seen: Vec<bool>,
     /// Who serves at the highest epoch so far.
     leader: Option<(usize, Epoch)>,
+    /// When each epoch was first served.
+    began: BTreeMap<Epoch, u64>,
+    /// The barrier acknowledged last, by server.
+    barriers: BTreeMap<usize, Rec>,
     stale_since: BTreeMap<usize, u64>,
     /// Where reading went up to, by server and life.
     read_upto: BTreeMap<usize, u32>,
@@ -105,9 +111,13 @@ impl World {
         if let Some((other, highest)) = self.ghost.leader
             && (highest > epoch || (highest == epoch && other != n))
         {
+            if highest > epoch && self.overslept(n, epoch, other) {
+                return;
+            }
             self.violated(format!("{n} serves epoch {epoch} after {other} served {highest}"));
         }
         self.ghost.leader = Some((n, epoch));
+        self.ghost.began.entry(epoch).or_insert(self.now);
         let dir = &self.nodes[n].dir;
         let line = self.store.read_term().map(Term::line).unwrap_or_default();
         let replaced = self.nodes[n].replaced;
@@ -131,12 +141,29 @@ impl World {
         }
     }
 
+    /// `n` slept while the epoch after its own began to be served by `leader`, or by somebody before
+    /// it, and has not heard of it yet. What it serves on is a barrier that enough nodes had flushed
+    /// before they gave their word for the newer epoch: then the newer leader holds it, and whatever
+    /// shows at `n` until it is stopped was settled before it slept. Without sleep, or on any other
+    /// barrier, nothing of this is promised.
+    fn overslept(&self, n: usize, epoch: Epoch, leader: usize) -> bool {
+        let node = &self.nodes[n];
+        let next = self.ghost.began.range(epoch + 1..).next();
+        let slept = next.is_some_and(|(_, at)| (node.froze..node.thawed).contains(at));
+        let barrier = self.ghost.barriers.get(&n).filter(|rec| rec.epoch == epoch);
+        let holds = |rec: &Rec| self.nodes[leader].dir.holds(rec);
+        slept && self.now < node.thawed + AWAKE && barrier.is_some_and(holds)
+    }
+
     /// A commit was acknowledged on `n`.
     pub fn check_acknowledged(&mut self, n: usize, commit: Waiting) {
         let wal = &self.nodes[n].dir.wal;
         let at = wal.partition_point(|rec| rec.end < commit.end);
         let Some(rec) = wal.get(at).copied().filter(|rec| rec.uid == commit.uid) else { return };
         self.ghost.keep(rec);
+        if matches!(commit.who, Who::Barrier { .. }) {
+            self.ghost.barriers.insert(n, rec);
+        }
         let granted = self.nodes[n].disk.grant.map_or(0, |grant| grant.epoch);
         if let Some((leader, epoch)) = self.ghost.leader
             && leader != n

@@ -1,6 +1,5 @@
 //! Chance from a seed: splitmix64, one stream for each purpose so that they don't disturb another.
 
-/// After Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -13,11 +12,7 @@ impl Random {
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        everhold_core::http::hash::next(&mut self.0)
     }
 
     /// 0 up to `n`, without `n`; 0 if that is 0.

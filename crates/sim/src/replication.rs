@@ -513,6 +513,7 @@ impl World {
         self.kill_agent(n);
         self.end_server(n);
         self.nodes[n].dir = Dir { garbage: true, ..Dir::default() };
+        (self.nodes[n].restored, self.nodes[n].stands) = (None, None);
         self.nodes[n].replaced += 1;
         self.nodes[n].disk = Default::default();
         self.nodes[n].minder = None;

@@ -4,7 +4,11 @@ use crate::faults::{Fault, Kind};
 use crate::world::{MS, S, World};
 use everhold_core::agent::Input;
 use everhold_core::postgres::Restored;
+use everhold_core::term::Term;
 use everhold_core::view::Cause;
+
+/// Where the agent of the node that is put back is killed.
+const MOMENTS: [&str; 6] = ["write", "persist", "stop", "put-back", "start", "park"];
 
 impl World {
     /// A restore, alone or with something that goes wrong in the middle of it.
@@ -15,7 +19,13 @@ impl World {
         let harmed = rng.chance(700);
         let (begins, other) = (rng.spread(MS, 6 * S), rng.index(count));
         self.add(0, Fault { kind: Kind::Restore, node, other, lasts });
-        if harmed {
+        let rng = &mut self.plan.restores;
+        if harmed && rng.chance(400) {
+            // It alone knows what it was about to do.
+            let moment = MOMENTS[rng.index(MOMENTS.len())];
+            let crash = Kind::CrashOn(moment, rng.below(3) as u32, false);
+            self.add(MS, Fault { kind: crash, node, other, lasts: 8 * S });
+        } else if harmed {
             let kind = self.plan.kind();
             self.add(begins, Fault { kind, node: other, other: node, lasts: 8 * S });
         }
@@ -23,12 +33,14 @@ impl World {
     }
 
     /// What a repository holds of the leader's history up to some record, and the wish to have it.
-    pub fn restore(&mut self, n: usize) {
+    pub fn restore(&mut self, n: usize, force: bool) {
         let Some(term) = self.store.read_term().cloned() else { return };
         let Some(leader) = self.leader() else { return };
         let whole = &self.nodes[leader].dir;
-        let Some(agent) = &self.nodes[leader].agent else { return };
-        let mut line = agent.view.durable.line.clone();
+        if whole.garbage {
+            return;
+        }
+        let mut line = self.nodes[leader].disk.line.clone();
         let back = self.plan.restores.index(whole.wal.len().min(400));
         let mut dir = whole.clone();
         dir.wal.truncate(whole.wal.len() - back);
@@ -47,6 +59,15 @@ impl World {
             tli: term.branches.iter().map(|branch| branch.tli).max().unwrap_or(1),
         };
         self.nodes[n].restored = Some((restored.id.clone(), dir));
-        self.give(n, Input::Wished { cause: Cause::Restore { restored, force: false } });
+        self.give(n, Input::Wished { cause: Cause::Restore { restored, force } });
+    }
+
+    /// A term of a campaign that put a node back is about to be published.
+    pub fn note_put_back(&mut self, writer: usize, term: &Term) {
+        let agent = self.nodes.get(writer).and_then(|node| node.agent.as_ref());
+        let campaign = agent.and_then(|agent| agent.view.campaign.as_ref());
+        if campaign.is_some_and(|it| matches!(it.cause, Cause::Restore { .. })) {
+            self.ghost.restored = Some((term.epoch, writer, self.nodes[writer].replaced));
+        }
     }
 }

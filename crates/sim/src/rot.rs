@@ -29,7 +29,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(seed: u64) -> Plan {
-        Plan { rng: Random::new(seed, 5), handed: 0 }
+        Plan { rng: Random::new(seed, 6), handed: 0 }
     }
 }
 

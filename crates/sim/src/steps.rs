@@ -106,7 +106,7 @@ impl World {
             PgAction::Barrier { .. } => self.barrier(n, id, task),
             PgAction::Evidence => self.evidence(n, task),
             PgAction::Checkpoint => self.checkpoint(n, task),
-            PgAction::Slots { names } => self.slots(n, &names),
+            PgAction::Slots { names, .. } => self.slots(n, &names),
             PgAction::Rewind { source, fork, .. } => self.copy(n, &source, Some(fork), task),
             PgAction::Clone { source, .. } => self.copy(n, &source, None, task),
             PgAction::PutBack { id, .. } => self.put_back(n, &id, task),
@@ -468,6 +468,7 @@ impl World {
             return Next::Failed("a page of the source is not as it was written");
         }
         self.nodes[n].dir = *copy;
+        self.nodes[n].stands = None;
         self.nodes[n].replaced += 1;
         if fork.is_none() {
             self.copied(n, rotten);
@@ -489,10 +490,20 @@ impl World {
         if task.stage == 0 {
             return Next::In(self.rng.spread(5 * MS, S));
         }
-        let Some((_, dir)) = self.nodes[n].restored.take_if(|(own, _)| own == id) else {
-            return Next::Failed("nothing of that name was restored");
+        if self.nodes[n].stands.as_deref() == Some(id) {
+            return Next::Done(PgOutcome::Done);
+        }
+        if self.plan.restores.chance(60) {
+            return Next::Failed("no space left on device");
+        }
+        let refused = self.plan.restores.chance(60);
+        let restored = self.nodes[n].restored.take_if(|(own, _)| own == id && !refused);
+        let Some((_, dir)) = restored else {
+            let why = "nothing of that name was restored".to_string();
+            return Next::Done(PgOutcome::NotPutBack { why });
         };
         self.nodes[n].dir = dir;
+        self.nodes[n].stands = Some(id.to_string());
         self.nodes[n].replaced += 1;
         let campaign = self.nodes[n].agent.as_ref().and_then(|agent| agent.view.campaign.as_ref());
         let replaced = self.nodes[n].replaced;

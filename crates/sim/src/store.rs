@@ -75,7 +75,10 @@ impl World {
                 Op::Put { value, .. } => decode::<Term>(value).ok(),
                 Op::Delete { .. } => None,
             });
-            term.iter().for_each(|term| self.check_sound(n, term));
+            if let Some(term) = term {
+                self.check_sound(n, &term);
+                self.note_put_back(n, &term);
+            }
         }
         let gen_ = self.nodes[n].gen_;
         let request_lost = self.net.store[n] || self.rng.chance(self.store.flaky);

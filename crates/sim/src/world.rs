@@ -147,10 +147,15 @@ pub struct Node {
     pub dir: Dir,
     /// What was restored beside it, and its name.
     pub restored: Option<(String, Dir)>,
+    /// The name of what was restored and stands in its place.
+    pub stands: Option<String>,
     /// So often the directory was replaced: what was sent from an earlier one is not in this one.
     pub replaced: u32,
     pub minder: Option<Minder>,
     pub frozen: bool,
+    /// When it last froze, and when it last resumed.
+    pub froze: u64,
+    pub thawed: u64,
     deferred: Vec<Event>,
     server_deferred: Vec<Event>,
     /// How long a flush takes at most.
@@ -539,12 +544,14 @@ impl World {
         }
         say!(self, "{n} freezes");
         self.nodes[n].frozen = true;
+        self.nodes[n].froze = self.now;
         self.after(on, Event::Thaw { node: n });
     }
 
     fn thaw(&mut self, n: usize) {
         say!(self, "{n} resumes");
         self.nodes[n].frozen = false;
+        self.nodes[n].thawed = self.now;
         let deferred = std::mem::take(&mut self.nodes[n].deferred);
         self.give_back(deferred);
         // The deadline comes first, whatever else there is to do.
@@ -596,9 +603,12 @@ fn node(name: &str, offset_ms: u64) -> Node {
         server: Server::new(),
         dir: Dir { garbage: true, ..Dir::default() },
         restored: None,
+        stands: None,
         replaced: 0,
         minder: None,
         frozen: false,
+        froze: 0,
+        thawed: 0,
         deferred: Vec::new(),
         server_deferred: Vec::new(),
         fsync: 2 * MS,

@@ -103,10 +103,11 @@ impl Aside {
                 let said = postmaster::logged_since(&aside.config.log_file, 0);
                 return Err(PgError::DidNotStart { said: format!("{said} ({status})") });
             }
+            // What it does not answer now, on a machine that has much to do, it answers later.
             if let Ok(session) = aside.session("postgres").await {
                 let sql = "SELECT pg_is_in_recovery()";
-                if session.value("ask whether it has recovered", sql).await?.as_deref() == Some("f")
-                {
+                let doing = "ask whether it has recovered";
+                if session.value(doing, sql).await.is_ok_and(|it| it.as_deref() == Some("f")) {
                     return Ok(aside);
                 }
             }
@@ -143,10 +144,13 @@ impl Aside {
                 let said = postmaster::logged_since(&self.config.log_file, 0);
                 return Err(PgError::DidNotStart { said: format!("{said} ({status})") });
             }
-            if let Ok(session) = self.session("postgres").await
-                && let Some(held) = self.look(&session, target).await?
-            {
-                return Ok(held);
+            if let Ok(session) = self.session("postgres").await {
+                match self.look(&session, target).await {
+                    Ok(Some(held)) => return Ok(held),
+                    Err(refused @ PgError::Refused { .. }) => return Err(refused),
+                    // It is not there yet, or does not answer now: hours of replay stand behind it.
+                    Ok(None) | Err(_) => {}
+                }
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -336,5 +340,9 @@ async fn spawn(
     let log = log.map_err(PgError::file("open", &config.log_file))?;
     let errors = log.try_clone().map_err(PgError::file("open", &config.log_file))?;
     command.stdin(Stdio::null()).stdout(log).stderr(errors).kill_on_drop(true);
-    command.spawn().map_err(|error| PgError::DidNotStart { said: error.to_string() })
+    command.spawn().map_err(|error| PgError::Tool {
+        tool: "postgres",
+        status: "no start".to_string(),
+        said: error.to_string(),
+    })
 }

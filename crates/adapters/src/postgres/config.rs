@@ -37,6 +37,9 @@ pub struct PgConfig {
     pub parameters: BTreeMap<String, String>,
 }
 
+/// Stands in a copy that was made from elsewhere than the leader, as the last file written: the epoch
+/// it was made in, where its log ends, and its bytes.
+pub const COPIED: &str = "everhold.copied";
 /// Stands in a data directory that was restored: its name, and a sign that roles may have passwords
 /// of another time until it was promoted.
 pub const RESTORED: &str = "everhold.restored";
@@ -88,13 +91,19 @@ impl PgConfig {
         }
     }
 
-    pub(super) fn clone_dir(&self) -> PathBuf {
+    /// Where a copy is made that is to take the place of the data directory.
+    pub fn clone_dir(&self) -> PathBuf {
         files::beside(&self.data_dir, ".new")
     }
 
     /// Where a restore makes what is to take the place of the data directory.
     pub fn restored_dir(&self) -> PathBuf {
         files::beside(&self.data_dir, ".restored")
+    }
+
+    /// What was restored and is being removed.
+    pub(super) fn dropped_dir(&self) -> PathBuf {
+        files::beside(&self.data_dir, ".dropped")
     }
 
     pub(super) fn bootstrap_dir(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use super::session::{APPLICATION, Session, within};
 use super::settings::Dynamic;
 use everhold_core::ids::{Epoch, Lsn};
 use everhold_core::postgres::PgOutcome;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,6 +35,20 @@ impl Proven {
 
     fn set(&self, value: Option<(i32, String)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+}
+
+/// Up to where the owners of slots have the log, as it was told last.
+#[derive(Clone, Default)]
+pub struct Needed(Arc<Mutex<Option<BTreeMap<String, Lsn>>>>);
+
+impl Needed {
+    fn get(&self) -> Option<BTreeMap<String, Lsn>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, needed: BTreeMap<String, Lsn>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(needed);
     }
 }
 
@@ -112,11 +126,16 @@ pub async fn checkpoint(site: &Site) -> Result<PgOutcome, PgError> {
 }
 
 /// Makes the slots exist and drops others that Everhold made.
-pub async fn slots(site: &Site, names: &[String]) -> Result<PgOutcome, PgError> {
+pub async fn slots(
+    site: &Site,
+    names: &[String],
+    needed: &BTreeMap<String, Lsn>,
+) -> Result<PgOutcome, PgError> {
     let session = Session::open(&site.config, "slots", "").await?;
     make_slots(site, &session, names).await?;
     drop_other_slots(site, &session, names).await?;
-    advance_slots(&session).await?;
+    site.needed.set(needed.clone());
+    advance_slots(site, &session).await?;
     Ok(PgOutcome::Done)
 }
 
@@ -167,14 +186,26 @@ async fn drop_other_slots(site: &Site, session: &Session, names: &[String]) -> R
     Ok(())
 }
 
-/// On a standby nobody uses the slots, and what they reserve would grow for ever. Followers are never
-/// further behind than its last restartpoint, or they are cloned.
-pub async fn advance_slots(session: &Session) -> Result<(), PgError> {
-    let sql = "SELECT pg_replication_slot_advance(slot_name, redo_lsn) \
-               FROM pg_replication_slots, pg_control_checkpoint() \
-               WHERE pg_is_in_recovery() AND slot_type = 'physical' AND NOT temporary \
-               AND NOT active AND slot_name <> 'everhold_log' AND restart_lsn < redo_lsn";
-    session.ask_soon("advance the slots", sql).await.map(drop)
+/// On a standby nobody uses the slots, and what they reserve would grow for ever: they are moved on to
+/// its last restartpoint. A member that is behind that may be told to take the rest from here, or to
+/// follow this node as the next leader, so what it lacks stays.
+pub async fn advance_slots(site: &Site, session: &Session) -> Result<(), PgError> {
+    let Some(needed) = site.needed.get() else { return Ok(()) };
+    let needed: Vec<String> =
+        needed.iter().map(|(slot, end)| format!("({}, '{end}'::pg_lsn)", literal(slot))).collect();
+    let needed = match needed.is_empty() {
+        true => "(NULL, NULL::pg_lsn)".to_string(),
+        false => needed.join(", "),
+    };
+    let sql = format!(
+        "SELECT pg_replication_slot_advance(slot_name, least(redo_lsn, needed)) \
+         FROM pg_replication_slots CROSS JOIN pg_control_checkpoint() \
+         LEFT JOIN (VALUES {needed}) AS owner (slot, needed) ON slot = slot_name \
+         WHERE pg_is_in_recovery() AND slot_type = 'physical' AND NOT temporary \
+         AND NOT active AND slot_name <> 'everhold_log' \
+         AND restart_lsn < least(redo_lsn, needed)"
+    );
+    session.ask_soon("advance the slots", &sql).await.map(drop)
 }
 
 /// What becomes of the slot `everhold_log`, which keeps WAL that isn't archived yet: on every member,

@@ -15,6 +15,7 @@ mod kept;
 mod leader;
 mod lifecycle;
 pub mod lost;
+mod memory;
 mod observe;
 mod postmaster;
 mod probe;
@@ -29,11 +30,13 @@ mod wal;
 
 pub use aside::{Aside, AsideConfig, Held, Target};
 pub use backup_mode::{BackupEnds, BackupMode};
-pub use config::{PgConfig, RESTORED};
+pub use config::{COPIED, PgConfig, RESTORED};
+pub use copy::drop_restored;
 pub use error::PgError;
 pub use files::Owner;
 pub use kept::KeptWal;
 pub use leader::LogSlot;
+pub use memory::free_memory;
 pub use probe::probe;
 pub use proof::Wrong;
 pub use settings::{REPLICATION_ROLE, SUPERUSER};
@@ -41,7 +44,7 @@ pub use wal::{Flushed, WalFiles, WalSource};
 
 use everhold_core::ids::Member;
 use everhold_core::postgres::{PgAction, PgFacts, PgOutcome};
-use leader::Proven;
+use leader::{Needed, Proven};
 use observe::Look;
 use postmaster::Watch;
 use process::{Directory, Handle};
@@ -61,6 +64,8 @@ struct Site {
     watch: Watch,
     timeline: Timeline,
     proven: Proven,
+    /// Up to where the owners of slots have the log; not known at first.
+    needed: Needed,
     /// A rewind or a clone is under way.
     copying: Arc<AtomicBool>,
     /// Set in an action that nothing else may overlap.
@@ -134,6 +139,7 @@ impl Postgres {
             watch: Watch::new(),
             timeline: Timeline::default(),
             proven: Proven::default(),
+            needed: Needed::default(),
             copying: Arc::default(),
             alone: None,
         };
@@ -165,7 +171,9 @@ impl Postgres {
                 leader::evidence(&self.site, &mut *self.evidence.lock().await).await
             }
             PgAction::Checkpoint => leader::checkpoint(&self.site).await,
-            PgAction::Slots { names } => leader::slots(&self.site, &others(names, me)).await,
+            PgAction::Slots { names, needed } => {
+                leader::slots(&self.site, &others(names, me), needed).await
+            }
             PgAction::Observe => Ok(PgOutcome::Done),
             PgAction::Bootstrap
             | PgAction::Stop { .. }
@@ -200,7 +208,7 @@ impl Postgres {
             }
             PgAction::Clone { source, fork, epoch, keep, bad_pages_too } => {
                 let old = copy::Old { fork: *fork, epoch: *epoch, keep: *keep };
-                copy::clone(site, source, old, *bad_pages_too).await
+                copy::clone(site, source, &me.slot(), old, *bad_pages_too).await
             }
             PgAction::PutBack { id, epoch } => copy::put_back(site, id, *epoch).await,
             PgAction::Barrier { .. }
@@ -221,9 +229,17 @@ impl Postgres {
         leader::log_slot(&self.site, wanted).await
     }
 
-    /// What tails that are kept here hold, as [`lost::tails`] tells it.
-    pub async fn lost(&self) -> Result<Vec<lost::Tail>, PgError> {
-        lost::tails(&self.site.config).await
+    /// Gives roles this cluster's passwords where a primary was restored and still has others. Whether
+    /// there was anything to do. Runs beside everything else.
+    pub async fn renew_roles(&self) -> Result<bool, PgError> {
+        standby::renew_roles(&self.site).await
+    }
+
+    /// Removes what was restored beside the data directory; with `unfinished` only what never became
+    /// whole. Runs beside everything else.
+    pub async fn drop_restored(&self, unfinished: bool) -> Result<(), PgError> {
+        let config = self.site.config.clone();
+        self.site.blocking(move || copy::drop_restored(&config, unfinished)).await
     }
 
     /// Changes at once when the postmaster ends, for whatever reason.

@@ -221,7 +221,7 @@ async fn connect(site: &Site, pid: i32) -> Result<Live, PgError> {
 /// Overrides, and what has to be done from time to time.
 async fn look_closely(site: &Site, session: &Session) -> Result<Vec<String>, PgError> {
     let answers = session.ask("look for overrides", OVERRIDES).await?;
-    leader::advance_slots(session).await?;
+    leader::advance_slots(site, session).await?;
     let config = site.config.clone();
     let mut found = site
         .blocking(move || {

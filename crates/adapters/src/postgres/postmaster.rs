@@ -93,6 +93,8 @@ pub async fn spawn(config: &PgConfig, watch: &Watch) -> Result<(), PgError> {
     let control = tool::control(config).await?;
     let mut command = tool::command(config, "postgres", &["setsid"]);
     command.arg("-D").arg(&config.data_dir);
+    // What protects the postmaster where memory is short is not for its backends.
+    command.env("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj");
     for (name, value) in settings::forced(config, Some(&control)) {
         command.arg("-c").arg(format!("{name}={value}"));
     }

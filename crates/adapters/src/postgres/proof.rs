@@ -168,7 +168,7 @@ fn shorten(row: &mut String) {
 }
 
 /// Words of a server that says that the machine, not the data, kept it from going on.
-const OF_THE_MACHINE: [&str; 9] = [
+const OF_THE_MACHINE: [&str; 13] = [
     "No space left",
     "Disk quota exceeded",
     "annot allocate memory",
@@ -177,7 +177,11 @@ const OF_THE_MACHINE: [&str; 9] = [
     "lock file",
     "Too many open files",
     "could not access file",
+    "could not fork",
+    "Input/output error",
+    "Read-only file system",
     "signal: ",
+    "by signal 9",
 ];
 
 impl PgError {

@@ -13,6 +13,7 @@ use super::error::PgError;
 use super::files::{self, Keep};
 use everhold_core::ids::Member;
 use everhold_core::postgres::{CLOSED, Source};
+use postgres_protocol::password::scram_sha_256;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::fs;
@@ -276,18 +277,19 @@ pub fn write_passfile(config: &PgConfig) -> Result<(), PgError> {
     write(config, &Paths::of(config).passfile, &line)
 }
 
-/// A password without the line's end.
+/// A text as SQL has it.
 pub fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// As SQL has it.
+/// A name as SQL has it.
 pub fn name(text: &str) -> String {
     format!("\"{}\"", text.replace('"', "\"\""))
 }
 
-/// Gives the roles that Everhold made their passwords of this cluster. Nothing of it is logged, nor
-/// waited for: nobody acknowledges yet.
+/// Gives the roles that Everhold made their passwords of this cluster, as what a server keeps of
+/// them: the passwords themselves stand in no statement. Nothing of it is logged, nor waited for:
+/// nobody acknowledges yet.
 pub fn roles_sql(config: &PgConfig) -> Result<String, PgError> {
     let owner_password = read_password(&config.owner_password_file)?;
     let replication_password = read_password(&config.replication_password_file)?;
@@ -295,13 +297,13 @@ pub fn roles_sql(config: &PgConfig) -> Result<String, PgError> {
         |role: &str| format!("EXISTS (SELECT FROM pg_roles WHERE rolname = {})", literal(role));
     let mut sql = "SET log_statement = none; SET log_min_error_statement = panic; \
                    SET log_min_duration_statement = -1; SET log_duration = off; \
-                   SET password_encryption = 'scram-sha-256'; SET synchronous_commit = local;"
+                   SET synchronous_commit = local;"
         .to_string();
     for (role, more, password) in [
         (REPLICATION_ROLE, "REPLICATION", replication_password),
         (config.owner.as_str(), "", owner_password),
     ] {
-        let (given, password) = (name(role), literal(&password));
+        let (given, password) = (name(role), literal(&scram_sha_256(password.as_bytes())));
         sql += &format!(
             " DO $everhold$ BEGIN IF NOT {} THEN CREATE ROLE {given}; END IF; END $everhold$; \
              ALTER ROLE {given} LOGIN {more} PASSWORD {password};",
@@ -311,7 +313,7 @@ pub fn roles_sql(config: &PgConfig) -> Result<String, PgError> {
     Ok(sql)
 }
 
-/// What a password file holds.
+/// What a password file holds, without the line's end.
 pub fn read_password(path: &Path) -> Result<String, PgError> {
     let text = fs::read_to_string(path).map_err(PgError::file("read the password in", path))?;
     let password = text.trim_end_matches(['\r', '\n']);

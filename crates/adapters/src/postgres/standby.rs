@@ -24,6 +24,8 @@ const CLOSE_LOOK: Duration = Duration::from_millis(20);
 /// A promotion writes an end-of-recovery record and no checkpoint, so it takes milliseconds; a slow
 /// disk gets time.
 const PROMOTE_MS_MAX: u64 = 30_000;
+/// A few rows, and a flush of a disk that may be slow.
+const ROLES_MS_MAX: u64 = 30_000;
 /// The sleeps of the startup process between two looks that prove a whole round in between: the one
 /// it may just have been falling into, one that an unrelated signal may have broken, and a real one.
 const SLEEPS_OF_A_ROUND: u64 = 3;
@@ -196,24 +198,32 @@ pub async fn promote(
     let tli = tli.ok_or(PgError::Answer { doing: "read the timeline", said: name })?;
     let pg_wal = site.config.pg_wal();
     let (parent, fork) = site.blocking(move || history::origin(&pg_wal, tli)).await?;
-    renew_roles(site, &session).await?;
     Ok(PgOutcome::Promoted { tli, parent, fork })
 }
 
-/// What was restored has the passwords of its time, and perhaps of another cluster.
-async fn renew_roles(site: &Site, session: &Session) -> Result<(), PgError> {
+/// What was restored has the passwords of its time, and perhaps of another cluster: without this
+/// cluster's no standby gets in. Owed for as long as the marker stands. Whether there was anything
+/// to do.
+pub async fn renew_roles(site: &Site) -> Result<bool, PgError> {
     let marker = site.config.data_dir.join(RESTORED);
     if !marker.exists() {
-        return Ok(());
+        return Ok(false);
+    }
+    let session = Session::open(&site.config, "roles", "").await?;
+    let standby = session.ask_soon("look at the server", "SELECT pg_is_in_recovery()").await?;
+    if first(&standby) != [Some("f".to_string())] {
+        return Ok(false);
     }
     let config = site.config.clone();
     let sql = site.blocking(move || settings::roles_sql(&config)).await?;
-    session.ask_soon("give roles this cluster's passwords", &sql).await?;
+    let doing = "give roles this cluster's passwords";
+    within(doing, ROLES_MS_MAX, session.ask(doing, &sql)).await?;
     site.blocking(move || {
         files::remove(&marker)?;
         files::sync_parent(&marker)
     })
-    .await
+    .await?;
+    Ok(true)
 }
 
 /// Puts placeholders where PostgreSQL would otherwise find a free number below the branch's, and

@@ -75,6 +75,7 @@ pub fn tail(text: &str) -> String {
         "syntax error",
         "unrecognized configuration",
         "invalid value for parameter",
+        "terminated by signal",
     ];
     let matters = |line: &&str| telling.iter().any(|word| line.contains(word));
     let chosen: Vec<&str> = lines.iter().copied().filter(matters).collect();
@@ -98,6 +99,8 @@ mod tests {
     fn the_tail_prefers_errors() {
         let text = "LOG: a\nFATAL:  could not bind\nHINT:  another one?\nLOG: b\n";
         assert_eq!(tail(text), "FATAL:  could not bind; HINT:  another one?");
+        let text = "FATAL:  starting up\nLOG:  process 7 was terminated by signal 9\nLOG: b\n";
+        assert!(tail(text).ends_with("terminated by signal 9"));
         assert_eq!(tail("10/20 kB\r20/20 kB\r"), "10/20 kB; 20/20 kB");
         assert_eq!(tail(""), "");
     }

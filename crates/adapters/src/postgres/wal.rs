@@ -19,8 +19,9 @@ SELECT f.lsn, pg_walfile_name(f.lsn), \
  (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS lsn) f \
  WHERE f.lsn IS NOT NULL";
 
-/// The head of the first page of a segment; others have 24 bytes.
-const PAGE_HEAD_MAX: u64 = 40;
+/// The head of a page, and of the first page of a segment.
+const PAGE_HEAD: u64 = 24;
+const SEGMENT_HEAD: u64 = 40;
 
 /// A primary that is asked again and again how far it is, over one session.
 pub struct WalSource {
@@ -75,7 +76,7 @@ impl WalSource {
                 sysid: sysid.as_ref()?.parse().ok()?,
                 tli: Tli::from_str_radix(file.as_ref()?.get(..8)?, 16).ok()?,
                 lsn: lsn.as_ref()?.parse().ok()?,
-                written: record_end(written.as_ref()?.parse().ok()?, files.page_bytes),
+                written: files.record_end(written.as_ref()?.parse().ok()?),
                 files,
             })
         };
@@ -84,18 +85,18 @@ impl WalSource {
     }
 }
 
-/// A place behind the head of a page is where the next record will begin; the last one ended where
-/// the page begins. Also where it did end in the first bytes behind the head: it began before.
-fn record_end(at: Lsn, page_bytes: u64) -> Lsn {
-    match at.0 % page_bytes.max(1) {
-        within @ 0..=PAGE_HEAD_MAX => Lsn(at.0 - within),
-        _ => at,
-    }
-}
-
 impl WalFiles {
     pub fn segment_bytes(&self) -> u64 {
         self.segment_bytes
+    }
+
+    /// Where the last record ended, by where the next one will begin: a place just behind the head of
+    /// a page says that the last one ended where the page begins. One that goes on behind the head
+    /// ends further on.
+    fn record_end(&self, at: Lsn) -> Lsn {
+        let page = at.0 - at.0 % self.page_bytes.max(1);
+        let head = if page == self.begin(at).0 { SEGMENT_HEAD } else { PAGE_HEAD };
+        if at.0 - page == head { Lsn(page) } else { at }
     }
 
     /// From where on there is all of `line` up to `end`, in whole segments.
@@ -240,6 +241,29 @@ mod tests {
         }
         let name = Segment::name(tli, Lsn(number * SEGMENT), SEGMENT);
         fs::write(dir.join(name), bytes).expect("written");
+    }
+
+    #[test]
+    fn a_mark_stands_where_a_record_ended() {
+        let files = files(Path::new("/none"));
+        #[rustfmt::skip]
+        let cases = [
+            // page     behind its begin  expected
+            (PAGE * 3,    0,              0),
+            // The next record begins here, and the last one ended before the page.
+            (PAGE * 3,    0x18,           0),
+            // The last one went on behind the head, by 8 bytes and by 16.
+            (PAGE * 3,    0x20,           0x20),
+            (PAGE * 3,    0x28,           0x28),
+            (PAGE * 3,    0x30,           0x30),
+            // The head of a segment is longer.
+            (SEGMENT * 2, 0x28,           0),
+            (SEGMENT * 2, 0x30,           0x30),
+        ];
+        for (page, behind, expected) in cases {
+            let end = files.record_end(Lsn(page + behind));
+            assert_eq!(end, Lsn(page + expected), "{behind:#x} behind {page:#x}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Real servers in a directory that vanishes with them.
 
-use everhold_adapters::postgres::{PgConfig, Postgres};
+use everhold_adapters::postgres::{PgConfig, Postgres, free_memory};
 use everhold_core::ids::{Epoch, Lsn, Member, Tli};
 use everhold_core::postgres::{
     PgAction, PgFacts, PgOutcome, Process, Source, StopMode, sync_names,
@@ -34,11 +34,13 @@ impl Drop for Node {
         for _ in 0..200 {
             let left = self.pg.pids();
             if left.is_empty() {
-                return;
+                break;
             }
             left.into_iter().for_each(|pid| signal(pid, "KILL"));
             std::thread::sleep(Duration::from_millis(5));
         }
+        let config = &self.config;
+        let _ = free_memory(&config.bin_dir, &config.data_dir, config.run_as);
     }
 }
 
@@ -95,7 +97,7 @@ impl Cluster {
     /// A standby cloned from `leader`, streaming through its slot.
     pub async fn standby(&self, name: &str, leader: &Node) -> Node {
         let node = self.node(name).await;
-        leader.run(PgAction::Slots { names: vec![node.me.slot()] }).await;
+        leader.run(slots(&[&node])).await;
         let source = node.source(leader);
         node.run(PgAction::Clone {
             source: source.clone(),
@@ -215,6 +217,15 @@ impl Node {
     }
 
     /// A superuser's session over the socket.
+    /// Until it has replayed up to there.
+    pub async fn await_replay(&self, end: Lsn) {
+        let begun = Instant::now();
+        while self.facts().await.lsn < end {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub async fn admin(&self) -> Client {
         let mut to = tokio_postgres::Config::new();
         to.host_path(&self.config.run_dir).port(self.config.port).user("everhold");
@@ -283,6 +294,12 @@ pub fn line(tlis: &[Tli]) -> Vec<Branch> {
 
 pub fn signal(pid: i32, name: &str) {
     Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
+}
+
+/// Slots for these, who have all there is.
+pub fn slots(of: &[&Node]) -> PgAction {
+    let names = of.iter().map(|node| node.me.slot()).collect();
+    PgAction::Slots { names, needed: BTreeMap::new() }
 }
 
 pub fn free_port() -> u16 {

@@ -1,9 +1,11 @@
 //! The leader dies, a standby takes over, the old leader comes back.
 
-use crate::cluster::{Cluster, Node, execute, line, signal, value};
+use crate::cluster::{Cluster, Node, execute, line, signal, slots, value};
 use everhold_adapters::postgres::KeptWal;
 use everhold_core::ids::Lsn;
 use everhold_core::postgres::{CLOSED, PgAction, PgOutcome, Process, StopMode};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -90,8 +92,11 @@ async fn a_dead_leader_is_replaced_rewound_and_cloned() {
     }
     returns(&a, leader, rows).await;
 
-    // A whole copy does the same.
-    a.stop(StopMode::Fast).await;
+    // A whole copy does the same, and frees what a killed server held of the kernel's few segments.
+    let held = std::fs::metadata(&a.config.data_dir).unwrap().ino() as i32;
+    a.kill_postmaster().await;
+    a.stop(StopMode::Immediate).await;
+    assert!(segments().contains(&held), "{held}");
     let clone = PgAction::Clone {
         source: a.source(leader),
         fork: None,
@@ -101,7 +106,15 @@ async fn a_dead_leader_is_replaced_rewound_and_cloned() {
     };
     let PgOutcome::Copied { bytes, of } = a.run(clone).await else { panic!() };
     assert!(bytes > 0 && bytes == of);
+    assert!(!segments().contains(&held), "{held}");
     returns(&a, leader, rows).await;
+}
+
+/// Keys of the kernel's shared memory; PostgreSQL's are numbers of inodes.
+fn segments() -> Vec<i32> {
+    let text = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    let keys = text.lines().skip(1).map(|line| line.split_whitespace().next().unwrap());
+    keys.map(|key| key.parse().unwrap()).collect()
 }
 
 async fn returns(node: &Node, leader: &Node, rows: u64) {
@@ -129,7 +142,7 @@ async fn a_copy_whose_leader_went_is_seen_to_start() {
     let cluster = Cluster::new();
     let a = cluster.leader("a").await;
     let b = cluster.node("b").await;
-    a.run(PgAction::Slots { names: vec![b.me.slot()] }).await;
+    a.run(slots(&[&b])).await;
     let source = b.source(&a);
     let clone = PgAction::Clone {
         source: source.clone(),
@@ -294,4 +307,63 @@ async fn timelines_of_others_lead_nobody_astray() {
         assert!(begun.elapsed().as_secs() < 10, "{:?}", b.facts().await);
     }
     assert_ne!(b.facts().await.lsn, Lsn(0));
+}
+
+#[tokio::test]
+async fn what_was_restored_gets_its_passwords_sooner_or_later() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    a.run(PgAction::SetSync { names: String::new() }).await;
+    assert!(!a.pg.renew_roles().await.unwrap(), "nothing is owed");
+    let admin = a.admin().await;
+    execute(&admin, "ALTER ROLE app PASSWORD 'of another cluster'").await;
+    let marker = a.config.data_dir.join("everhold.restored");
+    std::fs::write(&marker, "a backup").unwrap();
+    // A first try that fails leaves it owed.
+    let (file, away) = (&a.config.owner_password_file, cluster.dir.path().join("away"));
+    std::fs::rename(file, &away).unwrap();
+    a.pg.renew_roles().await.unwrap_err();
+    assert!(marker.exists());
+    std::fs::rename(&away, file).unwrap();
+    assert!(a.pg.renew_roles().await.unwrap());
+    assert!(!marker.exists());
+    a.client().await;
+}
+
+/// Who is behind can be told to take the rest from another standby, or to follow it: the log that it
+/// lacks is there, whatever was checkpointed meanwhile.
+#[tokio::test]
+async fn a_standby_keeps_the_log_that_another_one_lacks() {
+    let cluster = Cluster::new();
+    let a = cluster.leader("a").await;
+    let b = cluster.standby("b", &a).await;
+    let c = cluster.standby("c", &a).await;
+    a.wait_for(1, &[&b, &c]).await;
+    let client = a.client().await;
+    execute(&client, "CREATE TABLE t (i int)").await;
+    // Of d nobody has heard for long.
+    let both =
+        PgAction::Slots { names: vec![c.me.slot(), "d_1".to_string()], needed: BTreeMap::new() };
+    b.run(both).await;
+    let (c_end, _) = c.seal().await;
+    for _ in 0..4 {
+        execute(&client, "INSERT INTO t SELECT generate_series(1, 20000)").await;
+        execute(&a.admin().await, "SELECT pg_switch_wal()").await;
+        execute(&a.admin().await, "CHECKPOINT").await;
+        b.await_replay(a.facts().await.lsn).await;
+        b.run(PgAction::Checkpoint).await;
+        b.run(PgAction::Slots {
+            names: vec![c.me.slot(), "d_1".to_string()],
+            needed: BTreeMap::from([(c.me.slot(), c_end)]),
+        })
+        .await;
+    }
+    let admin = b.admin().await;
+    let held = async |slot: &str| -> Lsn {
+        let sql = "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name =";
+        value(&admin, &format!("{sql} '{slot}'")).await.parse().unwrap()
+    };
+    assert!(held(&c.me.slot()).await <= c_end && held("d_1").await > c_end);
+    c.run(PgAction::SetSource { source: Some(c.source(&b)) }).await;
+    c.await_replay(b.facts().await.lsn).await;
 }

@@ -8,8 +8,18 @@ use std::time::{Duration, Instant};
 #[tokio::test]
 async fn a_cluster_is_made_replicates_and_acknowledges() {
     let cluster = Cluster::new();
+    let score = |process: &str| format!("/proc/{process}/oom_score_adj");
+    std::fs::write(score("self"), "300").unwrap();
     let a = cluster.leader("a").await;
+    std::fs::write(score("self"), "0").unwrap();
     let b = cluster.standby("b", &a).await;
+
+    // What the postmaster is to the kernel when memory is short, its backends are not.
+    let pid_file = std::fs::read_to_string(a.config.data_dir.join("postmaster.pid")).unwrap();
+    let backend = value(&a.admin().await, "SELECT pg_backend_pid()").await;
+    let of = |pid: &str| std::fs::read_to_string(score(pid)).unwrap().trim().to_string();
+    let scores = (of(pid_file.lines().next().unwrap()), of(&backend));
+    assert_eq!(scores, ("300".to_string(), "0".to_string()));
 
     let facts = a.facts().await;
     assert_eq!((facts.process, facts.in_recovery), (Process::Running, Some(false)));

@@ -226,6 +226,7 @@ impl Agent {
             | PgAction::Rewind { .. }
             | PgAction::Clone { .. }
             | PgAction::PutBack { .. } => {
+                self.view.confirmed = None;
                 self.view.parked = None;
                 self.view.trimmed = None;
             }

@@ -1,7 +1,7 @@
 //! How inputs change the view.
 
 use super::{Agent, Command, Input, Lane, Running, tell};
-use crate::decide::{Intent, Write, campaign, leader, pg_name, rejoin, upkeep};
+use crate::decide::{Intent, Write, campaign, leader, pg_name, put_back, rejoin, upkeep};
 use crate::durable::{Data, Durable};
 use crate::ids::{Lsn, Time};
 use crate::journal::Event;
@@ -158,6 +158,7 @@ impl Agent {
             self.server_left(Process::Down);
         }
         // Places alone change no decision: the next tick sees them.
+        self.view.seen_tli = self.view.seen_tli.max(facts.tli);
         let old = std::mem::replace(&mut self.view.pg, facts);
         let same = only_moved(old, &self.view.pg);
         if self.view.is_primary() {
@@ -288,6 +289,7 @@ impl Agent {
             (PgAction::Promote { branch, .. }, PgOutcome::Promoted { tli, parent, fork }) => {
                 self.view.parked = None;
                 self.view.promoting = None;
+                self.view.seen_tli = self.view.seen_tli.max(tli);
                 let as_published = (tli, parent, fork) == (branch.tli, branch.parent, branch.fork);
                 self.view.misbranched = !as_published;
                 if !as_published {
@@ -329,7 +331,7 @@ impl Agent {
                     data: Data::Ok,
                     sysid: Some(sysid),
                     line: vec![root],
-                    grant: None,
+                    ..Durable::default()
                 };
                 self.persist(durable, Intent::Plain, out);
             }
@@ -345,6 +347,12 @@ impl Agent {
                         self.persist(*durable, intent, out);
                     }
                     Some(_) | None => self.view.rejoin = Some(Rejoin::Clone { fork: None }),
+                }
+            }
+            (PgAction::PutBack { .. }, PgOutcome::NotPutBack { why }) => {
+                self.view.failures.insert("put-back".to_string(), failure(now, why));
+                if let Some(durable) = put_back::taken_back(&self.view) {
+                    self.persist(durable, Intent::Plain, out);
                 }
             }
             (PgAction::PutBack { id, .. }, _) => self.view.put_back = Some(id.clone()),
@@ -435,12 +443,14 @@ impl Agent {
         match write {
             Write::Open { record, cause, .. } => {
                 let switchover = matches!(cause, Cause::Switchover { .. });
+                // Whoever covered the sets of this term has promised more than it.
+                let rev = self.view.store.term.as_ref().map(|record| record.rev);
                 self.view.campaign = Some(Campaign {
                     epoch: record.epoch,
                     cause: cause.clone(),
                     opened: now,
                     covered: None,
-                    fenced: None,
+                    fenced: put_back::under_way(&self.view).and(rev),
                     renewed: now,
                     beat: 0,
                     summons: if switchover { Summons::Leader } else { Summons::All },

@@ -241,6 +241,7 @@ impl Agent {
             parked: None,
             trimmed: None,
             promoting: None,
+            seen_tli: 0,
             slots_kept: None,
             misbranched: false,
             rejoin: None,

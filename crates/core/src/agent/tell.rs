@@ -34,6 +34,7 @@ pub(super) fn status(view: &View, now: Time, running: Option<&PgAction>) -> Stat
         checkpoint: view.pg.checkpoint_tli,
         lsn: view.pg.lsn,
         tli: view.pg.tli,
+        seen_tli: view.seen_tli,
         streaming,
         lag_ms: lag(view, streaming),
         call: view.campaign.as_ref().map(|campaign| Call {
@@ -68,6 +69,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         checkpoint,
         lsn: _,
         tli: _,
+        seen_tli,
         streaming,
         lag_ms,
         call,
@@ -84,6 +86,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         || *primary != new.primary
         || *streaming != new.streaming
         || *data != new.data
+        || *seen_tli != new.seen_tli
         || *checkpoint != new.checkpoint
         || lag_ms.is_some() != new.lag_ms.is_some()
         || (*pid, *sysid, *port) != (new.pid, new.sysid, new.port)

@@ -97,6 +97,7 @@ fn leader(setting: &Setting) -> Agent {
         sysid: Some(1),
         line: vec![root.clone(), branch.clone()],
         grant: Some(Grant { epoch: 7, tli: 2 }),
+        ..Durable::default()
     };
     let members = ["b", "c"].map(|node| Member::new(node, 1));
     let (members, k) = match setting.alone {

@@ -76,6 +76,8 @@ pub enum Reason {
 
 /// After a run that came to nothing, or waited for a backup under way.
 const AGAIN_S: u64 = 600;
+/// While some place lacks what another has.
+const UNEVEN_S: u64 = 3_600;
 
 /// How the last run that forgets ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,14 +85,22 @@ pub struct Run {
     pub at_s: u64,
     /// It did all that there was to do.
     pub whole: bool,
+    /// It copied for as long as it may at once, and there is more.
+    pub goes_on: bool,
 }
 
-/// Whether it is time to forget: a day after the last time, and after each full backup.
-pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, now_s: u64) -> bool {
-    let Some(Run { at_s, whole }) = last else { return true };
+/// Whether it is time to forget: a day after the last time, and after each full backup; sooner while
+/// the places are `uneven`, since each run also makes them level.
+pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, uneven: bool, now_s: u64) -> bool {
+    let Some(Run { at_s, whole, goes_on }) = last else { return true };
     // One of the future was a wrong clock's.
     let at_s = at_s.min(now_s);
-    let wait = if whole { DAY_S } else { AGAIN_S };
+    let wait = match (whole, uneven) {
+        (_, _) if goes_on => 0,
+        (false, _) => AGAIN_S,
+        (true, true) => UNEVEN_S,
+        (true, false) => DAY_S,
+    };
     now_s >= at_s + wait
         || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
 }
@@ -136,6 +146,21 @@ pub fn judge(backups: &[Backup], keep: &Keep, now_s: u64) -> BTreeMap<String, BT
             }
         }
         newest.values().rev().take(count as usize).for_each(|backup| mark(Some(*backup), reason));
+    }
+    kept
+}
+
+/// The same by several standards of what is good: what any of them keeps is kept. With a place lost,
+/// or more copies wanted, every older backup falls short: that is a reason to make copies of those
+/// that are left, and none to give them up.
+pub fn judge_by(
+    standards: &[Vec<Backup>],
+    keep: &Keep,
+    now_s: u64,
+) -> BTreeMap<String, BTreeSet<Reason>> {
+    let mut kept: BTreeMap<String, BTreeSet<Reason>> = BTreeMap::new();
+    for (id, reasons) in standards.iter().flat_map(|it| judge(it, keep, now_s)) {
+        kept.entry(id).or_default().extend(reasons);
     }
     kept
 }
@@ -216,6 +241,10 @@ mod tests {
     fn kept(text: &str, keep: &Keep) -> String {
         let backups = backups(text);
         let kept = judge(&backups, keep, NOW);
+        stay(&backups, &kept)
+    }
+
+    fn stay(backups: &[Backup], kept: &BTreeMap<String, BTreeSet<Reason>>) -> String {
         let stay = backups.iter().filter(|it| !kept[&it.id].is_empty());
         stay.map(|it| it.id.as_str()).collect::<Vec<_>>().join(" ")
     }
@@ -257,6 +286,30 @@ mod tests {
     }
 
     #[test]
+    fn what_only_lacks_copies_stays_beside_what_has_them() {
+        let keep = Keep { days: 2, weekly: 3, ..Keep::default() };
+        #[rustfmt::skip]
+        let cases = [
+            // backups                    what stays
+            ("0d? 1d? 8d? 15d? 22d?",     "0d 1d 8d 15d"),
+            // The newest has its copies since a place was made anew, the older ones not yet.
+            ("0d 1d? 8d? 15d? 22d?",      "0d 1d 8d 15d"),
+            ("0d 1d 8d? 9d 15d? 22d",     "0d 1d 8d 9d 15d 22d"),
+            ("0d 1d 8d 15d 22d",          "0d 1d 8d 15d"),
+            ("0d 1d 8d! 9d? 15d?",        "0d 1d 9d 15d"),
+        ];
+        for (text, expected) in cases {
+            let standards = [backups(text), backups(&text.replace('?', ""))];
+            let kept = judge_by(&standards, &keep, NOW);
+            assert_eq!(stay(&standards[0], &kept), expected, "{text}");
+            let log = log(&standards[0], &kept);
+            for it in standards[0].iter().filter(|it| !kept[&it.id].is_empty()) {
+                assert!(log.needs(it.start, it.stop), "{text} {}", it.id);
+            }
+        }
+    }
+
+    #[test]
     fn what_it_stays_for() {
         let keep = Keep { days: 2, weekly: 2, ..Keep::default() };
         let backups = backups("0d 1d 9d 10d+ 40d");
@@ -274,7 +327,9 @@ mod tests {
 
     #[test]
     fn when_it_is_time() {
-        let run = |ago: i64, whole| Some(Run { at_s: NOW.saturating_add_signed(-ago), whole });
+        let run = |ago: i64, whole| {
+            Some(Run { at_s: NOW.saturating_add_signed(-ago), whole, goes_on: false })
+        };
         #[rustfmt::skip]
         let cases = [
             // last run             newest full       due
@@ -291,7 +346,17 @@ mod tests {
             (run(60, true),         Some(NOW + 500),  false),
         ];
         for (last, full, due) in cases {
-            assert_eq!(is_due(last, full, NOW), due, "{last:?} {full:?}");
+            assert_eq!(is_due(last, full, false, NOW), due, "{last:?} {full:?}");
+        }
+        #[rustfmt::skip]
+        let uneven = [
+            (run(3_599, true),                                            false),
+            (run(3_600, true),                                            true),
+            (run(599, false),                                             false),
+            (run(0, true).map(|it| Run { goes_on: true, ..it }),          true),
+        ];
+        for (last, due) in uneven {
+            assert_eq!(is_due(last, None, true, NOW), due, "{last:?}");
         }
     }
 

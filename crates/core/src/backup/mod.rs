@@ -36,7 +36,8 @@ pub struct Backup {
     pub start: Lsn,
     pub stop: Lsn,
     pub tli: Tli,
-    /// As many copies of it are whole as the policy asks for.
+    /// As many copies of it are whole as the policy asks for, and no recovery has given up the history
+    /// it is of.
     pub good: bool,
     pub proof: Proof,
 }

@@ -1,15 +1,16 @@
 //! Campaigns: when to begin one, and how it goes from the open epoch to the published term.
 
 use super::{Action, Verdict, Write, put_back, rot};
+use crate::durable::{Data, PutBack};
 use crate::ids::{Epoch, Time};
 use crate::policy::{self, Policy};
 use crate::postgres::Restored;
-use crate::status::{FastForward, State, Summons};
+use crate::status::{FastForward, State, Status, Summons};
 use crate::term::{
-    Choice, Report, Reports, Set, Term, Uncovered, choose, covered_but, first_uncovered, lies_on,
-    line_to, most_advanced, published,
+    Choice, Preference, Report, Reports, Set, Term, Uncovered, choose, covered_but,
+    first_uncovered, lies_on, line_to, most_advanced, published,
 };
-use crate::view::{Campaign, CampaignRecord, Cause, Guard, View};
+use crate::view::{Campaign, CampaignRecord, Cause, Guard, View, Wish};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Decides what this node does as a campaigner.
@@ -31,26 +32,42 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 /// A wish ends with the next term, whoever made that, or when it has taken too long.
 fn wish_ended(view: &View, now: Time, term: &Term) -> Option<Verdict> {
     let wish = view.wish.as_ref()?;
-    let (to, within) = match &wish.cause {
-        Cause::Switchover { to } | Cause::Force { to } => (to.as_deref(), policy::WISH_MS),
-        Cause::Restore { .. } => (Some(view.me.as_str()), policy::RESTORE_MS),
+    let within = match &wish.cause {
+        Cause::Switchover { .. } | Cause::Force { .. } => policy::WISH_MS,
+        Cause::Restore { .. } => policy::RESTORE_MS,
         Cause::LeaderFell | Cause::LeaderMissed | Cause::LeaderReplaced | Cause::NeverOpened => {
             return None;
         }
     };
     let late = now.since(wish.since) > within;
-    if term.epoch <= wish.epoch && !late {
+    let undone = put_back::undone(view);
+    if term.epoch <= wish.epoch && !late && undone.is_none() {
         return None;
     }
     let leader = &term.leader.node;
     let refused = if term.epoch <= wish.epoch {
-        Some(
-            "no new term came of it in time; `everhold status` says what is waited for".to_string(),
-        )
-    } else if to.is_none_or(|to| to == leader) {
-        None
+        let late = match put_back::under_way(view) {
+            Some(_) => "it is not in its place yet, and goes on by itself; see `everhold status`",
+            None => "no new term came of it in time; `everhold status` says what is waited for",
+        };
+        Some(undone.unwrap_or_else(|| late.to_string()))
     } else {
-        Some(format!("{leader} leads now: it held what the node asked for did not"))
+        let other = || format!("{leader} leads now: it held what the node asked for did not");
+        let first = || format!("another term came first, led by {leader}; nothing was put back");
+        match &wish.cause {
+            Cause::Switchover { to } | Cause::Force { to } => {
+                to.as_ref().is_some_and(|to| to != leader).then(other)
+            }
+            // Whose the term is says nothing: it may lead what it had before.
+            Cause::Restore { restored, .. } => {
+                let own = view.is_me(&term.leader) && view.put_back.as_ref() == Some(&restored.id);
+                (!own).then(first)
+            }
+            Cause::LeaderFell
+            | Cause::LeaderMissed
+            | Cause::LeaderReplaced
+            | Cause::NeverOpened => None,
+        }
     };
     let why = format!("epoch {} is led by {leader}", term.epoch);
     Some(Verdict::act("wish-ended", why, Action::EndWish { refused }))
@@ -59,8 +76,19 @@ fn wish_ended(view: &View, now: Time, term: &Term) -> Option<Verdict> {
 /// Why the term's leader should be replaced, if it should.
 pub fn reason(view: &View, now: Time) -> Option<Cause> {
     let term = view.term()?;
-    if let Some(wish) = view.wish.as_ref().filter(|wish| wish.epoch >= term.epoch) {
+    // What another restore has begun ends first, unless it can't.
+    let waits = |cause: &Cause| {
+        matches!(cause, Cause::Restore { .. })
+            && put_back::under_way(view).is_some()
+            && !view.failures.contains_key("put-back")
+    };
+    let wish = view.wish.as_ref().filter(|it| it.epoch >= term.epoch && !waits(&it.cause));
+    if let Some(wish) = wish {
         return Some(wish.cause.clone());
+    }
+    // Begun before this agent was, or the wish was given up meanwhile.
+    if let Some(PutBack { restored, force, .. }) = put_back::under_way(view) {
+        return Some(Cause::Restore { restored: restored.clone(), force: *force });
     }
     if view.store.maintenance {
         return None;
@@ -70,7 +98,9 @@ pub fn reason(view: &View, now: Time) -> Option<Cause> {
     let (same, fell) = if mine {
         (view.is_me(&term.leader), fell(view) == Some(term.epoch))
     } else {
-        let same = told.is_none_or(|status| status.member == term.leader);
+        // What it said before it heard of this term may be of an incarnation that led to it.
+        let older = |status: &Status| status.term < term.epoch && status.data != Data::Empty;
+        let same = told.is_none_or(|status| status.member == term.leader || older(status));
         (same, told.is_some_and(|s| s.fell == Some(term.epoch)))
     };
     if !same {
@@ -130,9 +160,8 @@ fn first_term(view: &View, now: Time) -> Verdict {
     if !view.store.read {
         return Verdict::Steady;
     }
-    if view.wish.as_ref().is_some_and(|wish| now.since(wish.since) > policy::RESTORE_MS) {
-        let why = "no first term came of it in time; `everhold status` says what is waited for";
-        let refused = Some(why.to_string());
+    if let Some(why) = first_refused(view, now) {
+        let refused = Some(why.clone());
         return Verdict::act("wish-ended", why, Action::EndWish { refused });
     }
     let (Some(report), None) = (view.report(), &view.store.epoch) else { return Verdict::Steady };
@@ -153,6 +182,24 @@ fn first_term(view: &View, now: Time) -> Verdict {
     Verdict::store("bootstrap", "the first term", write)
 }
 
+/// Why the operator's wish can't make the first term.
+fn first_refused(view: &View, now: Time) -> Option<String> {
+    let Wish { cause, since, .. } = view.wish.as_ref()?;
+    let late = "no first term came of it in time; `everhold status` says what is waited for";
+    let late = || (now.since(*since) > policy::RESTORE_MS).then(|| late.to_string());
+    let unasked = || match cause {
+        Cause::Restore { force: false, .. } if !put_back::is_begun(view) => put_back::unasked(view),
+        Cause::Restore { .. }
+        | Cause::LeaderFell
+        | Cause::LeaderMissed
+        | Cause::LeaderReplaced
+        | Cause::NeverOpened
+        | Cause::Switchover { .. }
+        | Cause::Force { .. } => None,
+    };
+    put_back::undone(view).or_else(unasked).or_else(late)
+}
+
 fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Verdict {
     let asked =
         matches!(cause, Cause::Switchover { .. } | Cause::Force { .. } | Cause::Restore { .. });
@@ -166,7 +213,9 @@ fn begin(view: &View, now: Time, term: &Term, cause: &Cause, since: Time) -> Ver
         return Verdict::hold("rival", why, "its end")
             .until(seen.plus(policy::CAMPAIGN_TTL_MS), now);
     }
-    if let Some(until) = view.campaign_pause.filter(|until| *until > now && !asked) {
+    // Whoever finds cover without what is put back here goes on without it.
+    let waits = !asked || view.wish.is_none();
+    if let Some(until) = view.campaign_pause.filter(|until| *until > now && waits) {
         return Verdict::hold("no-cover", say, "the next try").until(until, now);
     }
     if let Cause::Switchover { to } = cause
@@ -348,10 +397,14 @@ fn run(view: &View, now: Time, campaign: &Campaign) -> Verdict {
     };
     let tried = now.since(campaign.opened) >= policy::CAMPAIGN_GIVE_UP_MS;
     let mut preferences = preferences(view, campaign, term);
+    let last_resort = last_resort(&preferences, term);
     if !tried {
         rot::prefer_sound(view, &able, wanted, &mut preferences);
     }
-    let choice = choose(&able, &preferences, wanted.filter(|_| !tried));
+    let choice = match choose(&able, &preferences, wanted.filter(|_| !tried)) {
+        Choice::Nobody => choose(&able, &last_resort, None),
+        found => found,
+    };
     let leader = match (choice, view.has(Guard::HistoryOrder)) {
         (Choice::Lead(leader), true) => leader,
         (Choice::FastForward { node, from }, true) => {
@@ -399,7 +452,7 @@ fn restore(
     }
     let why = format!("{} takes the place of what this node has", restored.id);
     let late = now.since(campaign.opened) >= policy::RESTORE_MS;
-    if late || !fenced {
+    if late || !fenced || put_back::undone(view).is_some() {
         return Verdict::store("restore", why, Write::GiveUp { campaign_rev: rev });
     }
     renew(view, now, campaign, rev).unwrap_or_else(|| {
@@ -418,11 +471,7 @@ fn able(term: &Term, reports: &Reports) -> Reports {
 }
 
 /// A switchover away from a node must not choose it again while another is as good.
-fn preferences(
-    view: &View,
-    campaign: &Campaign,
-    term: &Term,
-) -> BTreeMap<String, crate::term::Preference> {
+fn preferences(view: &View, campaign: &Campaign, term: &Term) -> BTreeMap<String, Preference> {
     let mut preferences = view.policy.preferences.clone();
     if matches!(campaign.cause, Cause::Switchover { .. }) {
         let others = most_advanced(&campaign.reports)
@@ -431,9 +480,24 @@ fn preferences(
         if others {
             let away = preferences
                 .entry(term.leader.node.clone())
-                .or_insert(crate::term::Preference { priority: 0, failover: true });
+                .or_insert(Preference { priority: 0, failover: true });
             away.priority = i32::MIN;
         }
+    }
+    preferences
+}
+
+/// What was published, or acknowledged alone, may be held by its leader only, as after a recovery: then
+/// it leads, whatever is declared, rather than nobody.
+fn last_resort(
+    preferences: &BTreeMap<String, Preference>,
+    term: &Term,
+) -> BTreeMap<String, Preference> {
+    let mut preferences = preferences.clone();
+    if let Some(last) = preferences.get_mut(&term.leader.node)
+        && (!term.open || term.current().is_alone())
+    {
+        last.failover = true;
     }
     preferences
 }
@@ -443,10 +507,12 @@ fn publish(view: &View, campaign: &Campaign, term: &Term, leader: &Report) -> Ve
     let reports = &campaign.reports;
     let mut next = published(Some(term), campaign.epoch, leader, reports, *redundancy, domains);
     // A number that somebody is on and no term has published went astray: what is there must not be
-    // taken for what this leader will write.
+    // taken for what this leader will write. A leader whose promotion went astray never opens its
+    // term, and may be gone with the number that it took: the next one stays free for that.
     if let Some(branch) = next.branches.last_mut() {
         let restored = put_back::wanted(view).map_or(0, |restored| restored.tli);
-        branch.tli = branch.tli.max(view.highest_timeline() + 1).max(restored + 1);
+        let free = branch.tli + u32::from(!term.open);
+        branch.tli = free.max(view.highest_timeline() + 1).max(restored + 1);
     }
     // What the older sets acknowledged past the fork was given up; until the open nobody but this
     // leader has what it leads with.
@@ -572,3 +638,6 @@ fn renew(view: &View, now: Time, campaign: &Campaign, rev: u64) -> Option<Verdic
     let write = Write::Renew { record, campaign_rev: rev };
     Some(Verdict::store("campaign", "still under way", write))
 }
+
+#[cfg(test)]
+mod tests;

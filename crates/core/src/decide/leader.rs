@@ -49,7 +49,13 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     if term.target.is_closed() || acknowledging(view, term) < term.target.k {
         return blocked(view, term);
     }
-    let more = rot::leader(view, term).or_else(|| slow::decide(view, now, term));
+    let slow = slow::decide(view, now, term);
+    let bad = rot::leader(view, term);
+    // What only a person ends is shown first, and holds nothing up that needs nobody.
+    let more = match slow {
+        Some(Verdict::Act { .. }) => slow,
+        Some(Verdict::Hold { .. } | Verdict::Steady) | None => bad.or(slow),
+    };
     more.or_else(|| lacking(view, term)).unwrap_or(Verdict::Steady)
 }
 

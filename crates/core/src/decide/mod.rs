@@ -2,6 +2,8 @@
 //!
 //! The controllers are a plain list, [`CONTROLLERS`]; the agent asks each of them each time.
 
+#[cfg(test)]
+mod bed;
 pub mod campaign;
 pub mod leader;
 pub mod node;

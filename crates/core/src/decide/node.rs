@@ -434,6 +434,7 @@ fn promote(view: &View, now: Time, term: &Term) -> Verdict {
             grant: Some(Grant { epoch: term.epoch, tli: branch.tli }),
             line: term.line(),
             promise: view.durable.promise.max(term.epoch),
+            put_back: None,
             ..view.durable.clone()
         };
         let intent = Intent::Promote(term.epoch);
@@ -490,8 +491,12 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
         return Verdict::pg("follow", "history files of other paths go", PgAction::Trim { line });
     }
     if view.durable.promise < term.epoch || view.durable.line != line {
-        let durable =
-            Durable { promise: view.durable.promise.max(term.epoch), line, ..view.durable.clone() };
+        let durable = Durable {
+            promise: view.durable.promise.max(term.epoch),
+            line,
+            put_back: None,
+            ..view.durable.clone()
+        };
         let why = format!("{} leads epoch {}", term.leader, term.epoch);
         return Verdict::persist("follow", why, durable, Intent::Plain);
     }

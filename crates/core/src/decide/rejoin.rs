@@ -53,6 +53,7 @@ pub(super) fn destroying(view: &View) -> Durable {
         data: Data::Destroying,
         incarnation: view.durable.incarnation.max(named) + raise,
         promise: view.durable.promise.max(view.term().map_or(0, |term| term.epoch)),
+        put_back: None,
         ..view.durable.clone()
     }
 }
@@ -165,11 +166,7 @@ fn copy(view: &View, now: Time) -> Verdict {
             let why = format!("back to {fork}, then along {}", source.member);
             Verdict::pg("rewind", why, PgAction::Rewind { source, fork, epoch })
         }
-        plan @ (Rejoin::Clone { .. } | Rejoin::PutBack) => {
-            let fork = match plan {
-                Rejoin::Clone { fork } => fork,
-                Rejoin::PutBack | Rejoin::Rewind { .. } => None,
-            };
+        Rejoin::Clone { fork } => {
             let why = format!("a new copy of {}", source.member);
             // What it held may still be all that is left of a commit.
             let keep = is_witness(view, term);
@@ -193,6 +190,8 @@ pub fn copied(view: &View, now: Time) -> Option<Action> {
         sysid: Some(term.sysid),
         promise: view.durable.promise.max(term.epoch),
         grant: None,
+        // What was to be put back here came to nothing.
+        put_back: None,
         ..view.durable.clone()
     };
     Some(Action::Persist { durable: Box::new(durable), intent: Intent::Plain })

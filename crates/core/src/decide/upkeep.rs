@@ -1,12 +1,13 @@
 //! What goes on all the time beside the decisions: probes, slots, checkpoints, evidence, the lease.
 
 use super::{Action, Verdict, Write};
-use crate::ids::{Member, Time};
+use crate::ids::{Lsn, Member, Time};
 use crate::minder::Right;
 use crate::policy;
 use crate::postgres::PgAction;
 use crate::term::Term;
 use crate::view::{LeaseRecord, View};
+use std::collections::BTreeMap;
 
 /// Decides what is due. Never anything that another controller waits for.
 pub fn decide(view: &View, now: Time) -> Verdict {
@@ -28,7 +29,8 @@ pub fn decide(view: &View, now: Time) -> Verdict {
     let ordered = view.is_standby() && order.is_some();
     if (settled || ordered) && (missing || extra || stale) && view.retry_at("slots", now).is_none()
     {
-        actions.push(Action::Pg { action: PgAction::Slots { names: slots_of(wanted) } });
+        let (names, needed) = (slots_of(wanted), slots_needed(view, now));
+        actions.push(Action::Pg { action: PgAction::Slots { names, needed } });
     }
     // What its slots hold back begins at its last restartpoint: without one it holds back all that
     // a rewind towards it would have to copy.
@@ -47,6 +49,18 @@ pub fn decide(view: &View, now: Time) -> Verdict {
 /// A slot for each other member known, under its newest incarnation.
 pub fn slots_wanted(view: &View) -> Vec<String> {
     slots_of(members_wanted(view))
+}
+
+/// Where the others are, as they said last: who is behind may have to follow this node next. Who can't
+/// say may be anywhere: for them nothing is moved on. Whoever was not heard of for long is cloned then.
+fn slots_needed(view: &View, now: Time) -> BTreeMap<String, Lsn> {
+    let lately = view.others().filter_map(|node| {
+        let peer = view.peers.get(node)?;
+        let heard = peer.detector.last()?;
+        (now.since(heard) <= policy::SLOTS_KEPT_MS).then_some(peer.status.as_deref()).flatten()
+    });
+    let told = lately.filter(|status| status.member.incarnation > 0);
+    told.map(|status| (status.member.slot(), status.lsn)).collect()
 }
 
 fn slots_of(members: Vec<&Member>) -> Vec<String> {
@@ -152,4 +166,38 @@ fn running_until(view: &View, term: &Term) -> Option<Time> {
     let lease = view.leading.leased.map(|at| at.plus(policy::LEASE_MS - policy::LEASE_MARGIN_MS));
     let proof = view.leading.proven.map(|at| at.plus(policy::EVIDENCE_MS));
     if term.target.is_alone() { lease } else { lease.max(proof) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::bed::{self, NOW};
+    use crate::detector::Detector;
+    use crate::status::Status;
+    use crate::view::Peer;
+    use std::sync::Arc;
+
+    /// A standby keeps what the others lack, as long as they were heard of lately.
+    #[test]
+    fn the_log_is_kept_for_who_is_behind() {
+        let policy = bed::policy(&["a", "b", "c", "d"], 1);
+        let mut view = bed::agent("b", &policy, &bed::durable(7)).view;
+        let tell = |view: &mut View, node: &str, lsn, heard| {
+            let mut status = Status::clone(&bed::agent(node, &policy, &bed::durable(7)).status());
+            status.lsn = Lsn(lsn);
+            let mut detector = Detector::new(policy::HEARTBEAT_MS);
+            detector.heard(heard);
+            view.peers.insert(node.to_string(), Peer { status: Some(Arc::new(status)), detector });
+        };
+        let heard = |ms| Time(NOW.0 - ms);
+        tell(&mut view, "a", 900, heard(100));
+        tell(&mut view, "c", 500, heard(policy::SLOTS_KEPT_MS));
+        tell(&mut view, "d", 500, heard(policy::SLOTS_KEPT_MS + 1));
+        let kept = [("a_1", Lsn(900)), ("c_1", Lsn(500))];
+        let kept = kept.map(|(slot, lsn)| (slot.to_string(), lsn));
+        assert_eq!(slots_needed(&view, NOW), BTreeMap::from(kept));
+        // Its PostgreSQL is down: who can't say where it is may be anywhere.
+        tell(&mut view, "a", 0, heard(100));
+        assert_eq!(slots_needed(&view, NOW)["a_1"], Lsn(0));
+    }
 }

@@ -1,7 +1,7 @@
 //! Cases as lines. Facts: "EPOCH primary a|none, NAME:LAG|?[!]..." ("!" = not readable).
 
 use super::*;
-use crate::spec::Protocol;
+use crate::spec::{PostgresListener, Protocol};
 
 fn address(name: &str) -> SocketAddr {
     let port = 15400 + u16::from(name.as_bytes()[0] - b'a');
@@ -15,15 +15,23 @@ fn instance(name: &str) -> Instance {
 fn specs() -> BTreeMap<String, ListenerSpec> {
     let spec = |port: u16, role| ListenerSpec {
         bind: SocketAddr::from(([127, 0, 0, 1], port)),
-        protocol: Protocol::Postgres,
-        service: "main".to_owned(),
-        role,
-        max_lag_ms: (role == Role::Standby).then_some(1000),
+        protocol: Protocol::Postgres(PostgresListener {
+            service: "main".to_owned(),
+            role,
+            max_lag_ms: (role == Role::Standby).then_some(1000),
+        }),
     };
     BTreeMap::from([
         ("write".to_owned(), spec(6432, Role::Primary)),
         ("read".to_owned(), spec(6433, Role::Standby)),
     ])
+}
+
+fn lead<'s>(specs: &'s mut BTreeMap<String, ListenerSpec>, name: &str) -> &'s mut PostgresListener {
+    match &mut specs.get_mut(name).unwrap().protocol {
+        Protocol::Postgres(postgres) => postgres,
+        Protocol::Http(_) => unreachable!("{name} is PostgreSQL's"),
+    }
 }
 
 fn facts(line: &str) -> BTreeMap<String, ServiceFacts> {
@@ -90,8 +98,8 @@ fn a_table_follows_its_predecessor() {
 fn a_listener_that_leads_elsewhere_starts_anew() {
     let table = build(&specs(), &facts("5 a b:10"), None);
     let mut moved = specs();
-    moved.get_mut("write").unwrap().service = "other".to_owned();
-    moved.get_mut("read").unwrap().role = Role::Primary;
+    lead(&mut moved, "write").service = "other".to_owned();
+    lead(&mut moved, "read").role = Role::Primary;
     let next = build(&moved, &BTreeMap::new(), Some(&table));
     assert_eq!(show(&next), "r2 write@0[] read@0[]");
 }
@@ -148,4 +156,29 @@ fn a_connection_outlives_its_route_only_where_that_is_safe() {
     }
     let table = build(&specs(), &facts("5 a"), None);
     assert_eq!(fate(&table.listeners["write"], None, address("a")), Cut, "the listener is gone");
+}
+
+/// What two processes of one gateway know: of each route the later epoch counts, in the place that the
+/// new one's spec says.
+#[test]
+fn a_table_is_at_least_as_late_as_another() {
+    let check = |mine: &str, others: &str, expected: &str| {
+        let mine = build(&specs(), &facts(mine), None);
+        let mut other = build(&specs(), &facts(others), None);
+        other.revision = 7;
+        let route = other.listeners.get_mut("write").unwrap();
+        route.bind = SocketAddr::from(([127, 0, 0, 1], 1));
+        let binds = |it: &RouteTable| it.listeners["write"].bind;
+        let after = mine.clone().at_least(&other);
+        let epoch = after.listeners["write"].epoch;
+        assert_eq!(binds(&after), binds(&mine));
+        let names: Vec<&str> =
+            after.listeners["write"].backends.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(format!("{} {epoch} {}", after.revision, names.join(" ")), expected);
+    };
+    check("5 a", "6 b", "8 6 b");
+    check("6 a", "5 b", "7 6 a");
+    check("6 a", "6 b", "7 6 a");
+    check("5 a", "6 none", "8 6 ");
+    check("unknown", "6 b", "8 6 b");
 }

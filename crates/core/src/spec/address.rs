@@ -1,7 +1,7 @@
 //! Where a node is reached: an IP address, or a host name that each machine resolves for itself.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,14 @@ pub enum Address {
 }
 
 impl Address {
+    /// As URLs have it.
+    pub fn with_port(&self, port: u16) -> String {
+        match self {
+            Address::Ip(ip) => SocketAddr::new(*ip, port).to_string(),
+            Address::Host(host) => format!("{host}:{port}"),
+        }
+    }
+
     /// Whether something bound to `ip` on the machine at this address may meet what is bound to the
     /// address itself. A host name may be any address; only what is sure to meet counts.
     pub fn meets(&self, ip: IpAddr) -> bool {

@@ -55,6 +55,34 @@ pub struct BackupSpec {
     pub plan: Plan,
     pub keep: Keep,
     pub prove: ProveSpec,
+    /// What a standby's copy is made from.
+    #[serde(default, skip_serializing_if = "CloneFrom::is_leader")]
+    pub clone_from: CloneFrom,
+}
+
+/// Where the files of a new copy come from; what they lack of the log comes from the leader.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloneFrom {
+    #[default]
+    Leader,
+    /// The newest backup, as long as one serves.
+    Repository,
+}
+
+impl CloneFrom {
+    fn is_leader(&self) -> bool {
+        *self == CloneFrom::Leader
+    }
+}
+
+impl fmt::Display for CloneFrom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            CloneFrom::Leader => "leader",
+            CloneFrom::Repository => "repository",
+        })
+    }
 }
 
 /// How backups are proven.

@@ -3,6 +3,8 @@
 //! Both sides are validated. A change that a running cluster cannot make without losing data or a
 //! guarantee is refused here, with what to do instead.
 
+mod http;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -10,8 +12,8 @@ use serde::Serialize;
 
 use super::parameters::{Context, context};
 use super::{
-    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, RepositorySpec,
-    ServiceSpec, Spec, StoreSpec,
+    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, Protocol,
+    RepositorySpec, ServiceSpec, Spec, StoreSpec,
 };
 
 /// One difference.
@@ -60,6 +62,9 @@ pub fn diff(old: &Spec, new: &Spec) -> Vec<Change> {
     }
     for (name, old, new) in both(&old.listeners, &new.listeners) {
         changes.listener(&format!("listener.{name}"), old, new);
+    }
+    for (name, old, new) in both(&old.routes, &new.routes) {
+        changes.route(&format!("route.{name}"), old, new);
     }
     for (name, old, new) in both(&old.repositories, &new.repositories) {
         changes.repository(&format!("repository.{name}"), old, new);
@@ -110,6 +115,7 @@ impl Changes {
 
     fn gateway(&mut self, old: &GatewaySpec, new: &GatewaySpec) {
         self.value("gateway.nodes", &old.nodes.join(", "), &new.nodes.join(", "), AtOnce);
+        self.value("gateway.access_log", &old.access_log, &new.access_log, AtOnce);
     }
 
     fn node(&mut self, path: &str, old: Option<&NodeSpec>, new: Option<&NodeSpec>) {
@@ -138,8 +144,17 @@ impl Changes {
             (Some(ServiceSpec::Postgres(old)), Some(ServiceSpec::Postgres(new))) => {
                 self.postgres(path, old, new);
             }
+            (Some(ServiceSpec::Http(old)), Some(ServiceSpec::Http(new))) => {
+                self.http(path, old, new)
+            }
+            (Some(old), Some(new)) => {
+                let why = "another kind of thing is another service; declare it under another name";
+                self.value(&format!("{path}.kind"), &old.kind(), &new.kind(), refused(why));
+            }
             (None, new) => self.push(path, None, new.map(kind), AtOnce),
-            (old, None) => {
+            // Nothing of it is data.
+            (Some(ServiceSpec::Http(_)), None) => self.push(path, old.map(kind), None, AtOnce),
+            (Some(ServiceSpec::Postgres(_)), None) => {
                 let why = "removing a service would orphan its data; \
                            keep it declared, or stop the cluster and move the data away";
                 self.push(path, old.map(kind), None, refused(why));
@@ -209,6 +224,7 @@ impl Changes {
         of("incremental", |it| it.plan.incremental.to_string());
         of("prove.schedule", |it| it.prove.schedule.to_string());
         of("keep", |it| it.keep.to_string());
+        of("clone_from", |it| it.clone_from.to_string());
         let checks = |it: Option<&BackupSpec>| it.and_then(|it| it.prove.checks.clone());
         self.push(&format!("{path}.prove.checks"), checks(old), checks(new), AtOnce);
     }
@@ -239,13 +255,18 @@ impl Changes {
             let bind = |listener: &ListenerSpec| listener.bind.to_string();
             return self.push(path, old.map(bind), new.map(bind), AtOnce);
         };
-        let text = |it: &dyn fmt::Debug| format!("{it:?}").to_lowercase();
-        let lag = |listener: &ListenerSpec| listener.max_lag_ms.map(|ms| format!("{ms}ms"));
         self.value(&format!("{path}.bind"), &old.bind, &new.bind, AtOnce);
-        let (was, is) = (text(&old.protocol), text(&new.protocol));
-        self.value(&format!("{path}.protocol"), &was, &is, AtOnce);
-        self.value(&format!("{path}.service"), &old.service, &new.service, AtOnce);
-        self.value(&format!("{path}.role"), &text(&old.role), &text(&new.role), AtOnce);
-        self.push(&format!("{path}.max_lag"), lag(old), lag(new), AtOnce);
+        let protocol = |it: &ListenerSpec| match it.protocol {
+            Protocol::Postgres(_) => "postgres",
+            Protocol::Http(_) => "http",
+        };
+        self.value(&format!("{path}.protocol"), &protocol(old), &protocol(new), AtOnce);
+        let mut of = |key: &str, get: fn(&ListenerSpec) -> Option<String>| {
+            self.push(&format!("{path}.{key}"), get(old), get(new), AtOnce);
+        };
+        of("service", |it| Some(it.postgres()?.service.clone()));
+        of("role", |it| Some(format!("{:?}", it.postgres()?.role).to_lowercase()));
+        of("max_lag", |it| Some(format!("{}ms", it.postgres()?.max_lag_ms?)));
+        of("tls", |it| it.tls().map(|tls| format!("{}, {}", tls.cert, tls.key)));
     }
 }

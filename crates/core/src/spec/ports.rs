@@ -78,21 +78,23 @@ impl NodeSpec {
         self.may_use(port).then_some(port)
     }
 
-    fn may_use(&self, port: u16) -> bool {
+    pub(super) fn may_use(&self, port: u16) -> bool {
         self.ports.contains(port) && port <= self.ports.last - OWN
     }
 }
 
 impl Spec {
-    /// Gives each instance without a port the first free one of its node.
+    /// Gives each PostgreSQL instance without a port the first free one of its node.
     ///
     /// An instance stays without one only if its node's range is full, which validation refuses.
     pub fn assign_ports(&mut self) {
         for (name, node) in &self.nodes {
-            let mut taken: BTreeSet<u16> =
-                self.services.values().filter_map(|service| service.port(name)).collect();
+            let databases = self.databases().filter_map(|(_, service)| service.port(name));
+            let placed = self.http_services().flat_map(|(_, http)| http.placed());
+            let placed = placed.filter(|(_, it)| it.node == *name).map(|(_, it)| it.port);
+            let mut taken: BTreeSet<u16> = databases.chain(placed).collect();
             for service in self.services.values_mut() {
-                let ServiceSpec::Postgres(postgres) = service;
+                let ServiceSpec::Postgres(postgres) = service else { continue };
                 let Some(instance) = postgres.instances.get_mut(name) else { continue };
                 if instance.port != UNASSIGNED {
                     continue;
@@ -109,22 +111,24 @@ impl Spec {
     }
 
     /// Takes over what a document doesn't say from the spec in force: the duties of nodes, and the
-    /// ports of instances that run already, so that a new service never moves another one. To be
+    /// places of instances that run already, so that a new service never moves another one. To be
     /// called before a new revision is compared or stored.
     pub fn keep(&mut self, old: &Spec) {
         for (name, node) in &mut self.nodes {
             node.duty = old.duty(name);
         }
         for (name, service) in &mut self.services {
-            let ServiceSpec::Postgres(postgres) = service;
+            let ServiceSpec::Postgres(postgres) = service else { continue };
             for (node, instance) in &mut postgres.instances {
-                let kept = old.services.get(name).and_then(|service| service.port(node));
+                let kept = old.postgres(name).and_then(|service| service.port(node));
                 let usable =
                     |port: &u16| self.nodes.get(node).is_some_and(|node| node.may_use(*port));
                 instance.port = kept.filter(usable).unwrap_or(UNASSIGNED);
             }
         }
+        let before = self.keep_placed(old);
         self.assign_ports();
+        self.place_beside(&before);
     }
 }
 

@@ -7,7 +7,7 @@ use super::*;
 fn without_a_document() {
     let spec = Spec::default_for_one_machine();
     let main = spec.postgres("main").expect("main");
-    let ports: Vec<u16> = spec.nodes.keys().filter_map(|n| spec.services["main"].port(n)).collect();
+    let ports: Vec<u16> = spec.nodes.keys().filter_map(|n| main.port(n)).collect();
     let agents: Vec<u16> = spec.nodes.values().map(NodeSpec::agent_port).collect();
     assert_eq!(main.nodes, ["a", "b", "c"]);
     assert_eq!(ports, [15400, 15500, 15600]);
@@ -23,21 +23,18 @@ fn a_new_service_moves_no_port() {
     let mut new = old.clone();
     let first = ServiceSpec::Postgres(PostgresSpec::default_on(vec!["a".into(), "b".into()]));
     new.services.insert("first".into(), first);
+    let port = |spec: &Spec, service: &str, node: &str| spec.postgres(service)?.port(node);
     let mut fresh = new.clone();
-    let ServiceSpec::Postgres(main) = fresh.services.get_mut("main").expect("main");
+    let ServiceSpec::Postgres(main) = fresh.services.get_mut("main").expect("main") else {
+        unreachable!("it is PostgreSQL")
+    };
     main.instances.values_mut().for_each(|it| it.port = ports::UNASSIGNED);
     fresh.assign_ports();
-    assert_eq!(
-        (fresh.services["first"].port("a"), fresh.services["main"].port("a")),
-        (Some(15400), Some(15401))
-    );
+    assert_eq!((port(&fresh, "first", "a"), port(&fresh, "main", "a")), (Some(15400), Some(15401)));
 
     fresh.keep(&old);
-    assert_eq!(
-        (fresh.services["first"].port("a"), fresh.services["main"].port("a")),
-        (Some(15401), Some(15400))
-    );
-    assert_eq!(fresh.services["main"].port("c"), Some(15600));
+    assert_eq!((port(&fresh, "first", "a"), port(&fresh, "main", "a")), (Some(15401), Some(15400)));
+    assert_eq!(port(&fresh, "main", "c"), Some(15600));
     assert_eq!(show(&diff(&old, &fresh)), ["service.first: - -> postgres, at once"]);
 }
 
@@ -136,7 +133,9 @@ fn every_rule_is_about_a_setting_that_exists() {
 #[test]
 fn changes() {
     let pg = |spec: &mut Spec, change: &dyn Fn(&mut PostgresSpec)| {
-        let ServiceSpec::Postgres(main) = spec.services.get_mut("main").expect("main");
+        let ServiceSpec::Postgres(main) = spec.services.get_mut("main").expect("main") else {
+            unreachable!("it is PostgreSQL")
+        };
         change(main);
     };
     let set = |name: &'static str, value: &'static str| {
@@ -198,7 +197,13 @@ fn changes() {
         ],
     );
     check(
-        &|s| s.listeners.get_mut("read").expect("read").max_lag_ms = Some(50),
+        &|s| {
+            let Protocol::Postgres(read) = &mut s.listeners.get_mut("read").expect("read").protocol
+            else {
+                unreachable!("it is PostgreSQL's")
+            };
+            read.max_lag_ms = Some(50);
+        },
         &["listener.read.max_lag: 1000ms -> 50ms, at once"],
     );
     check(&|s| drop(s.listeners.remove("read")), &["listener.read: 127.0.0.1:6433 -> -, at once"]);

@@ -57,6 +57,13 @@ pub async fn apply(
     cluster.read_again().await?;
     let (old, rev) = (cluster.spec(), cluster.word().spec_rev);
     new.keep(&old);
+    // Where nodes are drained there are fewer ports than the file says.
+    if let Some((service, count)) = new.unplaced() {
+        let text =
+            format!("{service} has ports for {count} instances only on the nodes that are active");
+        let next = "declare fewer instances, or `everhold node resume` one of its nodes";
+        return Err(ApiError::new(Code::Refused, text).next(next));
+    }
     let changes = diff(&old, &new);
     let told = serde_json::to_value(&changes).unwrap_or_default();
     let refused = refused(&changes);
@@ -322,6 +329,12 @@ pub async fn maintenance(
     Body(body): Body<MaintenanceBody>,
 ) -> Answer {
     known(&api.cluster, &service)?;
+    if api.cluster.spec().postgres(&service).is_none() {
+        let text = format!("{service} is no PostgreSQL service: nothing is decided for it");
+        return Err(ApiError::new(Code::Refused, text).next(format!(
+            "`everhold rollout --stop` ends a rollout, `everhold scale {service} N` says how many run"
+        )));
+    }
     let what = if body.on { "maintenance on" } else { "maintenance off" };
     let journal = api.cluster.note(&service, &who, what).await;
     api.cluster.maintain(&service, body.on).await?;
@@ -472,8 +485,8 @@ fn survivable(
         return Ok(());
     }
     let (spec, reports) = (cluster.spec(), cluster.reports());
-    for (name, declared) in &spec.services {
-        let nodes = declared.nodes();
+    for (name, declared) in spec.databases() {
+        let nodes = &declared.nodes;
         if service.is_some_and(|wanted| wanted != name) || !nodes.iter().any(|n| n == node) {
             continue;
         }

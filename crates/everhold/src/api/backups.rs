@@ -96,9 +96,11 @@ pub async fn prove(
 /// The backups of a service, the newest first, and the repositories that don't answer.
 pub async fn list(State(api): State<Shared>, Name(service): Name) -> Answer {
     let (spec, backup) = (api.cluster.spec(), asked_for(&api, &service)?);
+    let opened = api.cluster.opened.clone();
     let read = move || -> anyhow::Result<Value> {
-        let repository = backup::open(&spec, &backup.repositories)?;
-        let held = backup::held(&repository, &service, &Default::default())?;
+        let repository = opened.open(&spec, &backup.repositories)?;
+        let none = Default::default();
+        let held = backup::held(&repository, &service, &mut Default::default(), &none)?;
         let shown = |it: &Info| backup::shown(it, proof_of(&held.proofs, &it.id));
         let absent = repository
             .absent()
@@ -154,7 +156,7 @@ pub async fn prune(
     Body(body): Body<PruneBody>,
 ) -> Answer {
     asked_for(&api, &service)?;
-    let Some(run) = forget::begin(&api.cluster, &service, body.drop, who) else {
+    let Some(run) = forget::begin(&api.cluster, &service, body.drop, who).await else {
         let error =
             ApiError::new(Code::Refused, format!("backups of {service} are being forgotten"));
         return Err(error.next("wait for it; `everhold status --json` shows how far it is"));

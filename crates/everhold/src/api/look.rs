@@ -162,7 +162,7 @@ pub async fn dsn(
     let role = if query.read { Role::Standby } else { Role::Primary };
     let passfile = dsn::passfile(&api.cluster.layout, &name).display().to_string();
     let ca = api.cluster.layout.pki().join("ca.pem").display().to_string();
-    let url = dsn::url(&spec, &name, service, role, &passfile, &ca).ok_or_else(|| {
+    let url = dsn::url(&spec, &name, service, role, Some(&passfile), &ca).ok_or_else(|| {
         let wanted = if query.read { "standby" } else { "primary" };
         ApiError::new(Code::Refused, format!("no listener leads to {name} with role {wanted}"))
             .next("declare one under [listener] and `everhold apply`")
@@ -196,7 +196,7 @@ pub fn known(cluster: &Cluster, service: &str) -> Result<(), ApiError> {
 pub fn known_node(cluster: &Cluster, service: Option<&str>, node: &str) -> Result<(), ApiError> {
     let spec = cluster.spec();
     let names: Vec<&str> = match service.and_then(|name| spec.services.get(name)) {
-        Some(service) => service.nodes().iter().map(String::as_str).collect(),
+        Some(service) => service.nodes(),
         None => spec.nodes.keys().map(String::as_str).collect(),
     };
     if names.contains(&node) {

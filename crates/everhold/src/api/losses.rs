@@ -14,7 +14,7 @@ use everhold_core::journal::Event;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Entries of the journal that are looked through for forced failovers.
+/// Entries of the journal that are looked through for forced failovers and recoveries.
 const JOURNAL: usize = 1_000;
 
 /// Of each node that answers its tails, the newest first; those that don't are named.
@@ -25,7 +25,7 @@ pub async fn losses(
     let cluster = &api.cluster;
     known(cluster, &service)?;
     let spec = cluster.spec();
-    let nodes = spec.services.get(&service).map(|it| it.nodes().to_vec()).unwrap_or_default();
+    let nodes = spec.postgres(&service).map(|it| it.nodes.clone()).unwrap_or_default();
     let (mut tails, mut absent) = (Vec::new(), Vec::new());
     for node in nodes {
         let ask = Ask::Losses { service: service.clone() };
@@ -38,39 +38,73 @@ pub async fn losses(
         }
     }
     tails.sort_by_key(|tail| std::cmp::Reverse(tail.epoch));
-    let forced = forced(cluster, &service).await;
-    let tails: Vec<Value> = tails.iter().map(|tail| shown(tail, &forced)).collect();
+    let given_up = given_up(cluster, &service).await;
+    let tails: Vec<Value> = tails.iter().map(|tail| shown(tail, &given_up)).collect();
     Ok(Json(json!({ "service": service, "tails": tails, "absent": absent })))
 }
 
 /// A leader is chosen among nodes that hold every acknowledged commit, so what others hold beyond it
-/// nobody was told of. Who forces one does without: then nobody knows.
-fn shown(tail: &Tail, forced: &BTreeSet<Epoch>) -> Value {
-    let forced: Vec<&Epoch> = forced.iter().filter(|epoch| **epoch <= tail.epoch).collect();
+/// nobody was told of. Who forces one does without: then nobody knows. A recovery gives up what was
+/// acknowledged, on purpose.
+fn shown(tail: &Tail, given_up: &GivenUp) -> Value {
+    let before = |epochs: &BTreeSet<Epoch>| -> Vec<Epoch> {
+        epochs.iter().filter(|epoch| **epoch <= tail.epoch).copied().collect()
+    };
+    let (forced, recovered) = (before(&given_up.forced), before(&given_up.recovered));
     let mut shown = json!(tail);
-    shown["acknowledged"] = if forced.is_empty() { json!(0) } else { Value::Null };
+    let none = forced.is_empty() && recovered.is_empty();
+    shown["acknowledged"] = if none { json!(0) } else { Value::Null };
     shown["forced_epochs"] = json!(forced);
+    shown["recovered_epochs"] = json!(recovered);
     shown
 }
 
-/// The epochs that an operator forced, as far as journals reach back.
-async fn forced(cluster: &Cluster, service: &str) -> BTreeSet<Epoch> {
-    let entries = cluster.journal(JOURNAL, Some(service)).await;
-    let opened = entries.iter().filter_map(|entry| match &entry.event {
-        Event::Decided(decision) => match &decision.verdict {
-            Verdict::Act { rule, actions, .. } if rule == "force" => {
-                actions.iter().find_map(epoch_of)
-            }
-            Verdict::Act { .. } | Verdict::Hold { .. } | Verdict::Steady => None,
-        },
-        Event::Ended { .. }
-        | Event::Released { .. }
-        | Event::Asked { .. }
-        | Event::Noted { .. } => None,
-    });
-    let last = cluster.word().last_failover.get(service).cloned();
-    let last = last.filter(|it| it.rule.as_deref() == Some("force")).map(|it| it.epoch);
-    opened.chain(last).collect()
+/// Epochs that an operator opened to give acknowledged commits up, or to risk that.
+#[derive(Default)]
+struct GivenUp {
+    forced: BTreeSet<Epoch>,
+    recovered: BTreeSet<Epoch>,
+}
+
+impl GivenUp {
+    fn add(&mut self, rule: &str, epoch: Epoch) {
+        match rule {
+            "force" => drop(self.forced.insert(epoch)),
+            "restore" => drop(self.recovered.insert(epoch)),
+            _ => {}
+        }
+    }
+}
+
+/// As far as journals reach back.
+async fn given_up(cluster: &Cluster, service: &str) -> GivenUp {
+    let mut given_up = GivenUp::default();
+    for entry in cluster.journal(JOURNAL, Some(service)).await {
+        match &entry.event {
+            Event::Decided(decision) => match &decision.verdict {
+                Verdict::Act { rule, actions, .. } => {
+                    let opened = actions.iter().find_map(epoch_of);
+                    opened.into_iter().for_each(|epoch| given_up.add(rule, epoch));
+                }
+                Verdict::Hold { .. } | Verdict::Steady => {}
+            },
+            Event::Ended { .. }
+            | Event::Released { .. }
+            | Event::Asked { .. }
+            | Event::Noted { .. } => {}
+        }
+    }
+    let word = cluster.word();
+    // What was opened and came to nothing gave nothing up.
+    if let Some(term) = word.terms.get(service) {
+        let led = |epoch: &Epoch| term.branches.iter().any(|branch| branch.epoch == *epoch);
+        given_up.forced.retain(led);
+        given_up.recovered.retain(led);
+    }
+    if let Some(last) = word.last_failover.get(service) {
+        given_up.add(last.rule.as_deref().unwrap_or_default(), last.epoch);
+    }
+    given_up
 }
 
 fn epoch_of(action: &Action) -> Option<Epoch> {

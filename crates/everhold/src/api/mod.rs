@@ -5,11 +5,13 @@ mod backups;
 mod error;
 mod guard;
 mod input;
+mod instances;
 mod look;
 mod losses;
 mod operations;
 mod parse;
 mod recovery;
+mod requests;
 #[cfg(test)]
 mod tests;
 
@@ -91,6 +93,7 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/v1/journal/verify", get(look::verify)),
         (Method::GET, "/v1/journal/{id}", get(look::entry)),
         (Method::GET, "/v1/explain/{id}", get(look::explain)),
+        (Method::GET, "/v1/requests/{id}", get(requests::find)),
         (Method::GET, "/v1/services/{service}/dsn", get(look::dsn)),
         (Method::POST, "/v1/services/{service}/switchover", post(acts::switchover)),
         (Method::POST, "/v1/services/{service}/failover", post(acts::failover)),
@@ -103,6 +106,15 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/v1/services/{service}/backups/prune", get(backups::plan)),
         (Method::POST, "/v1/services/{service}/backups/prune", post(backups::prune)),
         (Method::POST, "/v1/services/{service}/proofs", post(backups::prove)),
+        (Method::GET, "/v1/services/{service}/instances", get(instances::list)),
+        (
+            Method::POST,
+            "/v1/services/{service}/instances/{instance}/restart",
+            post(instances::restart),
+        ),
+        (Method::POST, "/v1/services/{service}/instances/{instance}/drain", post(instances::drain)),
+        (Method::GET, "/v1/services/{service}/logs", get(instances::logs)),
+        (Method::POST, "/v1/services/{service}/scale", post(instances::scale)),
         (Method::POST, "/v1/nodes/{node}/duty", post(operations::duty)),
         (Method::POST, "/v1/rollouts", post(operations::roll_out)),
         (Method::POST, "/v1/rollouts/stop", post(operations::stop_rollout)),

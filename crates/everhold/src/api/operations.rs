@@ -36,9 +36,7 @@ pub async fn duty(
         return Err(ApiError::new(Code::Refused, format!("{node} is needed: {why}")));
     }
     let journal = cluster.note("", &who, &nodes::act(&node, body.duty)).await;
-    if let Some(it) = spec.nodes.get_mut(&node) {
-        it.duty = body.duty;
-    }
+    spec.set_duty(&node, body.duty);
     let revision = cluster.apply(&spec, rev).await?;
     Ok(Json(json!({
         "node": node, "duty": body.duty, "revision": revision, "journal": journal,
@@ -69,13 +67,14 @@ pub async fn roll_out(
     }
     let concerned = |name: &&String| body.service.as_ref().is_none_or(|it| it == *name);
     let (spec, reports) = (cluster.spec(), cluster.reports());
-    let services: Vec<&String> = spec.services.keys().filter(concerned).collect();
+    let services: Vec<&String> = spec.databases().map(|(name, _)| name).filter(concerned).collect();
     if let Some(name) = services.iter().find(|name| word.maintenance.contains_key(**name)) {
         let error = ApiError::new(Code::Refused, format!("{name} is in maintenance"));
         return Err(error.next(format!("`everhold maintenance {name} off`")));
     }
     let service = body.service.as_deref();
-    let nodes = rollout::look(service, &spec, &reports, &word, clock::now().0).unwrap_or_default();
+    let nodes = rollout::look(service, &Default::default(), &spec, &reports, &word, clock::now().0);
+    let nodes = nodes.unwrap_or_default();
     if let Some((name, unwell)) = nodes.iter().find_map(|(n, it)| Some((n, it.unwell.as_ref()?))) {
         let text = format!("it would begin with a doubt: {name}: {unwell}");
         return Err(ApiError::new(Code::Refused, text).next("wait until all is well"));

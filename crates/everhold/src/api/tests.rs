@@ -85,6 +85,8 @@ async fn bad_requests_are_told_what_is_wrong_with_them() {
         ("GET",    "/v1/journal/a-99",                  "",                       404, "E306"),
         ("GET",    "/v1/explain/x-1",                   "",                       404, "E306"),
         ("GET",    "/v1/explain/..%2f..%2fetc-1",       "",                       404, "E306"),
+        ("GET",    "/v1/requests/a%20b",                "",                       400, "E304"),
+        ("GET",    "/v1/requests/x-1",                  "",                       404, "E306"),
         ("GET",    "/v1/services/x/dsn",                "",                       404, "E306"),
         ("POST",   "/v1/services/x/switchover",         "",                       404, "E306"),
         ("POST",   switchover,                          "{\"to\":\"x\"}",         404, "E306"),

@@ -4,7 +4,7 @@
 use super::Order;
 use crate::backup;
 use everhold_repository::log::{Mark, Piece};
-use everhold_repository::{Log, Repository, RepositoryError};
+use everhold_repository::{Log, Repository, RepositoryError, Sealed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,7 +14,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Pieces that are put at once.
 pub const IN_FLIGHT: usize = 4;
-/// Tasks that are handed over and not done yet: pieces as [`super::ship`] bounds them, and two more.
+/// Tasks that are handed over and not done yet: pieces as [`super::ship`] bounds them, and one more.
 pub const TASKS_MAX: usize = 64;
 /// Between two tries to open it: each costs a tenth of a second of a core.
 const REOPEN: Duration = Duration::from_secs(3);
@@ -22,7 +22,7 @@ const REOPEN: Duration = Duration::from_secs(3);
 /// A piece and its bytes, the same for every place.
 pub struct Parcel {
     pub piece: Piece,
-    pub bytes: Vec<u8>,
+    pub sealed: Sealed,
 }
 
 pub enum Task {
@@ -31,8 +31,6 @@ pub enum Task {
     Mark(Mark),
     /// Copy what only one of the two has: this place and another, as one repository.
     Level(Repository),
-    /// Open it anew: something was wrong with it.
-    Reopen,
 }
 
 /// What a lane says of its place.
@@ -41,6 +39,8 @@ pub enum Said {
     Opened(Arc<Repository>, Vec<Piece>),
     Unopened(RepositoryError),
     Put(Piece, Result<(), RepositoryError>),
+    /// Not begun: the place is opened anew first.
+    Back(Task),
     Leveled(Result<Vec<Piece>, RepositoryError>),
 }
 
@@ -76,7 +76,7 @@ impl Lane {
             let (repository, pieces) = match opened {
                 Ok(opened) => opened,
                 Err(error) => {
-                    if !self.say(Said::Unopened(error)) {
+                    if !self.say(Said::Unopened(error)) || !self.give_back(None, todo) {
                         return;
                     }
                     thread::sleep(REOPEN);
@@ -88,6 +88,12 @@ impl Lane {
                 return;
             }
         }
+    }
+
+    /// What was handed over and is not begun: it may be done elsewhere meanwhile.
+    fn give_back(&self, next: Option<Task>, todo: &Receiver<Task>) -> bool {
+        let all = next.into_iter().chain(todo.try_iter().take(TASKS_MAX));
+        all.map(Said::Back).all(|said| self.say(said))
     }
 
     fn log<'r>(&self, repository: &'r Repository) -> Log<'r> {
@@ -104,7 +110,8 @@ impl Lane {
         Ok(repository)
     }
 
-    /// Does tasks; true: it is to be opened anew.
+    /// Does tasks; true: a put failed, so it is to be opened anew. Two that wrote one object are no
+    /// reason for it.
     fn work(&self, repository: &Repository, todo: &Receiver<Task>) -> bool {
         let mut next = None;
         loop {
@@ -126,21 +133,20 @@ impl Lane {
                     }
                     continue;
                 }
-                Task::Reopen => return true,
             };
             while parcels.len() < IN_FLIGHT
                 && let Ok(task) = todo.try_recv()
             {
                 match task {
                     Task::Put(parcel) => parcels.push(parcel),
-                    Task::Level(_) | Task::Mark(_) | Task::Reopen => {
+                    Task::Level(_) | Task::Mark(_) => {
                         next = Some(task);
                         break;
                     }
                 }
             }
-            let log = self.log(repository);
-            let one = |parcel: &Parcel| log.put_piece(&parcel.piece, &parcel.bytes).map(drop);
+            let one = |parcel: &Parcel| repository.put_object(&parcel.sealed).map(drop);
+            let mut failed = false;
             let told = thread::scope(|scope| {
                 let running = parcels.iter().map(|parcel| {
                     let thread = scope.spawn(|| one(parcel));
@@ -148,13 +154,116 @@ impl Lane {
                 });
                 let running: Vec<_> = running.collect();
                 running.into_iter().all(|(piece, thread)| {
-                    let lost = |_| Err(RepositoryError::Stopped);
-                    self.say(Said::Put(piece, thread.join().unwrap_or_else(lost)))
+                    let result = thread.join().unwrap_or(Err(RepositoryError::Stopped));
+                    let conflict = |it: &_| matches!(it, RepositoryError::Conflict { .. });
+                    failed |= result.as_ref().is_err_and(|it| !conflict(it));
+                    self.say(Said::Put(piece, result))
                 })
             });
             if !told {
                 return false;
             }
+            if failed {
+                return self.give_back(next, todo);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Lead;
+    use super::*;
+    use everhold_core::ids::Lsn;
+    use everhold_core::spec::RepositorySpec;
+    use everhold_core::term::{Branch, BranchId};
+    use everhold_repository::{Password, PlaceConfig};
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn hear(said: &mut UnboundedReceiver<(String, Said)>) -> Said {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match said.try_recv() {
+                Ok((_, said)) => return said,
+                Err(_) => assert!(Instant::now() < until, "the lane says nothing"),
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_place_whose_put_failed_is_opened_anew_by_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vault, key) = (dir.path().join("vault"), dir.path().join("key"));
+        fs::write(&key, "a password").expect("written");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("set");
+        let spec = RepositorySpec {
+            url: format!("file://{}", vault.display()).parse().expect("a url"),
+            region: None,
+            endpoint: None,
+            credentials_file: None,
+            key_file: key.display().to_string(),
+        };
+        let place = PlaceConfig::new("vault", &spec);
+        let repository = Repository::create(&place, &Password::new("a password"), "shop");
+        let repository = repository.expect("made");
+        let root = Branch { tli: 1, epoch: 1, parent: 0, fork: Lsn(0) };
+        let order = Arc::new(Order {
+            cluster: "shop".to_string(),
+            service: "main".to_string(),
+            data_dir: dir.path().into(),
+            run_dir: dir.path().into(),
+            port: 1,
+            places: BTreeMap::from([("vault".to_string(), spec)]),
+            copies: 1,
+            lead: Lead { sysid: 7, epoch: 1, line: vec![root] },
+        });
+        let (tell, mut said) = unbounded_channel();
+        let tasks = start(order, "vault".to_string(), tell).expect("a thread");
+        assert!(matches!(hear(&mut said), Said::Opened(..)));
+        let piece = |n: u64| {
+            let branch = BranchId { epoch: 1, tli: 1 };
+            let piece = Piece { branch, start: Lsn(n * 8), end: Lsn(n * 8 + 8), epoch: 1 };
+            let log = Log::new(&repository, "main", 7);
+            let sealed = log.seal_piece(&piece, &[n as u8; 8]).expect("sealed");
+            Task::Put(Arc::new(Parcel { piece, sealed }))
+        };
+        tasks.send(piece(0)).expect("sent");
+        assert!(matches!(hear(&mut said), Said::Put(_, Ok(()))));
+
+        // It goes away, with as much handed over as there is room for.
+        let away = dir.path().join("away");
+        fs::rename(&vault, &away).expect("moved");
+        let mark =
+            Mark { at_ms: 1, archived_ms: 1, branch: BranchId { epoch: 1, tli: 1 }, lsn: Lsn(8) };
+        tasks.send(piece(1)).expect("sent");
+        while tasks.try_send(Task::Mark(mark)).is_ok() {}
+        let mut unopened = false;
+        while !unopened {
+            match hear(&mut said) {
+                Said::Put(_, result) => assert!(result.is_err()),
+                Said::Unopened(_) => unopened = true,
+                Said::Back(_) => {}
+                Said::Opened(..) | Said::Leveled(_) => panic!("it is not there"),
+            }
+        }
+        // What it can't do meanwhile is handed back.
+        tasks.send(piece(2)).expect("sent");
+        while !matches!(hear(&mut said), Said::Back(Task::Put(_))) {}
+        fs::rename(&away, &vault).expect("back");
+        let pieces = loop {
+            if let Said::Opened(_, pieces) = hear(&mut said) {
+                break pieces;
+            }
+        };
+        assert_eq!(pieces.len(), 1);
+        tasks.send(piece(1)).expect("sent");
+        assert!(matches!(hear(&mut said), Said::Put(_, Ok(()))));
+        assert_eq!(Log::new(&repository, "main", 7).pieces(1).expect("listed").len(), 2);
     }
 }

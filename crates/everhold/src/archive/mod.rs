@@ -14,7 +14,7 @@ mod tender;
 pub use slot::{Heard, tend_slot};
 pub use tender::{Office, Tender};
 
-use crate::clock;
+use crate::{clock, helper};
 use anyhow::Context;
 use everhold_adapters::postgres::WalSource;
 use everhold_core::ids::{Epoch, Lsn, Time};
@@ -115,6 +115,7 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 /// Ships until its server leads no more, or its agent is gone.
 pub async fn run() -> anyhow::Result<()> {
+    helper::own_session();
     let order = Arc::new(take_order().context("read the order of the agent")?);
     let state = Shared::default();
     let (of, epoch) = (state.clone(), order.lead.epoch);

@@ -152,27 +152,31 @@ impl Shipper {
     }
 
     fn hear(&mut self, name: &str, said: Said) {
-        // All places of a cluster are one repository, whichever answers first.
-        let id = self.open().next().map(|open| open.repository.identity().clone());
+        // All places of a cluster are one repository, whichever answers first: what is sealed for
+        // one is put into all.
+        let first = self.open().next().map(|open| open.repository.clone());
         let Some(place) = self.places.get_mut(name) else { return };
         let lead = &self.order.lead;
         place.tried = true;
         match said {
+            Said::Opened(_, _) if place.conflict => {}
             Said::Opened(repository, pieces) => {
                 let found = repository.identity();
                 place.fault = None;
-                if let Some(known) = id.filter(|known| known.id != found.id) {
+                if let Some(first) = first.filter(|first| !repository.is_one_with(first)) {
                     let error = RepositoryError::Foreign {
                         place: name.to_string(),
                         found: found.id.clone(),
                         cluster: found.cluster.clone(),
-                        expected: known.id,
+                        expected: first.identity().id.clone(),
                     };
                     place.fault = Some(fault(name, &error));
                     return;
                 }
                 self.begun.get_or_insert_with(Instant::now);
                 place.open = Some(Open { repository, has: coverage(&pieces, &lead.line) });
+                // It may have older parts than those that were open.
+                self.from = None;
             }
             Said::Unopened(error) => {
                 place.open = None;
@@ -189,6 +193,11 @@ impl Shipper {
                     (Err(error), _) => place.fail(fault(name, &error), &error),
                 }
             }
+            Said::Back(Task::Put(parcel)) => {
+                place.pending.retain(|(pending, _)| *pending != parcel.piece);
+            }
+            Said::Back(Task::Level(_)) => place.leveling = None,
+            Said::Back(Task::Mark(_)) => {}
             Said::Leveled(result) => {
                 place.leveling = None;
                 match (result, &mut place.open) {
@@ -256,21 +265,16 @@ impl Shipper {
         if batch.is_empty() {
             return;
         }
-        let files = at.files.clone();
-        let read = spawn_blocking(move || -> Result<Vec<Arc<Parcel>>, (Piece, PgError)> {
-            let one = |piece: Piece| {
-                let bytes = files.read(&lead.line, &(piece.start..piece.end));
-                let bytes = bytes.map_err(|error| (piece, error))?;
-                Ok(Arc::new(Parcel { piece, bytes }))
-            };
-            batch.into_iter().map(one).collect()
-        });
-        match read.await {
+        let Some(first) = self.open().next().map(|open| open.repository.clone()) else { return };
+        let (files, order) = (at.files.clone(), self.order.clone());
+        let made = spawn_blocking(move || parcels(&batch, &files, &order, &first));
+        match made.await {
             Ok(Ok(parcels)) => {
                 self.unread = None;
                 parcels.iter().for_each(|parcel| self.hand_out(parcel));
             }
-            Ok(Err((piece, error))) => {
+            Ok(Err(Unmade::Unsealed(error))) => self.unread = Some(unreadable(&error)),
+            Ok(Err(Unmade::Unread(piece, error))) => {
                 // Gone before it was archived: what there is goes on.
                 match oldest(&at.files, &self.order.lead, at.lsn).await {
                     Ok(oldest) if oldest > piece.start => {
@@ -287,7 +291,7 @@ impl Shipper {
         for place in self.places.values_mut().filter(|place| place.open.is_some()) {
             let handed: u64 = place.pending.iter().map(|(piece, _)| piece.bytes()).sum();
             let room =
-                handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 2 < TASKS_MAX;
+                handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 1 < TASKS_MAX;
             if room && place.tasks.try_send(Task::Put(parcel.clone())).is_ok() {
                 place.pending.push((parcel.piece, Instant::now()));
             }
@@ -299,7 +303,8 @@ impl Shipper {
         if let Some(from) = self.from {
             let next = missing(&self.held(self.order.copies), from, Lsn(u64::MAX));
             let reached = next.map_or(at.lsn, |hole| hole.start);
-            let hole = gap(&self.held(1), from);
+            let all_open = self.places.values().all(|place| place.open.is_some());
+            let hole = gap(&self.held(1), from, all_open, self.hole.of);
             if self.hole.of != hole {
                 self.hole = Hole { of: hole, ..Hole::default() };
             }
@@ -341,7 +346,7 @@ impl Shipper {
             tracing::warn!(error = crate::keeper::chain(&error), "pieces are not gathered");
         }
         let all = self.held(1);
-        let lacks = |place: &Place| place.open.as_ref().is_some_and(|it| lacks(&it.has, &all));
+        let lacks = |place: &Place| place.will_have().is_some_and(|has| lacks(&has, &all));
         let level = self.places.values().all(|place| place.open.is_some() && !lacks(place));
         if level {
             let due = self.gathering.is_none() && self.gathered.elapsed() >= GATHER;
@@ -359,7 +364,10 @@ impl Shipper {
         }
         let mut tasks = Vec::new();
         for (name, place) in &self.places {
-            let Some(open) = place.open.as_ref().filter(|_| place.is_idle()) else { continue };
+            // A slow place always has something to put: what it lacks besides is copied meanwhile.
+            let Some(open) = place.open.as_ref().filter(|_| place.leveling.is_none()) else {
+                continue;
+            };
             let rested = place.leveled.is_none_or(|at| at.elapsed() >= LEVEL);
             let other = self.places.iter().filter(|(other, _)| *other != name);
             // Who has most of what it lacks.
@@ -421,8 +429,11 @@ impl Place {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.leveling.is_none()
+    /// What it has, and what it was handed; `None`: it is not open.
+    fn will_have(&self) -> Option<Vec<Range<Lsn>>> {
+        let mut has = self.open.as_ref()?.has.clone();
+        self.pending.iter().for_each(|(piece, _)| cover(&mut has, piece.start..piece.end));
+        Some(has)
     }
 
     /// Since when it is waited for.
@@ -434,14 +445,11 @@ impl Place {
         self.waiting().is_some_and(|at| at.elapsed() >= SLOW)
     }
 
-    /// What was handed over since is answered too, and then it is opened anew.
+    /// Its lane opens it anew, unless two have written one object.
     fn fail(&mut self, fault: Fault, error: &RepositoryError) {
         self.fault = Some(fault);
         self.conflict |= matches!(error, RepositoryError::Conflict { .. });
-        if self.open.take().is_some() && !self.conflict {
-            // There is room for it: two more than for pieces.
-            let _ = self.tasks.try_send(Task::Reopen);
-        }
+        self.open = None;
     }
 
     /// Why it has not all that some place has.
@@ -453,8 +461,7 @@ impl Place {
             operator: false,
         });
         let behind = || {
-            let open = self.open.as_ref().filter(|_| self.pending.is_empty())?;
-            lacks(&open.has, all).then(|| Fault {
+            lacks(&self.will_have()?, all).then(|| Fault {
                 why: format!("repository {name} lacks a part of the log, which is copied there"),
                 next: waits.to_string(),
                 operator: false,
@@ -497,12 +504,50 @@ fn batch(mut covered: Vec<Range<Lsn>>, from: Lsn, lead: &Lead, end: Lsn) -> Vec<
     batch
 }
 
-/// The newest hole before `from`, below which the server has nothing.
-fn gap(shipped: &[Range<Lsn>], from: Lsn) -> Option<(Lsn, Lsn)> {
+/// The newest hole before `from`, below which the server has nothing. What a place has that is away
+/// may be just what the others lack: till then it is as it was.
+fn gap(
+    shipped: &[Range<Lsn>],
+    from: Lsn,
+    all_open: bool,
+    known: Option<(Lsn, Lsn)>,
+) -> Option<(Lsn, Lsn)> {
+    if !all_open {
+        return known;
+    }
     let before = |range: &&Range<Lsn>| range.end < from;
     let last = shipped.iter().rfind(before)?;
     let next = shipped.iter().find(|range| range.start > last.end);
     Some((last.end, next.map_or(from, |next| next.start.min(from))))
+}
+
+/// Why a piece could not be made.
+enum Unmade {
+    Unread(Piece, PgError),
+    Unsealed(RepositoryError),
+}
+
+/// Reads pieces and seals them once for all places, several at once.
+fn parcels(
+    batch: &[Piece],
+    files: &WalFiles,
+    order: &Order,
+    repository: &Repository,
+) -> Result<Vec<Arc<Parcel>>, Unmade> {
+    let one = |piece: Piece| {
+        let bytes = files.read(&order.lead.line, &(piece.start..piece.end));
+        let bytes = bytes.map_err(|error| Unmade::Unread(piece, error))?;
+        let log = Log::new(repository, &order.service, order.lead.sysid);
+        let sealed = log.seal_piece(&piece, &bytes).map_err(Unmade::Unsealed)?;
+        Ok(Arc::new(Parcel { piece, sealed }))
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = batch.iter().map(|piece| scope.spawn(move || one(*piece))).collect();
+        let ended = running.into_iter().map(|thread| thread.join());
+        let ended = ended.map(|it| it.unwrap_or(Err(Unmade::Unsealed(RepositoryError::Stopped))));
+        // In order, so that the first that is gone is the one that counts.
+        ended.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 async fn oldest(files: &WalFiles, lead: &Lead, end: Lsn) -> Result<Lsn, PgError> {
@@ -537,6 +582,7 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         RepositoryError::File { .. }
         | RepositoryError::Remote { .. }
         | RepositoryError::LastPassword { .. }
+        | RepositoryError::WrongKit { .. }
         | RepositoryError::Missing { .. }
         | RepositoryError::NotArchived { .. }
         | RepositoryError::Unreachable { .. }
@@ -558,7 +604,7 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
     Fault { why: format!("repository {place}: {said}"), next, operator }
 }
 
-fn unreadable(error: &PgError) -> Fault {
+fn unreadable(error: &dyn std::error::Error) -> Fault {
     Fault {
         why: format!("the WAL can't be read: {}", crate::keeper::chain(error)),
         next: "the disk answers again; it is tried all the time".to_string(),
@@ -587,7 +633,11 @@ mod tests {
         for (shipped, from, expected) in cases {
             let ranges: Vec<_> = shipped.iter().map(|(a, b)| Lsn(*a)..Lsn(*b)).collect();
             let expected = expected.map(|(a, b)| (Lsn(a), Lsn(b)));
-            assert_eq!(gap(&ranges, Lsn(from)), expected, "{shipped:?} {from}");
+            assert_eq!(gap(&ranges, Lsn(from), true, None), expected, "{shipped:?} {from}");
+            // A place is away: nothing new is said, and what was said stays.
+            for known in [None, Some((Lsn(1), Lsn(2)))] {
+                assert_eq!(gap(&ranges, Lsn(from), false, known), known, "{shipped:?} {from}");
+            }
         }
     }
 }

@@ -3,18 +3,17 @@
 use super::{Lead, Order, Word};
 use crate::journal::Journal;
 use crate::link::{Hold, Report};
-use crate::{clock, log};
+use crate::{clock, helper};
 use everhold_core::ids::Time;
 use everhold_core::journal::Event;
 use everhold_core::spec::{PostgresSpec, RepositorySpec, Spec};
 use everhold_core::term::Term;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::watch;
 
 /// What keeps it for longer is shown.
@@ -251,13 +250,8 @@ impl Care {
         }
     }
 
-    /// This very program, also after its file was replaced. It ends with this process, whose end of
-    /// its stdin is then closed.
     fn spawn(&self) -> std::io::Result<Child> {
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("everhold").arg("archive").arg("--dir").arg(&self.office.dir);
-        command.env(log::VARIABLE, log::format().as_str()).current_dir("/").process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()
+        helper::command("archive").arg("--dir").arg(&self.office.dir).spawn()
     }
 
     /// Gives it the order, and hears it until it ends, is silent for too long, or is to do another's.

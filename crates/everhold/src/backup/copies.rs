@@ -2,14 +2,13 @@
 //! the store holds after each backup. With them and the databases a cluster is made anew from nothing
 //! but a repository.
 
-use super::open;
 use super::shown::time;
 use crate::clock;
 use crate::cluster::Cluster;
 use crate::spec::record;
 use anyhow::Context;
 use everhold_core::backup::Keep;
-use everhold_core::spec::{BackupSpec, ServiceSpec, Spec};
+use everhold_core::spec::{BackupSpec, Spec};
 use everhold_repository::copies::{self, PREFIX, What};
 use everhold_repository::{Repository, RepositoryError};
 use serde::{Deserialize, Serialize};
@@ -94,10 +93,7 @@ pub async fn tend(cluster: &Cluster) {
 
 /// The services' wishes for backups.
 fn declared(spec: &Spec) -> impl Iterator<Item = &BackupSpec> {
-    spec.services.values().filter_map(|service| {
-        let ServiceSpec::Postgres(postgres) = service;
-        postgres.backup.as_ref()
-    })
+    spec.databases().filter_map(|(_, postgres)| postgres.backup.as_ref())
 }
 
 /// When the newest of both are from, and what keeps them from being in all places.
@@ -106,14 +102,14 @@ type Made = (u64, Option<u64>, Option<anyhow::Error>);
 async fn copy(cluster: &Cluster, spec: Spec, seen: &Seen, done: &Seen) -> anyhow::Result<Made> {
     let content = match seen.backups == done.backups {
         true => None,
-        false => Some(serde_json::to_vec(&cluster.content().await?)?),
+        false => Some(cluster.content().await?),
     };
-    let text = seen.spec.clone();
+    let (text, opened) = (seen.spec.clone(), cluster.opened.clone());
     let work = move || -> anyhow::Result<Made> {
         let names: BTreeSet<String> =
             declared(&spec).flat_map(|it| it.repositories.iter().cloned()).collect();
         let names: Vec<String> = names.into_iter().collect();
-        let repository = open(&spec, &names)?;
+        let repository = opened.open(&spec, &names)?;
         let now_s = clock::unix_s();
         let newest = copies::newest(&repository, What::Spec).map_err(super::told)?;
         let spec_s = match newest.filter(|(_, content)| content == text.as_bytes()) {
@@ -124,13 +120,26 @@ async fn copy(cluster: &Cluster, spec: Spec, seen: &Seen, done: &Seen) -> anyhow
                 now_s
             }
         };
-        if let Some(content) = &content {
-            copies::put(&repository, What::Store, now_s, content).map_err(super::told)?;
-        }
+        let store_s = content.map(|it| put_content(&repository, &it, now_s)).transpose()?;
         let error = everywhere(&repository, &spec, now_s).err().map(super::told);
-        Ok((spec_s, content.map(|_| now_s), error))
+        Ok((spec_s, store_s, error))
     };
     tokio::task::spawn_blocking(work).await?
+}
+
+/// Puts the store's content if it says more than the newest there; when that is from.
+fn put_content(repository: &Repository, content: &Content, now_s: u64) -> anyhow::Result<u64> {
+    let newest = copies::newest(repository, What::Store).map_err(super::told)?;
+    let known = newest.and_then(|(copy, text)| {
+        let known: Content = serde_json::from_slice(&text).ok()?;
+        Some((copy.at_s, known))
+    });
+    if let Some((at_s, _)) = known.filter(|(_, known)| known.says_as_much(content)) {
+        return Ok(at_s);
+    }
+    let text = serde_json::to_vec(content)?;
+    copies::put(repository, What::Store, now_s, &text).map_err(super::told)?;
+    Ok(now_s)
 }
 
 /// Brings all copies to all places, and removes what no service's rules keep.
@@ -168,6 +177,20 @@ impl Content {
     pub fn new(cluster: &str, revision: u64, keys: BTreeMap<String, String>) -> Content {
         Content { version: VERSION, cluster: cluster.to_string(), revision, keys }
     }
+
+    /// Whether it holds the same but for what each backup changes: word of backups, and the heads of
+    /// journals.
+    fn says_as_much(&self, other: &Content) -> bool {
+        let prefix = format!("/everhold/{}/", self.cluster);
+        let counts = |(key, _): &(&String, &String)| {
+            let name = key.strip_prefix(&prefix).unwrap_or(key);
+            let of_service = name.starts_with("service/");
+            let told = of_service && (name.ends_with("/backups") || name.ends_with("/forgotten"));
+            !(told || name == "copied" || name.starts_with("journal/"))
+        };
+        let same = self.version == other.version && self.cluster == other.cluster;
+        same && self.keys.iter().filter(counts).eq(other.keys.iter().filter(counts))
+    }
 }
 
 impl Copied {
@@ -189,5 +212,33 @@ impl Copied {
             "unblocks": "all repositories that backups name; it is tried each minute",
             "needs_operator": false, "journal": null,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_backup_changes_is_no_reason_for_a_new_copy() {
+        let content = |change: &str| {
+            let keys = ["spec", "service/main/term", "service/main/backups", "journal/a", "copied"];
+            let value = |name: &str| if name == change { "new" } else { "old" };
+            let keys = keys.map(|it| (format!("/everhold/shop/{it}"), value(it).to_string()));
+            Content::new("shop", change.len() as u64, BTreeMap::from(keys))
+        };
+        let old = content("");
+        for (change, same) in [
+            ("spec", false),
+            ("service/main/term", false),
+            ("service/main/backups", true),
+            ("journal/a", true),
+            ("copied", true),
+        ] {
+            assert_eq!(old.says_as_much(&content(change)), same, "{change}");
+        }
+        let mut less = content("");
+        less.keys.remove("/everhold/shop/service/main/term");
+        assert!(!old.says_as_much(&less) && !less.says_as_much(&old));
     }
 }

@@ -2,18 +2,18 @@
 //! quickly as before, and a backup can be ended at any moment.
 
 use super::prove::sandbox;
+use crate::clock;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::link::Report;
-use crate::{clock, log};
+use crate::seat::Seat;
 use everhold_core::backup::{Kind, Proving};
 use everhold_core::journal::Event;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::watch;
 
 /// What a node tells about the backups of a service.
@@ -209,11 +209,7 @@ impl Desk {
     }
 
     fn spawn(&self, service: &str, work: &Work) -> std::io::Result<Child> {
-        // This very program, also after its file was replaced.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("everhold").arg("worker").arg("--node-file").arg(&self.node_file);
-        command.env(log::VARIABLE, log::format().as_str()).current_dir("/").process_group(0);
-        command.arg("--service").arg(service);
+        let mut command = Seat::command("worker", &self.node_file, service);
         match work {
             Work::BackUp { kind: Kind::Full } => {
                 command.arg("--full");
@@ -223,8 +219,6 @@ impl Desk {
                 command.args(["--prove", id, "--why", super::why(*why)]);
             }
         }
-        // It ends when its stdin does: with this agent.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         command.spawn()
     }
 

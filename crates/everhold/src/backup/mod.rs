@@ -1,14 +1,17 @@
 //! Backups of services: their repositories, opened as the spec says.
 
+pub mod cloner;
 pub mod copies;
 pub mod desk;
 pub mod forget;
+pub mod opened;
 pub mod origin;
 pub mod prepare;
 pub mod prove;
 pub mod proving;
 pub mod recovery;
 pub mod restore;
+pub mod room;
 pub mod shown;
 pub mod tend;
 pub mod worker;
@@ -18,7 +21,9 @@ use crate::key_file::{self, KeyFileError};
 use anyhow::{Context, anyhow};
 use everhold_core::backup::{Kind, Proving};
 use everhold_core::spec::{RepositorySpec, Spec};
-use everhold_repository::backup::{Info, ProofRecord, Proofs, read_proofs};
+use everhold_repository::backup::{
+    Info, Known, Listed, ProofRecord, Proofs, lines, list_surely, read_proofs,
+};
 use everhold_repository::{Password, PlaceConfig, Repository, RepositoryError};
 use proving::Held;
 use serde_json::{Value, json};
@@ -48,6 +53,18 @@ pub fn open_places(
     Repository::open_those(places.iter().map(|(config, it)| (config, it.clone())), cluster)
 }
 
+/// A place that does not answer, in words: what is found nowhere else it may have. One may have gone
+/// away since it was opened, and looks empty then.
+pub fn away(repository: &Repository) -> Option<String> {
+    match repository.all_there() {
+        Ok(()) => None,
+        Err(RepositoryError::PlaceAbsent { place, said }) => {
+            Some(format!("{place}, which may have it, is away: {said}"))
+        }
+        Err(error) => Some(error.to_string()),
+    }
+}
+
 /// The repository of that name in the spec.
 pub fn declared<'s>(spec: &'s Spec, name: &str) -> anyhow::Result<&'s RepositorySpec> {
     spec.repositories.get(name).with_context(|| {
@@ -65,17 +82,29 @@ pub fn place(spec: &Spec, name: &str) -> anyhow::Result<(PlaceConfig, Password)>
 /// All backups of a service that its places hold, the oldest first.
 pub fn list(repository: &Repository, service: &str) -> anyhow::Result<Vec<Info>> {
     let listed = everhold_repository::backup::list(repository, service).map_err(told)?;
+    Ok(legible(service, listed))
+}
+
+fn legible(service: &str, listed: Listed) -> Vec<Info> {
     for (id, error) in listed.unreadable {
         tracing::warn!(service, backup = id, %error, "a backup can't be read");
     }
-    Ok(listed.backups)
+    listed.backups
 }
 
-/// The same, with what was proven of them. Of proofs those that are `known` are not read again.
-pub fn held(repository: &Repository, service: &str, known: &Proofs) -> anyhow::Result<Held> {
-    let infos = list(repository, service)?;
-    let proofs = read_proofs(repository, service, known).map_err(told)?;
-    Ok(Held { infos, proofs })
+/// The same, with what was proven of them; an error if a place that is open does not answer. What is
+/// known is not read again.
+pub fn held(
+    repository: &Repository,
+    service: &str,
+    known: &mut Known,
+    proofs: &Proofs,
+) -> anyhow::Result<Held> {
+    let listed = list_surely(repository, service, known).map_err(told)?;
+    let infos = legible(service, listed);
+    let proofs = read_proofs(repository, service, proofs).map_err(told)?;
+    let lines = lines(repository, service, &infos).map_err(told)?;
+    Ok(Held { infos, proofs, lines })
 }
 
 /// As the API shows it.
@@ -140,6 +169,7 @@ fn code(error: &RepositoryError) -> Code {
         | RepositoryError::NoRandomness => Code::RepositoryAway,
         RepositoryError::NoRepository { .. } => Code::RepositoryMissing,
         RepositoryError::WrongPassword { .. }
+        | RepositoryError::WrongKit { .. }
         | RepositoryError::NoPassword { .. }
         | RepositoryError::LastPassword { .. } => Code::RepositoryKey,
         RepositoryError::Taken { .. }

@@ -2,43 +2,36 @@
 //! point and shuts it down there. An agent starts it, hears of it on its stdout, ends it by closing
 //! its stdin, and then has what was made take the directory's place.
 
-use super::restore::{Files, Order, Until, files};
+use super::restore::{Aim, Files, Order, files};
 use super::{open, told};
-use crate::agent::{self, Site};
-use crate::layout::Layout;
-use crate::node_file::NodeFile;
-use crate::spec::record;
-use crate::{clock, log};
+use crate::seat::Seat;
+use crate::{clock, helper};
 use anyhow::{Context, anyhow};
-use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED};
+use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED, drop_restored};
 use everhold_core::postgres::Restored;
 use everhold_core::term::{last_written, line_to};
 use everhold_repository::backup::cut_log;
 use everhold_repository::log::Log;
 use serde::{Deserialize, Serialize};
 use std::fs;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What to restore.
 #[derive(clap::Args)]
 pub struct Restorer {
-    #[arg(long)]
-    node_file: PathBuf,
+    #[command(flatten)]
+    seat: Seat,
     /// A [`Point`] in JSON
     #[arg(long)]
     point: String,
-    #[arg(long)]
-    service: String,
 }
 
 /// Where a service is to go back to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Point {
-    pub until: Until,
-    /// The newest that serves, if none is named.
-    pub backup: Option<String>,
+    pub aim: Aim,
     /// Also if not everybody who may acknowledge can be reached.
     #[serde(default)]
     pub force: bool,
@@ -55,71 +48,57 @@ pub enum Said {
 
 /// Restores and says so; what failed is said too, and is no error of this process.
 pub async fn run(restorer: Restorer) -> anyhow::Result<()> {
-    std::thread::spawn(|| {
-        let mut rest = Vec::new();
-        let _ = std::io::stdin().take(1 << 20).read_to_end(&mut rest);
-        // What it leaves is marked, never started, and removed by the next one.
-        std::process::exit(1);
-    });
+    helper::own_session();
+    // What it leaves is marked, never started, and removed by its agent.
+    helper::when_left(|| std::process::exit(1));
     let said = make(&restorer).await;
-    say(&said.unwrap_or_else(|error| Said::Failed { why: format!("{error:#}") }));
+    helper::say(&said.unwrap_or_else(|error| Said::Failed { why: format!("{error:#}") }));
     Ok(())
 }
 
-fn say(said: &Said) {
-    let mut out = std::io::stdout().lock();
-    // Nobody listens to one whose agent is gone.
-    let _ = serde_json::to_writer(&mut out, said).map(|()| out.write_all(b"\n"));
-    let _ = out.flush();
-}
-
 async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
-    let node = NodeFile::read(&restorer.node_file)?;
-    log::name(&node.name);
-    let layout = Layout::new(&node.data)?;
-    let copy = layout.node(&node.name).join("spec.json");
-    let text = fs::read_to_string(&copy).context("read the spec")?;
-    let spec = record::from_json(&text).context("read the spec")?;
-    let service = spec.postgres(&restorer.service).context("the service is not in the spec")?;
-    let backup = service.backup.as_ref();
+    let ground = restorer.seat.open()?;
+    let backup = ground.declared()?.backup.as_ref();
     let names = backup.context("E286 no backups of the service are declared")?.repositories.clone();
-    let site = Site { node: &node, layout: &layout, spec: &spec };
-    let (_, config, _) = agent::open(&site, &restorer.service, service)?;
+    let (_, config) = ground.instance()?;
     let point: Point = serde_json::from_str(&restorer.point).context("read the point")?;
     let to = config.restored_dir();
     let aside = AsideConfig {
         bin_dir: config.bin_dir.clone(),
         data_dir: to.clone(),
-        run_dir: layout.service(&node.name, &restorer.service).join("restore"),
+        run_dir: ground.layout.recovering(&ground.node.name, &ground.service),
         run_as: config.run_as,
         tli: 1,
         throwaway: false,
     };
     let order = Order {
-        service: restorer.service.clone(),
+        service: ground.service.clone(),
         to: to.clone(),
-        backup: point.backup.clone(),
-        until: point.until.clone(),
+        aim: point.aim,
+        along: None,
         over: false,
         throwaway: false,
     };
-    let (of, told_order, beside) = (spec.clone(), order.clone(), aside.clone());
+    let (of, told_order, beside) = (ground.spec.clone(), order.clone(), aside.clone());
+    let place = config.clone();
     let written = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-        remove(&told_order.to)?;
+        // The agent may be about to put it in place.
+        drop_restored(&place, false)?;
         remove(&beside.run_dir)?;
         let repository = open(&of, &names)?;
-        let step = |text: &str| say(&Said::Step(text.to_string()));
+        let step = |text: &str| helper::say(&Said::Step(text.to_string()));
         let to = &told_order.to;
         let files = files(&repository, &told_order, to, &beside, "standby.signal", &step)?;
         Ok((Arc::new(repository), files))
     });
     let (repository, files) = written.await??;
-    say(&Said::Step(format!("replaying the log, at most to {}", files.log_end)));
+    helper::say(&Said::Step(format!("replaying the log, at most to {}", files.log_end)));
     let line = line_to(&files.line, files.tli);
     let at = AsideConfig { tli: files.tli, ..aside.clone() };
-    let held = Aside::hold(&at, &order.until.target()).await;
+    let held = Aside::hold(&at, &order.aim.until.target()).await;
     let (server, held) = held.map_err(|error| {
-        anyhow!("E287 the restored server does not come to that point: {error}")
+        let elsewhere = &files.elsewhere;
+        anyhow!("E287 the restored server does not come to that point: {error}{elsewhere}")
     })?;
     server.stop().await?;
     remove(&aside.run_dir)?;
@@ -132,7 +111,7 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
         let log = Log::new(&repository, &backup.about.service, backup.about.sysid);
         let (epoch, tli) = log.highest().map_err(told)?;
         let id = format!("{} of {}", backup.id, clock::wall());
-        mark(&to, &id, owner)?;
+        mark(&to.join(RESTORED), &id, owner)?;
         let newest = line.iter().map(|branch| branch.epoch).fold(epoch, u64::max);
         let restored = Restored {
             id,
@@ -147,7 +126,7 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
     tokio::task::spawn_blocking(cut).await?
 }
 
-fn remove(path: &Path) -> anyhow::Result<()> {
+pub(super) fn remove(path: &Path) -> anyhow::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("E288 remove {}", path.display()))
@@ -157,14 +136,15 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The last thing that is written: without it the directory is taken by nobody.
-fn mark(dir: &Path, id: &str, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
-    let path = dir.join(RESTORED);
-    let mut file = fs::File::create(&path)?;
-    file.write_all(id.as_bytes())?;
+pub(super) fn mark(path: &Path, text: &str, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+    let mut file = fs::File::create(path)?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
     if let Some((uid, gid)) = owner {
-        std::os::unix::fs::chown(&path, Some(uid), Some(gid))?;
+        std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
     }
-    fs::File::open(dir)?.sync_all()?;
+    if let Some(dir) = path.parent() {
+        fs::File::open(dir)?.sync_all()?;
+    }
     Ok(())
 }

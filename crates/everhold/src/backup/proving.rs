@@ -7,7 +7,7 @@ use crate::cluster::{Cluster, Reports};
 use everhold_core::backup::schedule::{Failed, Place};
 use everhold_core::backup::{Backup, Proving, ROUND_OVERDUE_S, next_proof, owed};
 use everhold_core::spec::BackupSpec;
-use everhold_repository::backup::{Info, Proofs, judged, proof_of};
+use everhold_repository::backup::{Info, Lines, Proofs, judged, proof_of};
 use std::collections::BTreeMap;
 
 /// What the repositories say of a service's backups.
@@ -16,13 +16,37 @@ pub struct Held {
     /// The oldest first.
     pub infos: Vec<Info>,
     pub proofs: Proofs,
+    pub lines: Lines,
 }
 
 impl Held {
     /// As decisions see it.
     pub fn backups(&self, copies_wanted: usize) -> Vec<Backup> {
-        let one = |it: &Info| it.backup(copies_wanted, judged(proof_of(&self.proofs, &it.id)));
+        let proof = |it: &Info| judged(proof_of(&self.proofs, &it.id));
+        let one = |it: &Info| it.backup(copies_wanted, proof(it), &self.lines);
         self.infos.iter().map(one).collect()
+    }
+
+    /// The same while a place is away: what it had counts as it did.
+    pub fn beside(mut self, before: Held) -> Held {
+        let mut infos: BTreeMap<String, Info> =
+            before.infos.into_iter().map(|it| (it.id.clone(), it)).collect();
+        for mut info in self.infos {
+            if let Some(known) = infos.get(&info.id) {
+                info.copies = info.copies.max(known.copies);
+                info.manifests = info.manifests.max(known.manifests);
+            }
+            infos.insert(info.id.clone(), info);
+        }
+        for (name, record) in before.proofs {
+            if proof_of(&self.proofs, &record.backup).is_none() {
+                self.proofs.insert(name, record);
+            }
+        }
+        for (sysid, line) in before.lines {
+            self.lines.entry(sysid).or_insert(line);
+        }
+        Held { infos: infos.into_values().collect(), ..self }
     }
 
     /// When one was last proven that lay there for long.

@@ -2,24 +2,28 @@
 //! others follow.
 
 use super::prepare::{Point, Said};
+use crate::clock;
 use crate::journal::Journal;
 use crate::keeper::Keeper;
+use crate::layout::Layout;
 use crate::link::Report;
-use crate::{clock, log};
+use crate::seat::Seat;
 use everhold_core::journal::Event;
 use everhold_core::postgres::Restored;
-use everhold_core::view::Cause;
+use everhold_core::view::{Cause, View};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::watch;
 
 /// How a recovery of a service goes, as its node tells it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Recovery {
+    /// The entry of the journal about it, by which it is known.
+    #[serde(default)]
+    pub journal: String,
     pub began_s: u64,
     /// What is being done, or was last.
     pub step: String,
@@ -37,6 +41,8 @@ pub struct Ended {
 #[derive(Clone)]
 pub struct Recoveries {
     node_file: PathBuf,
+    layout: Layout,
+    node: String,
     journal: Journal,
     report: watch::Sender<Arc<Report>>,
     turn: Arc<Mutex<()>>,
@@ -45,11 +51,13 @@ pub struct Recoveries {
 impl Recoveries {
     pub fn new(
         node_file: &Path,
+        (layout, node): (&Layout, &str),
         journal: Journal,
         report: watch::Sender<Arc<Report>>,
     ) -> Recoveries {
         let node_file = std::path::absolute(node_file).unwrap_or_else(|_| node_file.to_path_buf());
-        Recoveries { node_file, journal, report, turn: Arc::default() }
+        let (layout, node) = (layout.clone(), node.to_string());
+        Recoveries { node_file, layout, node, journal, report, turn: Arc::default() }
     }
 
     /// Begins one; the entry of the journal about it.
@@ -65,11 +73,12 @@ impl Recoveries {
         if known.is_some_and(|it| it.ended.is_none()) {
             return Err(format!("a recovery of {service} is under way on this node"));
         }
-        let what = format!("recovery {:?}", point.until);
+        let what = format!("recovery to {}", point.aim);
         let id = self.journal.append(service, Event::Asked { who, what });
         let child = self.spawn(service, point).map_err(|why| format!("cannot begin it: {why}"))?;
         let step = "looking for a backup".to_string();
-        let begun = Recovery { began_s: clock::unix_s(), step, ended: None };
+        let began_s = clock::unix_s();
+        let begun = Recovery { journal: id.clone(), began_s, step, ended: None };
         self.report.send_modify(|report| {
             Arc::make_mut(report).recoveries.insert(service.to_string(), begun);
         });
@@ -78,14 +87,8 @@ impl Recoveries {
     }
 
     fn spawn(&self, service: &str, point: &Point) -> std::io::Result<Child> {
-        // This very program, also after its file was replaced.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("everhold").arg("restorer").arg("--node-file").arg(&self.node_file);
-        command.env(log::VARIABLE, log::format().as_str()).current_dir("/").process_group(0);
-        command.arg("--service").arg(service).arg("--point").arg(serde_json::to_string(point)?);
-        // It ends when its stdin does: with this agent.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        command.spawn()
+        let mut command = Seat::command("restorer", &self.node_file, service);
+        command.arg("--point").arg(serde_json::to_string(point)?).spawn()
     }
 
     async fn follow(self, service: String, mut child: Child, keeper: Keeper, force: bool) {
@@ -97,6 +100,9 @@ impl Recoveries {
             }
             Err(why) => Err(why),
         };
+        if result.is_err() {
+            self.clear(&service, &keeper).await;
+        }
         let text = match &result {
             Ok(backup) => format!("the service is put back, from backup {backup}"),
             Err(why) => format!("no recovery: {why}"),
@@ -126,6 +132,25 @@ impl Recoveries {
             Ok(status) => Err(format!("its process ended ({status})")),
             Err(error) => Err(format!("its process is lost: {error}")),
         })
+    }
+
+    /// Nothing stays of one that has failed, unless its campaign or its node still goes on with it.
+    async fn clear(&self, service: &str, keeper: &Keeper) {
+        let needs = |view: &View| view.campaign.is_some() || view.durable.put_back.is_some();
+        if keeper.view().await.is_none_or(|(view, ..)| needs(&view)) {
+            return;
+        }
+        let run_dir = self.layout.recovering(&self.node, service);
+        let cleared = match keeper.drop_restored(false).await {
+            Ok(()) => tokio::fs::remove_dir_all(&run_dir).await.or_else(|error| {
+                let gone = error.kind() == std::io::ErrorKind::NotFound;
+                if gone { Ok(()) } else { Err(format!("{}: {error}", run_dir.display())) }
+            }),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cleared {
+            tracing::warn!(service, error, "what was restored stays, until the next recovery");
+        }
     }
 
     fn step(&self, service: &str, step: &str) {

@@ -1,37 +1,62 @@
 //! Restores a service's database into a directory of its own, beside whatever runs: the files of a
 //! backup, the log up to a point, and a recovery that shows that both fit.
 
-use super::{list, open, shown, told};
+use super::{away, list, open, room, shown, told};
 use crate::spec::local::{RunAs, Search};
 use anyhow::{Context, anyhow, bail};
 use everhold_adapters::postgres::{Aside, AsideConfig, Target};
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::spec::Spec;
 use everhold_core::term::Branch;
-use everhold_repository::backup::{Info, Progress, Restore, THREADS, Watch};
-use everhold_repository::log::{Log, coverage, missing};
-use everhold_repository::{Repository, backup};
+use everhold_repository::backup::{Info, Lines, Progress, Restore, THREADS, Watch};
+use everhold_repository::log::{Log, Mark, coverage, is_on, missing};
+use everhold_repository::{Repository, RepositoryError, backup};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-/// A full disk in the middle is worse than a refusal: what it takes for the log's own growth.
-const SPARE_BYTES: u64 = 256 << 20;
+/// Marks that can't be read: so many are looked at.
+const MARKS_MAX: usize = 8;
 
 /// What to restore, and where.
 #[derive(Clone, Debug)]
 pub struct Order {
     pub service: String,
     pub to: PathBuf,
-    /// The newest that serves, if none is named.
-    pub backup: Option<String>,
-    pub until: Until,
+    pub aim: Aim,
+    /// Of that database and along that line of its history; else along the newest one.
+    pub along: Option<(u64, Vec<Branch>)>,
     /// Over the files of a stopped server: what is as it should be stays.
     pub over: bool,
     /// It may be thrown away after a crash.
     pub throwaway: bool,
+}
+
+/// Which state to restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aim {
+    pub until: Until,
+    /// The history ends with it; the one in force, if none is named.
+    #[serde(default)]
+    pub timeline: Option<Tli>,
+    /// The newest that serves, if none is named.
+    pub backup: Option<String>,
+}
+
+impl std::fmt::Display for Aim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.until)?;
+        if let Some(tli) = self.timeline {
+            write!(f, " on timeline {tli}")?;
+        }
+        match &self.backup {
+            Some(id) => write!(f, " from backup {id}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The point to restore to.
@@ -142,16 +167,17 @@ pub async fn restore(
         throwaway: order.throwaway,
     };
     let (order, of, config) = (order.clone(), spec.clone(), aside.clone());
-    let until = order.until.clone();
+    let until = order.aim.until.clone();
     let files = move || files(&open(&of, &names)?, &order, &to, &config, "recovery.signal", &say);
     let files = tokio::task::spawn_blocking(files).await??;
-    let Files { backup, tli, log_end, bytes_written, .. } = files;
+    let Files { backup, tli, log_end, bytes_written, elsewhere, .. } = files;
     aside.tli = tli;
     let server = Aside::recover(&aside, &until.target()).await.map_err(|error| {
         let text = error.to_string();
         match text.contains("recovery ended before configured recovery target was reached") {
             true => anyhow!(
-                "E287 the log ends at {log_end}, before the point that was asked for was reached"
+                "E287 the log ends at {log_end}, before the point that was asked for was \
+                 reached{elsewhere}"
             ),
             false => anyhow!("E287 the restored server does not recover: {text}"),
         }
@@ -167,6 +193,8 @@ pub(super) struct Files {
     pub tli: Tli,
     pub log_end: Lsn,
     pub bytes_written: u64,
+    /// Where else the point may be, in words.
+    pub elsewhere: String,
 }
 
 /// Writes them. `signal`: the file that says how a server starts there.
@@ -181,8 +209,11 @@ pub(super) fn files(
     for (name, error) in repository.absent() {
         say(&format!("{name} does not answer: {error}"));
     }
-    let backups = list(repository, &order.service)?;
-    let (chosen, line, log_end) = choose(repository, order, &backups)?;
+    let mut backups = list(repository, &order.service)?;
+    if let Some((sysid, _)) = order.along {
+        backups.retain(|it| it.about.sysid == sysid);
+    }
+    let (chosen, Course { line, end: log_end, elsewhere }) = choose(repository, order, &backups)?;
     room(to, chosen, log_end)?;
     say(&format!(
         "backup {} of {}, then the log to {log_end}",
@@ -211,14 +242,38 @@ pub(super) fn files(
     };
     let watch = Watch { progress: &progress, stop: &stop };
     let restored = backup::restore(repository, &order.service, &chosen.id, to, &how, &watch);
-    let restored = restored.map_err(told)?;
+    let restored = restored.map_err(|error| cut_short(error, repository, to))?;
     Ok(Files {
         backup: chosen.clone(),
         line,
         tli: restored.tli,
         log_end,
         bytes_written: restored.bytes_written,
+        elsewhere,
     })
+}
+
+/// Why a restore ended in the middle: by its own disk, by a place that went away, or by what is stored.
+fn cut_short(error: RepositoryError, repository: &Repository, to: &Path) -> anyhow::Error {
+    if let RepositoryError::File { path, source, .. } = &error
+        && path.starts_with(to)
+    {
+        return anyhow!(
+            "E288 {error}: {source}; next step: make room, or choose another disk or node"
+        );
+    }
+    match away(repository) {
+        Some(away) => anyhow!("E280 {error}; {away}"),
+        None => told(error),
+    }
+}
+
+/// What is followed from a backup on.
+struct Course {
+    line: Vec<Branch>,
+    /// Where the log on it ends.
+    end: Lsn,
+    elsewhere: String,
 }
 
 /// The backup to begin with, the line of history to follow, and where the log on it ends.
@@ -226,23 +281,46 @@ fn choose<'b>(
     repository: &Repository,
     order: &Order,
     backups: &'b [Info],
-) -> anyhow::Result<(&'b Info, Vec<Branch>, Lsn)> {
-    let mut why = None;
-    let fit = |it: &&Info| match &order.until {
-        _ if order.backup.is_some() => order.backup.as_ref() == Some(&it.id),
+) -> anyhow::Result<(&'b Info, Course)> {
+    let (service, Aim { until, timeline, backup: named }) = (&order.service, &order.aim);
+    let lines = match (order.along.clone(), timeline) {
+        (Some(along), _) => Ok(Lines::from([along])),
+        (None, Some(tli)) => backup::lines_to(repository, service, backups, *tli),
+        (None, None) => backup::lines(repository, service, backups),
+    };
+    let lines = lines.map_err(told)?;
+    let fit = |it: &&Info| match until {
+        _ if named.is_some() => named.as_ref() == Some(&it.id),
         Until::Time(at_s, _) => i64::try_from(it.about.ended_s).is_ok_and(|ended| ended <= *at_s),
         Until::Lsn(lsn) => it.about.stop <= *lsn,
         Until::Latest | Until::Name(_) => true,
     };
-    for backup in backups.iter().rev().filter(fit) {
-        match followed(repository, order, backup) {
-            Ok((line, end)) => return Ok((backup, line, end)),
+    // What a recovery gave up is restored only when it is named, or its timeline is.
+    let leads = |it: &&Info| match timeline {
+        Some(_) => lines.contains_key(&it.about.sysid) && it.about.is_current(&lines),
+        None => named.is_some() || it.about.is_current(&lines),
+    };
+    // One that is whole nowhere is tried only when it is named.
+    let there = |it: &&Info| named.is_some() || it.copies > 0;
+    let mut why = None;
+    for backup in backups.iter().rev().filter(fit).filter(leads).filter(there) {
+        match followed(repository, order, backup, &lines) {
+            Ok(course) => return Ok((backup, course)),
             Err(error) => why = Some(why.unwrap_or(error)),
         }
     }
-    let none = match &order.backup {
-        Some(id) => anyhow!("E286 no backup {id} of {}", order.service),
-        None => anyhow!("E286 no backup of {} ended before that point", order.service),
+    let none = match (timeline, named) {
+        (Some(tli), _) if lines.is_empty() => anyhow!("E287 {service} has had no timeline {tli}"),
+        (Some(tli), Some(id)) => {
+            anyhow!("E286 no backup {id} of {service} leads to timeline {tli}")
+        }
+        (Some(tli), None) => {
+            anyhow!(
+                "E286 no backup of {service} that leads to timeline {tli} ended before that point"
+            )
+        }
+        (None, Some(id)) => anyhow!("E286 no backup {id} of {service}"),
+        (None, None) => anyhow!("E286 no backup of {service} ended before that point"),
     };
     Err(why.unwrap_or(none))
 }
@@ -252,13 +330,13 @@ fn followed(
     repository: &Repository,
     order: &Order,
     backup: &Info,
-) -> anyhow::Result<(Vec<Branch>, Lsn)> {
-    let about = &backup.about;
+    lines: &Lines,
+) -> anyhow::Result<Course> {
+    let (about, Aim { until, timeline, .. }) = (&backup.about, &order.aim);
     let log = Log::new(repository, &order.service, about.sysid);
-    let newest = log.newest_line().map_err(told)?.map(|(_, line)| line);
-    let line = about.line_onwards(newest);
-    let covered = coverage(&log.pieces(1).map_err(told)?, &line);
-    let end = match missing(&covered, about.start, Lsn(u64::MAX)) {
+    let line = about.line_onwards(lines);
+    let pieces = log.pieces(1).map_err(told)?;
+    let end = match missing(&coverage(&pieces, &line), about.start, Lsn(u64::MAX)) {
         Some(hole) => hole.start,
         None => Lsn(u64::MAX),
     };
@@ -269,29 +347,58 @@ fn followed(
             about.stop
         );
     }
-    match order.until {
-        Until::Lsn(lsn) if lsn > end => bail!("E287 the log ends at {end}, before {lsn}"),
-        _ => Ok((line, end)),
+    let off = pieces.iter().filter(|piece| !is_on(&line, piece.branch, piece.end));
+    let off: BTreeSet<Tli> = off.map(|piece| piece.branch.tli).collect();
+    let elsewhere = match timeline {
+        None if !off.is_empty() => {
+            let off: Vec<String> = off.iter().map(Tli::to_string).collect();
+            format!(
+                "; next step: of other histories there is log on timeline {}: `--timeline N` goes \
+                 there",
+                off.join(", ")
+            )
+        }
+        None | Some(_) => String::new(),
+    };
+    match until {
+        Until::Lsn(lsn) if *lsn > end => {
+            bail!("E287 the log ends at {end}, before {lsn}{elsewhere}")
+        }
+        Until::Time(at_s, text) if timeline.is_none() => {
+            if let Some(mark) = last_mark(&log, *at_s).filter(|it| !is_on(&line, it.branch, it.lsn))
+            {
+                let tip = line.last().map_or(1, |branch| branch.tli);
+                bail!(
+                    "E287 at {text} the service was on timeline {}, in a part that was given up \
+                     since; next step: `--timeline {}` goes there, `--timeline {tip}` keeps to the \
+                     history that is followed else",
+                    mark.branch.tli,
+                    mark.branch.tli
+                );
+            }
+        }
+        Until::Latest | Until::Time(..) | Until::Lsn(_) | Until::Name(_) => {}
     }
+    Ok(Course { line, end, elsewhere })
 }
 
-/// Whether the disk has room for it.
+/// The last word of a leader before that time that can be read. What can't be is no reason to refuse.
+fn last_mark(log: &Log<'_>, at_s: i64) -> Option<Mark> {
+    // All of that second: what may be of a history that was given up is asked about.
+    let at_ms = u64::try_from(at_s).ok()?.saturating_mul(1_000).saturating_add(999);
+    let marks = log.marks().unwrap_or_default();
+    let before = marks.iter().rev().filter(|name| name.at_ms <= at_ms).take(MARKS_MAX);
+    before.filter_map(|name| log.mark(*name).ok()).next()
+}
+
+/// Whether the disk has room for it. What is there is written over.
 fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
-    let there = to.ancestors().find(|it| it.exists()).unwrap_or(Path::new("/"));
-    let disk =
-        rustix::fs::statvfs(there).with_context(|| format!("look at {}", there.display()))?;
-    let free = disk.f_bavail * disk.f_frsize;
-    let log = log_end.0.saturating_sub(backup.about.start.0);
-    let wanted = backup.bytes + log + SPARE_BYTES;
-    // What is there is written over.
     let empty = std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_none());
-    if free < wanted && empty {
-        bail!(
-            "E288 {} has {} MB free, and the restore takes {} MB; next step: choose another disk",
-            there.display(),
-            free >> 20,
-            wanted >> 20
-        );
+    let log = log_end.0.saturating_sub(backup.about.start.0);
+    match empty {
+        true => room::require(to, backup.bytes + log).map_err(|error| {
+            anyhow!("E288 {error:#}; next step: make room, or choose another disk or node")
+        }),
+        false => Ok(()),
     }
-    Ok(())
 }

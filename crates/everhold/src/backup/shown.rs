@@ -39,6 +39,8 @@ pub struct Summary {
     pub count: usize,
     /// Places that hold the newest.
     pub copies: usize,
+    /// Some place lacks what another has.
+    pub uneven: bool,
     /// What should have been made by now.
     pub overdue: Vec<String>,
     /// Why they could not be read.
@@ -77,6 +79,7 @@ impl Summary {
             failed: failed.take(FAILED_MAX).map(|it| it.id.clone()).collect(),
             count: backups.len(),
             copies: held.infos.last().map_or(0, |it| it.copies),
+            uneven: held.infos.iter().any(|it| it.copies < spec.repositories.len()),
             overdue,
             error: None,
         }
@@ -161,7 +164,7 @@ pub fn recovery(service: &str, reports: &Reports) -> Option<Value> {
     let (node, last) = begun.max_by_key(|(_, recovery)| recovery.began_s)?;
     let ended = last.ended.as_ref();
     Some(json!({
-        "node": node, "began_at": time(last.began_s), "step": last.step,
+        "node": node, "journal": last.journal, "began_at": time(last.began_s), "step": last.step,
         "ended_at": ended.map(|it| time(it.at_s)),
         "backup": ended.and_then(|it| it.result.as_ref().ok()),
         "failed": ended.and_then(|it| it.result.as_ref().err()),

@@ -1,31 +1,37 @@
 //! Backups as the coordinator has them made, kept and forgotten; `core/src/backup` decides.
 
 use super::desk::Making;
+use super::held;
 use super::proving::{self, Held};
 use super::shown::{Summary, makings};
-use super::{held, open};
 use crate::agent::Ask;
 use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::{clock, nodes};
 use everhold_core::backup::schedule::{self, Failed, Next, Place};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
+use everhold_repository::backup;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// What the repositories hold is read again after this, and when a backup has ended: opening them
-/// costs a tenth of a second of a core for each.
+/// What the repositories hold is read again after this, and when a backup has ended.
 const READ_EVERY: Duration = Duration::from_secs(600);
 /// After a try that failed.
 const READ_AGAIN: Duration = Duration::from_secs(30);
+/// What a place had that is away counts for so long: it mostly comes back, and no backup is made in a
+/// hurry for one that only can't be seen.
+const AWAY: Duration = Duration::from_secs(3_600);
 
 /// What is known of a service's backups.
 #[derive(Default)]
 struct Known {
     /// `None`: not read yet. What is due is not known then.
     held: Option<Held>,
+    /// When all places were there.
+    whole: Option<Instant>,
+    listed: backup::Known,
     read: Option<Instant>,
     /// The end of a backup that the list knows of.
     of: Option<u64>,
@@ -33,13 +39,27 @@ struct Known {
     told: Option<Summary>,
 }
 
+impl Known {
+    /// Takes in what was read.
+    fn learn(&mut self, held: Held, all_there: bool) -> &Held {
+        if all_there {
+            self.whole = Some(Instant::now());
+        }
+        let lately = self.whole.is_some_and(|at| at.elapsed() < AWAY);
+        let held = match self.held.take().filter(|_| !all_there && lately) {
+            Some(before) => held.beside(before),
+            None => held,
+        };
+        self.held.insert(held)
+    }
+}
+
 /// Tends the backups of every service for as long as this node coordinates.
 pub async fn tend(cluster: &Cluster) {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
     loop {
         let spec = cluster.spec();
-        for (name, service) in &spec.services {
-            let everhold_core::spec::ServiceSpec::Postgres(postgres) = service;
+        for (name, postgres) in spec.databases() {
             let Some(backup) = &postgres.backup else { continue };
             let known = known.entry(name.clone()).or_default();
             match one(cluster, &spec, name, backup, known).await {
@@ -80,11 +100,17 @@ async fn one(
         let (spec, name) = (spec.clone(), service.to_string());
         let names = backup.repositories.clone();
         let before = known.held.as_ref().map(|it| it.proofs.clone()).unwrap_or_default();
-        let read = move || held(&open(&spec, &names)?, &name, &before);
+        let (opened, mut listed) = (cluster.opened.clone(), std::mem::take(&mut known.listed));
+        let read = move || -> anyhow::Result<_> {
+            let repository = opened.open(&spec, &names)?;
+            let held = held(&repository, &name, &mut listed, &before)?;
+            Ok((held, listed, repository.absent().is_empty()))
+        };
         let read = tokio::task::spawn_blocking(read).await?;
         let summary = match &read {
-            Ok(held) => {
-                known.held = Some(held.clone());
+            Ok((held, listed, all_there)) => {
+                known.listed = listed.clone();
+                let held = known.learn(held.clone(), *all_there);
                 Summary::new(held, backup, clock::unix_s())
             }
             Err(error) => Summary { error: Some(format!("{error:#}")), ..Summary::default() },
@@ -161,4 +187,58 @@ pub fn places(
         Some((node.clone(), Place { leads, synchronous, able }))
     };
     declared.nodes.iter().filter_map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::backup::Kind;
+    use everhold_repository::backup::{About, Info};
+
+    /// Backups as `ID:COPIES`.
+    fn held(text: &str) -> Held {
+        let info = |word: &str| {
+            let (id, copies) = word.split_once(':').expect("a word");
+            let copies = copies.parse().expect("a number");
+            Info {
+                id: id.to_string(),
+                kind: Kind::Full,
+                base: None,
+                about: About::default(),
+                files: 0,
+                bytes: 0,
+                bytes_read: 0,
+                bytes_added: 0,
+                bad_pages: Vec::new(),
+                manifests: copies,
+                copies,
+            }
+        };
+        Held { infos: text.split_whitespace().map(info).collect(), ..Held::default() }
+    }
+
+    #[test]
+    fn what_a_place_had_counts_for_a_while_when_it_is_away() {
+        let long_ago = Instant::now().checked_sub(AWAY).expect("up for an hour");
+        #[rustfmt::skip]
+        let cases = [
+            // known,      all there,   read,          all there, what counts
+            ("a:2 b:2",    None,        "a:1 b:1",     false,     "a:2 b:2"),
+            ("a:1",        None,        "",            false,     "a:1"),
+            ("b:2",        None,        "a:1 b:1 c:1", false,     "a:1 b:2 c:1"),
+            // Back, or not for long enough.
+            ("a:2 b:2",    None,        "a:1",         true,      "a:1"),
+            ("a:2 b:2",    Some(long_ago), "a:1",      false,     "a:1"),
+        ];
+        for (before, whole, read, all_there, expected) in cases {
+            let mut known = Known::default();
+            known.learn(held(before), true);
+            known.whole = whole.or(known.whole);
+            let got = known.learn(held(read), all_there).infos.iter();
+            let got: Vec<String> = got.map(|it| format!("{}:{}", it.id, it.copies)).collect();
+            assert_eq!(got.join(" "), expected, "{before} {read}");
+        }
+        let mut new = Known::default();
+        assert_eq!(new.learn(held("a:1"), false).infos[0].copies, 1, "nothing else is known");
+    }
 }

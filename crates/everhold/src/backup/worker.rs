@@ -4,16 +4,12 @@
 use super::desk::Said;
 use super::prove::{self, Task};
 use super::{list, open, told};
-use crate::agent::{self, Site};
-use crate::layout::Layout;
-use crate::node_file::NodeFile;
-use crate::spec::record;
-use crate::{clock, log};
+use crate::seat::{Ground, Seat};
+use crate::{clock, helper};
 use anyhow::Context;
 use everhold_adapters::postgres::{BackupMode, PgConfig};
 use everhold_core::backup::{Kind, Proving};
 use everhold_core::ids::Lsn;
-use everhold_core::spec::Spec;
 use everhold_core::term::{Branch, line_to};
 use everhold_repository::Repository;
 use everhold_repository::backup::{
@@ -21,8 +17,6 @@ use everhold_repository::backup::{
     read_proofs,
 };
 use everhold_repository::log::{Log, coverage, missing};
-use std::io::{Read, Write};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,16 +28,12 @@ const TELL_EVERY_MS: u64 = 500;
 /// What a leader has of its log is archived within this, also from the beginning.
 const LOG_WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(1);
-/// Behind everything else that wants the processor.
-const NICE: i32 = 19;
 
 /// What to back up, or to prove.
 #[derive(clap::Args)]
 pub struct Worker {
-    #[arg(long)]
-    node_file: PathBuf,
-    #[arg(long)]
-    service: String,
+    #[command(flatten)]
+    seat: Seat,
     #[arg(long)]
     full: bool,
     /// Prove that backup instead
@@ -61,8 +51,13 @@ fn why(word: &str) -> Result<Proving, serde_json::Error> {
 /// Does it and says so; what failed is said too, and is no error of this process.
 pub async fn run(worker: Worker) -> anyhow::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
-    end_with_stdin(stop.clone());
-    let _ = rustix::process::nice(NICE);
+    let left = stop.clone();
+    helper::when_left(move || {
+        left.store(true, Ordering::Relaxed);
+        std::thread::sleep(ENDS_WITHIN);
+        std::process::exit(1);
+    });
+    helper::stand_back();
     let done = match &worker.prove {
         None => make(&worker, stop).await.map(|info| Said::Made { id: info.id }),
         Some(id) => prove(&worker, id, stop).await.map(|record| match record.failed {
@@ -70,58 +65,28 @@ pub async fn run(worker: Worker) -> anyhow::Result<()> {
             Some(why) => Said::Disproven { why },
         }),
     };
-    say(&done.unwrap_or_else(|error| Said::Failed { why: format!("{error:#}") }));
+    helper::say(&done.unwrap_or_else(|error| Said::Failed { why: format!("{error:#}") }));
     Ok(())
 }
 
-pub fn say(said: &Said) {
-    let mut out = std::io::stdout().lock();
-    // Nobody listens to one whose agent is gone.
-    let _ = serde_json::to_writer(&mut out, said).map(|()| out.write_all(b"\n"));
-    let _ = out.flush();
-}
-
-fn end_with_stdin(stop: Arc<AtomicBool>) {
-    std::thread::spawn(move || {
-        let mut rest = Vec::new();
-        let _ = std::io::stdin().take(1 << 20).read_to_end(&mut rest);
-        stop.store(true, Ordering::Relaxed);
-        std::thread::sleep(ENDS_WITHIN);
-        std::process::exit(1);
-    });
-}
-
-/// The node and its copy of the spec.
-fn ground(worker: &Worker) -> anyhow::Result<(NodeFile, Layout, Spec)> {
-    let node = NodeFile::read(&worker.node_file)?;
-    log::name(&node.name);
-    let layout = Layout::new(&node.data)?;
-    let copy = layout.node(&node.name).join("spec.json");
-    let text = std::fs::read_to_string(&copy).context("read the spec")?;
-    let spec = record::from_json(&text).context("read the spec")?;
-    Ok((node, layout, spec))
-}
-
 async fn prove(worker: &Worker, id: &str, stop: Arc<AtomicBool>) -> anyhow::Result<ProofRecord> {
-    let (node, layout, spec) = ground(worker)?;
+    let Ground { node, layout, spec, service } = worker.seat.open()?;
     // Also of what it starts. Without the program, or where it is not allowed, it is as it was.
     let own = std::process::id().to_string();
     let _ = std::process::Command::new("ionice").args(["-c", "3", "-t", "-p", &own]).status();
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let service = worker.service.clone();
     let dir = layout.sandbox(&node.name, &service);
     let (backup, why, random) = (id.to_string(), worker.why, u64::from_ne_bytes(random));
     prove::prove(&Task { spec, service, node: node.name, dir, backup, why, random, stop }).await
 }
 
 async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
-    let (node, layout, spec) = ground(worker)?;
-    let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
-    let wanted = service.backup.clone().context("no backups of the service are declared")?;
-    let site = Site { node: &node, layout: &layout, spec: &spec };
-    let (durable, config, _) = agent::open(&site, &worker.service, service)?;
-    let (of, names) = (spec.clone(), wanted.repositories.clone());
+    let ground = worker.seat.open()?;
+    let wanted = ground.declared()?.backup.clone();
+    let wanted = wanted.context("no backups of the service are declared")?;
+    let (durable, config) = ground.instance()?;
+    let (of, names) = (ground.spec.clone(), wanted.repositories.clone());
     let repository = tokio::task::spawn_blocking(move || open(&of, &names)).await??;
     if let (true, Some((_, error))) =
         (repository.places().count() < wanted.copies as usize, repository.absent().first())
@@ -138,7 +103,7 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
     let mode = BackupMode::begin(&config).await.context("E289 begin a backup")?;
     let began_s = clock::unix_s();
     let job = Job {
-        service: worker.service.clone(),
+        service: ground.service.clone(),
         kind: if worker.full { Kind::Full } else { Kind::Incremental },
         copies: wanted.copies as usize,
         began_s,
@@ -159,31 +124,24 @@ async fn make(worker: &Worker, stop: Arc<AtomicBool>) -> anyhow::Result<Info> {
         backup.finish(about).map_err(told)
     });
     if is_stored.await.is_ok() {
-        let about = about(mode, &spec, &site, worker, began_s).await;
+        let about = about(mode, &ground, began_s).await;
         let _ = ended.send(about);
     }
     worker_thread.await?
 }
 
 /// What is known of the backup once its files are stored.
-async fn about(
-    mode: BackupMode,
-    spec: &Spec,
-    site: &Site<'_>,
-    worker: &Worker,
-    began_s: u64,
-) -> anyhow::Result<About> {
+async fn about(mode: BackupMode, ground: &Ground, began_s: u64) -> anyhow::Result<About> {
     let (pg_version, segment_bytes) = (mode.server_version.clone(), mode.segment_bytes);
     let ends = mode.end().await.context("E289 end a backup")?;
     // The line can only have got longer since.
-    let service = spec.postgres(&worker.service).context("the service is not in the spec")?;
-    let (durable, ..) = agent::open(site, &worker.service, service)?;
+    let (durable, _) = ground.instance()?;
     let line = line_to(&durable.line, ends.tli);
     anyhow::ensure!(!line.is_empty(), "E289 timeline {} is not on this node's line", ends.tli);
     Ok(About {
-        cluster: spec.cluster.clone(),
-        service: worker.service.clone(),
-        node: site.node.name.clone(),
+        cluster: ground.spec.cluster.clone(),
+        service: ground.service.clone(),
+        node: ground.node.name.clone(),
         pg_version,
         segment_bytes,
         sysid: durable.sysid.context("this node's system identifier is not known")?,
@@ -275,7 +233,10 @@ impl Job {
                 last_told.compare_exchange(before, now, swapped.0, swapped.1).is_ok()
             };
             if late && mine() {
-                say(&Said::Progress { done_bytes: progress.done, of_bytes: progress.total });
+                helper::say(&Said::Progress {
+                    done_bytes: progress.done,
+                    of_bytes: progress.total,
+                });
             }
         };
         let plan = Plan {

@@ -2,16 +2,11 @@
 
 use super::client::{Client, segment};
 use super::failure::{Failure, say};
+use super::follow::{Seen, follow};
 use super::output::{bytes, plain, print, print_json, table};
 use crate::code::Code;
 use clap::Subcommand;
 use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(500);
-/// An agent that started anew has ended what it was making, and doesn't tell of it.
-const LOST: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -71,37 +66,25 @@ fn now(client: &Client, service: &str, full: bool, no_wait: bool) -> Result<(), 
         };
     }
     say(&format!("{node} makes it; Ctrl-C ends the waiting, not the act."));
-    let mut shown = String::new();
-    let mut idle = Instant::now();
-    loop {
-        std::thread::sleep(LOOK);
-        let status = client.get("/v1/status")?;
+    let lost = || {
+        let text = format!("the agent of {node} knows of no backup any more");
+        Failure::new(Code::BackupFailed, text, Code::BackupFailed.next())
+    };
+    let end = follow(client, lost, |status| {
         let backup = &status["services"][service]["backup"];
         if let Some(running) = backup["running"].as_object() {
-            idle = Instant::now();
             let count = |key: &str| running.get(key).and_then(Value::as_u64).unwrap_or(0);
             let (done, of) = (count("done_bytes"), count("of_bytes").max(1));
-            let percent = format!("{} %", done.min(of) * 100 / of);
-            if percent != shown {
-                say(&percent);
-                shown = percent;
-            }
-            continue;
+            return Ok(Seen::Doing(Some(format!("{} %", done.min(of) * 100 / of))));
         }
-        let Some(end) = ended(&status, service, Some(&node))
-            .filter(|_| ended(&status, service, None) != before)
-        else {
-            if idle.elapsed() > LOST {
-                let text = format!("the agent of {node} knows of no backup any more");
-                return Err(Failure::new(Code::BackupFailed, text, Code::BackupFailed.next()));
-            }
-            continue;
-        };
-        return match (end["id"].as_str(), client.json) {
-            (Some(_), true) => print_json(&end),
-            (Some(id), false) => print(&format!("backup {id} is made")),
-            (None, _) => Err(with_code(&plain(&end["failed"]), Code::BackupFailed)),
-        };
+        let end = ended(status, service, Some(&node));
+        let new = end.filter(|_| ended(status, service, None) != before);
+        Ok(new.map_or(Seen::Unknown, Seen::Ended))
+    })?;
+    match (end["id"].as_str(), client.json) {
+        (Some(_), true) => print_json(&end),
+        (Some(id), false) => print(&format!("backup {id} is made")),
+        (None, _) => Err(Failure::of_text_or(&plain(&end["failed"]), Code::BackupFailed)),
     }
 }
 
@@ -118,41 +101,30 @@ fn prove(client: &Client, service: &str, id: Option<&str>, no_wait: bool) -> Res
         };
     }
     say(&format!("{node} proves {id}; Ctrl-C ends the waiting, not the act."));
-    let mut shown = String::new();
-    let mut idle = Instant::now();
-    loop {
-        std::thread::sleep(LOOK);
-        let status = client.get("/v1/status")?;
+    let lost = || {
+        let text = format!("the agent of {node} knows of no proof any more");
+        Failure::new(Code::NotProven, text, Code::NotProven.next())
+    };
+    let end = follow(client, lost, |status| {
         let trial = &status["services"][service]["backup"]["proving"];
         if trial.is_object() {
-            idle = Instant::now();
-            let now = step(trial);
-            if now != shown {
-                say(&now);
-                shown = now;
-            }
-            continue;
+            return Ok(Seen::Doing(Some(step(trial))));
         }
-        let end = last(&status);
-        if end["node"] != node.as_str() || end["id"] != id.as_str() || end == before {
-            if idle.elapsed() > LOST {
-                let text = format!("the agent of {node} knows of no proof any more");
-                return Err(Failure::new(Code::NotProven, text, Code::NotProven.next()));
-            }
-            continue;
+        let end = last(status);
+        let own = end["node"] == node.as_str() && end["id"] == id.as_str() && end != before;
+        Ok(if own { Seen::Ended(end) } else { Seen::Unknown })
+    })?;
+    match (end["failed"].as_str(), end["not_done"].as_str()) {
+        (Some(why), _) => {
+            let text = format!("backup {id}: {why}");
+            Err(Failure::new(Code::ProofFailed, text, Code::ProofFailed.next()))
         }
-        return match (end["failed"].as_str(), end["not_done"].as_str()) {
-            (Some(why), _) => {
-                let text = format!("backup {id}: {why}");
-                Err(Failure::new(Code::ProofFailed, text, Code::ProofFailed.next()))
-            }
-            (None, Some(why)) => Err(with_code(why, Code::NotProven)),
-            (None, None) if client.json => print_json(&end),
-            (None, None) => {
-                let rto = plain(&end["rto_ms"]);
-                print(&format!("backup {id} is proven; it took {rto} ms to its first write"))
-            }
-        };
+        (None, Some(why)) => Err(Failure::of_text_or(why, Code::NotProven)),
+        (None, None) if client.json => print_json(&end),
+        (None, None) => {
+            let rto = plain(&end["rto_ms"]);
+            print(&format!("backup {id} is proven; it took {rto} ms to its first write"))
+        }
     }
 }
 
@@ -162,16 +134,6 @@ fn step(trial: &Value) -> String {
     match (step.as_str(), trial["of_bytes"].as_u64()) {
         ("restore", Some(of @ 1..)) => format!("restore, {} %", done.min(of) * 100 / of),
         _ => step,
-    }
-}
-
-/// A text of another process, by its own code if it has one.
-fn with_code(why: &str, code: Code) -> Failure {
-    match Failure::of_text(why) {
-        Failure::Error { error, .. } if !error.contains_key("code") => {
-            Failure::new(code, why.to_string(), code.next())
-        }
-        failure => failure,
     }
 }
 
@@ -271,51 +233,35 @@ fn plan(client: &Client, service: &str, drop: &[String]) -> Result<(), Failure> 
 fn prune(client: &Client, service: &str, drop: &[String]) -> Result<(), Failure> {
     let run = client.post(&prune_path(service), &json!({ "drop": drop }))?["run"].clone();
     say("Ctrl-C ends the waiting, not the act.");
-    let mut shown = String::new();
-    let mut idle = Instant::now();
-    loop {
-        std::thread::sleep(LOOK);
-        let status = client.get("/v1/status")?;
+    let lost = || {
+        let text = "nobody knows how it ended";
+        Failure::new(Code::NotForgotten, text, Code::NotForgotten.next())
+    };
+    let end = follow(client, lost, |status| {
         let backup = &status["services"][service]["backup"];
-        let running = &backup["forgetting"];
+        let (running, end) = (&backup["forgetting"], &backup["forgotten"]);
         if running["run"] == run {
-            idle = Instant::now();
             let (done, of) = (plain(&running["done"]), plain(&running["of"]));
             let text = format!("{}: {done} of {of}", plain(&running["what"]));
-            if running["of"] != 0 && text != shown {
-                say(&text);
-                shown = text;
-            }
-            continue;
+            return Ok(Seen::Doing((running["of"] != 0).then_some(text)));
         }
-        let end = &backup["forgotten"];
-        if end["run"] != run {
-            if idle.elapsed() > LOST {
-                let text = "nobody knows how it ended";
-                return Err(Failure::new(Code::NotForgotten, text, Code::NotForgotten.next()));
-            }
-            continue;
-        }
-        if let Some(why) = end["error"].as_str() {
-            let failure = Failure::of_text(why);
-            return Err(match failure {
-                Failure::Error { ref error, .. } if error.contains_key("code") => failure,
-                _ => Failure::new(Code::NotForgotten, why, Code::NotForgotten.next()),
-            });
-        }
-        let waits = end["waiting_for"].as_array().cloned().unwrap_or_default();
-        if let Some(id) = waits.first() {
-            say(&format!("Packs and log wait until backup {} has ended.", plain(id)));
-        }
-        return match client.json {
-            true => print_json(end),
-            false => print(&format!(
-                "{} backups are forgotten, with {} packs ({}) and {} pieces of the log",
-                plain(&end["dropped"]),
-                plain(&end["packs"]),
-                bytes(end["bytes"].as_u64().unwrap_or(0)),
-                plain(&end["log_pieces"])
-            )),
-        };
+        Ok(if end["run"] == run { Seen::Ended(end.clone()) } else { Seen::Unknown })
+    })?;
+    if let Some(why) = end["error"].as_str() {
+        return Err(Failure::of_text_or(why, Code::NotForgotten));
+    }
+    let waits = end["waiting_for"].as_array().cloned().unwrap_or_default();
+    if let Some(id) = waits.first() {
+        say(&format!("Packs and log wait until backup {} has ended.", plain(id)));
+    }
+    match client.json {
+        true => print_json(&end),
+        false => print(&format!(
+            "{} backups are forgotten, with {} packs ({}) and {} pieces of the log",
+            plain(&end["dropped"]),
+            plain(&end["packs"]),
+            bytes(end["bytes"].as_u64().unwrap_or(0)),
+            plain(&end["log_pieces"])
+        )),
     }
 }

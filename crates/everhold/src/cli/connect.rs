@@ -4,6 +4,7 @@ use super::client::{Client, segment};
 use super::failure::Failure;
 use super::output::{plain, print, print_json};
 use crate::code::Code;
+use crate::dsn;
 use crate::spec::local::Search;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -45,11 +46,7 @@ fn with_password(answer: &Value) -> Result<String, Failure> {
     let text = std::fs::read_to_string(&path).map_err(|error| unreadable(error.to_string()))?;
     let line = text.lines().next().ok_or_else(|| unreadable("it is empty".to_string()))?;
     let password = last_field(line);
-    let url = plain(&answer["dsn"]);
-    let (head, tail) = url.split_once('@').unwrap_or((&url, ""));
-    let (address, query) = tail.split_once('?').unwrap_or((tail, ""));
-    let rest: Vec<&str> = query.split('&').filter(|it| !it.starts_with("passfile=")).collect();
-    Ok(format!("{head}:{}@{address}?{}", segment(&password), rest.join("&")))
+    Ok(dsn::with_password(&plain(&answer["dsn"]), &password))
 }
 
 /// The password of a line of a password file: behind the last colon that isn't escaped.

@@ -39,6 +39,14 @@ impl Failure {
         Failure::new(code, what, next)
     }
 
+    /// The same of another process, with that code if the text has none.
+    pub fn of_text_or(text: &str, code: Code) -> Failure {
+        match code::split(text) {
+            Some(_) => Failure::of_text(text),
+            None => Failure::new(code, text, code.next()),
+        }
+    }
+
     /// The error object of the API's answer.
     pub fn of_answer(error: &Value) -> Failure {
         Failure::Error { error: error.as_object().cloned().unwrap_or_default(), exit: 1 }

@@ -51,13 +51,20 @@ fn tail(tail: &Value) -> String {
         get("end"),
         get("commits"),
     )];
-    lines.push(match tail["forced_epochs"].as_array().filter(|epochs| !epochs.is_empty()) {
-        None => "    none of it was acknowledged: no failover before it was forced".to_string(),
-        Some(epochs) => {
-            let epochs: Vec<String> = epochs.iter().map(plain).collect();
-            format!("    SOME MAY HAVE BEEN ACKNOWLEDGED: forced at epoch {}", epochs.join(", "))
-        }
+    let epochs = |key: &str| {
+        let epochs = tail[key].as_array().filter(|epochs| !epochs.is_empty())?;
+        Some(epochs.iter().map(plain).collect::<Vec<String>>().join(", "))
+    };
+    let recovered = epochs("recovered_epochs").map(|epochs| {
+        format!("    ACKNOWLEDGED, most of it: the recovery at epoch {epochs} gave it up")
     });
+    let forced = epochs("forced_epochs")
+        .map(|epochs| format!("    SOME MAY HAVE BEEN ACKNOWLEDGED: forced at epoch {epochs}"));
+    if recovered.is_none() && forced.is_none() {
+        let why = "no failover before it was forced";
+        lines.push(format!("    none of it was acknowledged: {why}"));
+    }
+    lines.extend(recovered.into_iter().chain(forced));
     for transaction in tail["transactions"].as_array().into_iter().flatten() {
         lines.extend(of_transaction(transaction));
     }
@@ -65,6 +72,7 @@ fn tail(tail: &Value) -> String {
         let count = tail[key].as_u64().filter(|count| *count > 0);
         count.map(|count| format!("    {count} {words}"))
     };
+    lines.extend(more("untold", "more transactions are counted and not listed"));
     lines.extend(more("unlisted", "more rows are counted and not listed"));
     lines.extend(more("uncommitted", "changes of transactions that did not commit"));
     lines.extend(tail["note"].as_str().map(|note| format!("    {note}")));

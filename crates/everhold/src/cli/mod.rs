@@ -8,21 +8,28 @@ mod client;
 mod connect;
 mod drill;
 mod failure;
+mod follow;
+mod instances;
 mod journal;
 mod losses;
 mod manual;
 mod operations;
 mod output;
+mod point;
 mod recover;
 mod repository;
+mod requests;
 mod restore;
 mod spec;
 mod status;
 
-use crate::backup::{forget, prepare, worker};
+use crate::backup::{cloner, forget, prepare, worker};
+use crate::instances::{child, runner};
+use crate::seat::Seat;
 use crate::spec::StorePorts;
 use crate::{
-    agent, archive, context, gateway, install, installed, log, machine, minder, scrub, store, up,
+    agent, archive, context, gateway, install, installed, log, machine, minder, sample, scrub,
+    store, up,
 };
 use clap::{Parser, Subcommand};
 use client::Client;
@@ -31,6 +38,7 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Keeps a stack up.
 #[derive(Parser)]
@@ -48,6 +56,13 @@ struct Cli {
     #[arg(long, global = true, env = log::VARIABLE, value_enum, default_value = "text",
           value_name = "FORMAT")]
     log_format: log::Format,
+}
+
+/// What can be explained beside entries of the journal.
+#[derive(Subcommand)]
+enum Explained {
+    /// Show which way an HTTP request went, and why
+    Request { id: String },
 }
 
 #[derive(Subcommand)]
@@ -190,6 +205,48 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Show what the instances of an HTTP service say, from all nodes
+    Logs {
+        service: String,
+        /// Without one: all
+        instance: Option<String>,
+        /// So many of the newest lines
+        #[arg(long, short = 'n', default_value_t = 100)]
+        limit: usize,
+        /// Go on with each new line
+        #[arg(long, short)]
+        follow: bool,
+    },
+    /// Start an instance of an HTTP service anew, or all of them, one by one
+    Restart {
+        service: String,
+        /// Without one: all, as `rollout` does
+        instance: Option<String>,
+    },
+    /// Run more or fewer instances of an HTTP service
+    Scale { service: String, instances: u32 },
+    /// Take one instance of an HTTP service out of use, until `--undo`
+    Drain {
+        service: String,
+        instance: String,
+        /// Use it again
+        #[arg(long, conflicts_with_all = ["force", "no_wait"])]
+        undo: bool,
+        /// Also if nobody else serves
+        #[arg(long)]
+        force: bool,
+        /// Don't wait until its requests have ended
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Wait until a service is well
+    Wait {
+        service: String,
+        #[arg(long = "for", value_enum, default_value = "up")]
+        wanted: instances::Wanted,
+        #[arg(long, value_parser = instances::duration, default_value = "60s")]
+        timeout: Duration,
+    },
     /// Show what failovers lost: what old leaders' kept logs hold that no leader has
     Losses {
         /// Without one: of all
@@ -226,7 +283,13 @@ enum Command {
         verify: bool,
     },
     /// Show from which facts an entry of the journal was decided, and decide it again
-    Explain { id: String },
+    #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+    Explain {
+        #[command(subcommand)]
+        what: Option<Explained>,
+        #[arg(required = true)]
+        id: Option<String>,
+    },
     /// Print what completes commands in a shell
     Completions { shell: clap_complete::Shell },
     /// Write the manual's pages into a directory
@@ -238,6 +301,9 @@ enum Command {
     /// Restore a service beside this node's data, started by an agent
     #[command(hide = true)]
     Restorer(prepare::Restorer),
+    /// Make a copy of a service beside this node's data, started by an agent
+    #[command(hide = true)]
+    Cloner(Seat),
     /// Remove backups that nothing needs, ordered on stdin
     #[command(hide = true)]
     Forget,
@@ -247,9 +313,21 @@ enum Command {
     /// Watch over one postmaster, started by an agent
     #[command(hide = true)]
     Minder(minder::Seat),
+    /// Serve HTTP, to try things on
+    #[command(hide = true)]
+    Sample(sample::Options),
+    /// Keep one instance of an HTTP service running, started by an agent
+    #[command(hide = true)]
+    Runner(runner::Seat),
+    /// Become the command of an instance, started by its runner
+    #[command(hide = true)]
+    Launch(child::Launch),
     /// Read the pages of one data directory, started by an agent
     #[command(hide = true)]
-    Scrub(scrub::Seat),
+    Scrub(Seat),
+    /// Read the kept logs of old leaders, started by an agent
+    #[command(hide = true)]
+    LossesOf(Seat),
     /// Archive the log of one leader, started by its agent
     #[command(hide = true)]
     Archive(archive::Seat),
@@ -281,6 +359,9 @@ pub fn main() -> ExitCode {
             }
             return minder::run(&seat);
         }
+        Command::Launch(launch) => return child::launch(&launch),
+        Command::Sample(options) => serve(log, sample::run(options)),
+        Command::Runner(seat) => serve(log, runner::run(seat)),
         Command::Up { spec, store_port } => {
             let data = cli.data.unwrap_or_else(context::default_data);
             serve(log, up::run(up::Options { spec, data, store: ports(store_port) }))
@@ -310,7 +391,9 @@ pub fn main() -> ExitCode {
         Command::Forget => serve(log, async { forget::worker::run() }),
         Command::Worker(worker) => serve(log, worker::run(worker)),
         Command::Restorer(restorer) => serve(log, prepare::run(restorer)),
+        Command::Cloner(seat) => serve(log, cloner::run(seat)),
         Command::Scrub(seat) => serve(log, scrub::run(seat)),
+        Command::LossesOf(seat) => serve(log, crate::losses::run(seat)),
         Command::Restore(options) => restore::run(log, cli.data.as_deref(), cli.json, options),
         Command::Run { node_file } => serve(log, machine::run(&node_file)),
         Command::Archive(_) => serve(log, archive::run()),
@@ -321,9 +404,7 @@ pub fn main() -> ExitCode {
             let data = cli.data.unwrap_or_else(context::default_data);
             spec::check(&file, &data, ports(store_port), cli.json)
         }
-        Command::Repository(command @ repository::Command::Spec { .. }) => {
-            repository::print_spec(&command, cli.data.as_deref(), cli.json)
-        }
+        Command::Repository(command) => repository::run(&command, cli.data.as_deref(), cli.json),
         command => {
             let client = Client::find(cli.data.as_deref(), cli.json);
             client.and_then(|client| ask(&client, command))
@@ -358,15 +439,30 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Rollout { service, stop, no_wait } => {
             operations::rollout(client, service.as_deref(), stop, no_wait)
         }
+        Command::Logs { service, instance, limit, follow } => {
+            instances::logs(client, &service, instance.as_deref(), limit, follow)
+        }
+        Command::Restart { service, instance } => {
+            instances::restart(client, &service, instance.as_deref())
+        }
+        Command::Scale { service, instances } => instances::scale(client, &service, instances),
+        Command::Drain { service, instance, undo, force, no_wait } => {
+            instances::drain(client, &service, &instance, (undo, force, no_wait))
+        }
+        Command::Wait { service, wanted, timeout } => {
+            instances::wait(client, &service, wanted, timeout)
+        }
         Command::Losses { service } => losses::losses(client, service.as_deref()),
         Command::Backup(command) => backup::run(client, &command),
-        Command::Repository(command) => repository::run(client, &command),
         Command::Fault(fault) => acts::fault(client, &fault),
         Command::Journal { verify: true, .. } => journal::verify(client),
         Command::Journal { limit, service, follow, verify: false } => {
             journal::journal(client, limit, service.as_deref(), follow)
         }
-        Command::Explain { id } => journal::explain(client, &id),
+        Command::Explain { what: Some(Explained::Request { id }), .. } => {
+            requests::explain(client, &id)
+        }
+        Command::Explain { what: None, id } => journal::explain(client, &id.unwrap_or_default()),
         Command::Up { .. }
         | Command::Init { .. }
         | Command::Join { .. }
@@ -379,12 +475,18 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         | Command::Completions { .. }
         | Command::Manual { .. }
         | Command::Restore(_)
+        | Command::Repository(_)
         | Command::Worker(_)
         | Command::Restorer(_)
+        | Command::Cloner(_)
         | Command::Scrub(_)
+        | Command::LossesOf(_)
         | Command::Forget
         | Command::Archive(_)
         | Command::Reads { .. }
+        | Command::Runner(_)
+        | Command::Sample(_)
+        | Command::Launch(_)
         | Command::Minder(_) => Ok(()),
     }
 }

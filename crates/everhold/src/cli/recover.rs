@@ -2,33 +2,23 @@
 
 use super::client::{Client, segment};
 use super::failure::{Failure, say};
+use super::follow::{Seen, follow};
 use super::output::{duration, plain, print, print_json};
+use super::point::Point;
 use crate::code::Code;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
-/// An agent that started anew has ended it, and doesn't tell of it.
-const LOST: Duration = Duration::from_secs(30);
 /// From the restored leader to writes: it may wait for a standby to be copied.
 const SERVES_WITHIN: Duration = Duration::from_secs(600);
 
 #[derive(clap::Args)]
 pub struct Options {
     service: String,
-    /// To the last commit at or before then, in RFC 3339, as in 2026-11-20T10:00:00Z
-    #[arg(long, group = "until")]
-    time: Option<String>,
-    /// To a place in the log, as in 0/5012A8
-    #[arg(long, group = "until")]
-    lsn: Option<String>,
-    /// To a point that pg_create_restore_point() named
-    #[arg(long, group = "until")]
-    name: Option<String>,
-    /// Begin with this backup; without it: the newest that serves
-    #[arg(long, value_name = "ID")]
-    backup: Option<String>,
+    #[command(flatten)]
+    point: Point,
     /// The node that is restored and leads afterwards; without it: a standby
     #[arg(long)]
     node: Option<String>,
@@ -42,16 +32,16 @@ pub struct Options {
 
 pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
     let service = &options.service;
-    let path = format!("/v1/services/{}/recovery", segment(service));
-    let body = json!({
-        "time": options.time, "lsn": options.lsn, "name": options.name, "node": options.node,
-        "backup": options.backup, "force": options.force, "token": options.token,
-    });
+    let mut body = json!(options.point);
+    body["node"] = json!(options.node);
+    body["force"] = json!(options.force);
+    body["token"] = json!(options.token);
     let begun = Instant::now();
-    let answer = client.post(&path, &body).map_err(|failure| with_token(options, failure))?;
+    let answer = client.post(&path(service), &body);
+    let answer = answer.map_err(|failure| with_token(options, failure))?;
     let node = plain(&answer["node"]);
     say(&format!("{node} restores it; Ctrl-C ends the waiting, not the act."));
-    let backup = await_recovery(client, service, &node)?;
+    let backup = ended(client, service, &answer, &mut || Ok(()))?;
     let serves = || -> Result<bool, Failure> {
         let status = client.get("/v1/status")?;
         Ok(status["services"][service]["serving"] == true)
@@ -73,23 +63,33 @@ pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
             "journal": journal,
         }));
     }
-    print(&format!("{service} is back after {took}, from backup {backup}, led by {node}"))
+    print(&format!("{service} is back after {took}, from backup {backup}, led by {node}"))?;
+    // Without a token there was no data, so these are other machines, with another secret.
+    if options.token.is_none() {
+        say(&connects_anew(service));
+    }
+    Ok(())
+}
+
+/// What clients of the machines before need.
+fn connects_anew(service: &str) -> String {
+    format!(
+        "The owner's password and the cluster's certificates are those of this cluster: hand its \
+         clients what `everhold dsn {service}` prints. Roles of your own have their passwords of then."
+    )
+}
+
+/// Where a recovery is asked for.
+pub fn path(service: &str) -> String {
+    format!("/v1/services/{}/recovery", segment(service))
 }
 
 /// The same command with the token is what to run next.
 fn with_token(options: &Options, failure: Failure) -> Failure {
     let Some(token) = failure.get("token").map(plain) else { return failure };
-    let mut next = format!("everhold recover {}", options.service);
-    for (flag, value) in [
-        ("time", &options.time),
-        ("lsn", &options.lsn),
-        ("name", &options.name),
-        ("backup", &options.backup),
-        ("node", &options.node),
-    ] {
-        if let Some(value) = value {
-            next += &format!(" --{flag} '{value}'");
-        }
+    let mut next = format!("everhold recover {}{}", options.service, options.point.flags());
+    if let Some(node) = &options.node {
+        next += &format!(" --node '{node}'");
     }
     if options.force {
         next += " --force";
@@ -104,37 +104,28 @@ fn with_token(options: &Options, failure: Failure) -> Failure {
     }
 }
 
-/// Waits until the node has put it in place; the backup it is from.
-fn await_recovery(client: &Client, service: &str, node: &str) -> Result<String, Failure> {
-    let mut shown = String::new();
-    let mut unknown = Instant::now();
-    loop {
-        let status = client.get("/v1/status")?;
+/// Waits until the recovery that was begun with that answer has ended; the backup it is from.
+/// `goes_on` says whether to wait any longer.
+pub fn ended(
+    client: &Client,
+    service: &str,
+    answer: &Value,
+    goes_on: &mut dyn FnMut() -> Result<(), Failure>,
+) -> Result<String, Failure> {
+    let lost = || {
+        let text = format!("the agent of {} knows of no recovery any more", plain(&answer["node"]));
+        Failure::new(Code::RecoveryFailed, text, Code::RecoveryFailed.next())
+    };
+    follow(client, lost, |status| {
+        goes_on()?;
         let recovery = &status["services"][service]["recovery"];
-        if recovery["node"] != node {
-            if unknown.elapsed() > LOST {
-                let text = format!("the agent of {node} knows of no recovery any more");
-                return Err(Failure::new(Code::RecoveryFailed, text, Code::RecoveryFailed.next()));
-            }
-            std::thread::sleep(LOOK);
-            continue;
+        if recovery["journal"] != answer["journal"] {
+            return Ok(Seen::Unknown);
         }
-        unknown = Instant::now();
-        if let Some(backup) = recovery["backup"].as_str() {
-            return Ok(backup.to_string());
+        match (recovery["backup"].as_str(), recovery["failed"].as_str()) {
+            (Some(backup), _) => Ok(Seen::Ended(backup.to_string())),
+            (None, Some(why)) => Err(Failure::of_text_or(why, Code::RecoveryFailed)),
+            (None, None) => Ok(Seen::Doing(Some(plain(&recovery["step"])))),
         }
-        if let Some(why) = recovery["failed"].as_str() {
-            let failure = Failure::of_text(why);
-            return Err(match failure {
-                Failure::Error { ref error, .. } if error.contains_key("code") => failure,
-                _ => Failure::new(Code::RecoveryFailed, why, Code::RecoveryFailed.next()),
-            });
-        }
-        let step = plain(&recovery["step"]);
-        if step != shown {
-            say(&step);
-            shown = step;
-        }
-        std::thread::sleep(LOOK);
-    }
+    })
 }

@@ -33,29 +33,17 @@ pub enum Command {
     },
     /// Print the spec that a repository holds, with nothing but the repository at hand
     Spec {
-        /// Where it lies, as in s3://BUCKET/PREFIX, or its name in the running cluster's spec
-        #[arg(value_name = "URL|NAME")]
-        place: String,
-        /// A file with a password that opens it, mode 0600
-        #[arg(long, value_name = "FILE")]
-        key_file: Option<PathBuf>,
-        /// Open it by the recovery kit, read from stdin
-        #[arg(long, conflicts_with = "key_file")]
-        kit: bool,
+        #[command(flatten)]
+        whence: Whence,
         /// What the cluster's store held instead, by key
         #[arg(long)]
         store: bool,
-        #[arg(long)]
-        region: Option<String>,
-        #[arg(long)]
-        endpoint: Option<String>,
-        #[arg(long, value_name = "FILE")]
-        credentials_file: Option<PathBuf>,
     },
-    /// Let another password open a repository
+    /// Let another password open a repository; by the recovery kit, if all are lost
     AddPassword {
-        name: String,
-        /// A file that holds it, mode 0600
+        #[command(flatten)]
+        whence: Whence,
+        /// A file that holds the new one, mode 0600
         file: PathBuf,
     },
     /// No longer let a password open a repository
@@ -66,31 +54,57 @@ pub enum Command {
     },
 }
 
-pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
-    let spec = spec(client)?;
+/// A repository, with a cluster at hand or without, and what opens it.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Whence {
+    /// Where it lies, as in s3://BUCKET/PREFIX, or its name in the running cluster's spec
+    #[arg(value_name = "URL|NAME")]
+    place: String,
+    /// A file with a password that opens it, mode 0600
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Open it by the recovery kit, read from stdin
+    #[arg(long, conflicts_with = "key_file")]
+    kit: bool,
+    #[arg(long)]
+    region: Option<String>,
+    #[arg(long)]
+    endpoint: Option<String>,
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+}
+
+pub fn run(command: &Command, data: Option<&Path>, as_json: bool) -> Result<(), Failure> {
+    let running = || spec(&Client::find(data, as_json)?);
     match command {
-        Command::Init { name } => init(client, &spec, name.as_deref()),
-        Command::Check => check(client, &spec),
-        Command::Kit { name, print: false } => kit(client, &spec, name),
+        Command::Init { name } => init(&running()?, name.as_deref(), as_json),
+        Command::Check => check(&running()?, as_json),
+        Command::Kit { name, print: false } => kit(&running()?, name, as_json),
         Command::Kit { name, print: true } => {
+            let spec = running()?;
             let text = one(&spec, name)?.kit().text();
-            match client.json {
-                true => print_json(&json!({ "repository": name, "kit": text })),
-                false => print(&text),
+            if as_json {
+                return print_json(&json!({ "repository": name, "kit": text }));
             }
+            say_use(&spec);
+            print(&text)
         }
-        Command::Spec { .. } => Ok(()),
-        Command::AddPassword { name, file } => {
+        Command::Spec { whence, store } => print_spec(&reached(whence, running)?, *store, as_json),
+        Command::AddPassword { whence, file } => {
             let password = key_file::read(file).map_err(|error| failed(error.told()))?;
-            let repository = one(&spec, name)?;
-            repository.add_password(name, &password).map_err(backup::told).map_err(failed)?;
-            done(client, name, "another password opens it; key_file names the one that is used")
+            let repository = reached(whence, running)?;
+            repository
+                .add_password(&whence.place, &password)
+                .map_err(backup::told)
+                .map_err(failed)?;
+            let what = "another password opens it; key_file names the one that is used";
+            done(&whence.place, what, as_json)
         }
         Command::RemovePassword { name, file } => {
             let password = key_file::read(file).map_err(|error| failed(error.told()))?;
-            let repository = one(&spec, name)?;
+            let repository = one(&running()?, name)?;
             repository.remove_password(name, &password).map_err(backup::told).map_err(failed)?;
-            done(client, name, "this password opens it no longer")
+            done(name, "this password opens it no longer", as_json)
         }
     }
 }
@@ -108,8 +122,8 @@ fn one(spec: &Spec, name: &str) -> Result<Repository, Failure> {
     backup::open(spec, &[name.to_string()]).map_err(failed)
 }
 
-fn done(client: &Client, name: &str, what: &str) -> Result<(), Failure> {
-    match client.json {
+fn done(name: &str, what: &str, as_json: bool) -> Result<(), Failure> {
+    match as_json {
         true => print_json(&json!({ "repository": name, "done": what })),
         false => print(&format!("{name}: {what}")),
     }
@@ -117,7 +131,7 @@ fn done(client: &Client, name: &str, what: &str) -> Result<(), Failure> {
 
 /// Makes what is missing. All places of a cluster are one repository, so that what is damaged in one
 /// is healed from another.
-fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure> {
+fn init(spec: &Spec, name: Option<&str>, as_json: bool) -> Result<(), Failure> {
     let all: Vec<String> = spec.repositories.keys().cloned().collect();
     if all.is_empty() || name.is_some_and(|name| !spec.repositories.contains_key(name)) {
         let text = match name {
@@ -178,7 +192,7 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
     let there: Vec<String> = there.into_iter().map(|(name, _)| name).collect();
     let Some(repository) = repository else { return Ok(()) };
     let kit = (created && !made.is_empty()).then(|| repository.kit().text());
-    if client.json {
+    if as_json {
         return print_json(&json!({
             "id": repository.identity().id, "made": made, "there": there, "absent": absent,
             "kit": kit,
@@ -192,19 +206,59 @@ fn init(client: &Client, spec: &Spec, name: Option<&str>) -> Result<(), Failure>
     }
     let Some(kit) = kit else { return Ok(()) };
     say("");
-    say(
-        "The recovery kit below opens every repository of this cluster without a password. Print it,",
-    );
-    say(
-        "lock it away from the machines, and try it: `everhold repository kit NAME`. Whoever has a",
-    );
-    say("password can print it again: `everhold repository kit NAME --print`.");
-    say("");
+    say_use(spec);
     print(&kit)
 }
 
+/// What the kit is for and how it is used, to be printed with it.
+fn say_use(spec: &Spec) {
+    say("The recovery kit below opens every repository of this cluster without a password: a line");
+    say(
+        "that starts with everhold-kit-1. Print all of this, lock it away from the machines, and try",
+    );
+    say("the kit: `everhold repository kit NAME`. Whoever has a password can print it again:");
+    say("`everhold repository kit NAME --print`.");
+    say("");
+    say(
+        "With machines and passwords lost, write a new password to the key file of each place (mode",
+    );
+    say(
+        "600), and run on a new machine what follows; what ends in --kit reads the kit from stdin:",
+    );
+    let lines: Vec<_> = spec
+        .repositories
+        .iter()
+        .map(|(name, declared)| {
+            let place = place_words(&PlaceConfig::new(name, declared));
+            (format!("{place} {} --kit", declared.key_file), place)
+        })
+        .collect();
+    if let Some((_, place)) = lines.first() {
+        say(&format!("  everhold repository spec {place} --kit > spec.json"));
+    }
+    for (words, _) in &lines {
+        say(&format!("  everhold repository add-password {words}"));
+    }
+    say("  everhold restore SERVICE --to DIR --spec spec.json");
+    say(
+        "To have the cluster itself back: the key files on each new machine, the cluster started by",
+    );
+    say("its spec, then `everhold recover SERVICE`.");
+    say("");
+}
+
+/// A place as an argument, with what else it takes to get there.
+fn place_words(place: &PlaceConfig) -> String {
+    let file = place.credentials_file.as_ref().map(|file| file.display().to_string());
+    let more =
+        [("region", &place.region), ("endpoint", &place.endpoint), ("credentials-file", &file)];
+    let more =
+        more.iter().filter_map(|(flag, value)| Some(format!(" --{flag} {}", value.as_ref()?)));
+    format!("{}{}", place.location, more.collect::<String>())
+}
+
 /// Opens each and proves that two writes of an object can be told apart.
-fn check(client: &Client, spec: &Spec) -> Result<(), Failure> {
+fn check(spec: &Spec, as_json: bool) -> Result<(), Failure> {
     let mut results = Vec::new();
     let mut bad = None;
     for name in spec.repositories.keys() {
@@ -215,54 +269,31 @@ fn check(client: &Client, spec: &Spec) -> Result<(), Failure> {
         match result {
             Ok(identity) => {
                 results.push(json!({ "repository": name, "id": identity.id, "ok": true }));
-                if !client.json {
+                if !as_json {
                     say(&format!("{name}: repository {} of {}", identity.id, identity.cluster));
                 }
             }
             Err(failure) => {
                 results.push(json!({ "repository": name, "ok": false }));
                 if let Some(earlier) = bad.replace(failure) {
-                    earlier.report(client.json);
+                    earlier.report(as_json);
                 }
             }
         }
     }
-    if client.json {
+    if as_json {
         print_json(&json!({ "repositories": results }))?;
     }
     bad.map_or(Ok(()), Err)
 }
 
-/// What `repository spec` goes by.
-struct Whence<'c> {
-    place: &'c str,
-    key_file: Option<&'c Path>,
-    kit: bool,
-    region: Option<&'c str>,
-    endpoint: Option<&'c str>,
-    credentials_file: Option<&'c Path>,
-}
-
-/// Prints the newest spec of a repository, with a cluster at hand or without.
-pub fn print_spec(command: &Command, data: Option<&Path>, as_json: bool) -> Result<(), Failure> {
-    let Command::Spec { place, key_file, kit, store, region, endpoint, credentials_file } = command
-    else {
-        return Ok(());
-    };
-    let whence = Whence {
-        place,
-        key_file: key_file.as_deref(),
-        kit: *kit,
-        region: region.as_deref(),
-        endpoint: endpoint.as_deref(),
-        credentials_file: credentials_file.as_deref(),
-    };
-    let repository = reached(&whence, data, as_json)?;
-    if *store {
-        let content = backup::copies::newest_content(&repository).map_err(failed)?;
+/// Prints the newest spec of a repository, or what the store held.
+fn print_spec(repository: &Repository, store: bool, as_json: bool) -> Result<(), Failure> {
+    if store {
+        let content = backup::copies::newest_content(repository).map_err(failed)?;
         return print_json(&json!(content));
     }
-    let (text, since_s) = backup::copies::newest_spec(&repository).map_err(failed)?;
+    let (text, since_s) = backup::copies::newest_spec(repository).map_err(failed)?;
     let since = backup::shown::time(since_s);
     let value: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| failed(error.into()))?;
@@ -273,53 +304,67 @@ pub fn print_spec(command: &Command, data: Option<&Path>, as_json: bool) -> Resu
     print_json(&value)
 }
 
-fn reached(whence: &Whence<'_>, data: Option<&Path>, as_json: bool) -> Result<Repository, Failure> {
+fn reached(
+    whence: &Whence,
+    running: impl FnOnce() -> Result<Spec, Failure>,
+) -> Result<Repository, Failure> {
     let (config, declared_key) = if whence.place.contains("://") {
         let url = whence.place.parse::<Location>().map_err(|error| {
             let text = format!("{}: {error}", whence.place);
             Failure::new(Code::Malformed, text, "write file:///PATH or s3://BUCKET/PREFIX")
         })?;
         let config = PlaceConfig {
-            name: whence.place.to_string(),
+            name: whence.place.clone(),
             location: url,
-            region: whence.region.map(str::to_string),
-            endpoint: whence.endpoint.map(str::to_string),
-            credentials_file: whence.credentials_file.map(Path::to_path_buf),
+            region: whence.region.clone(),
+            endpoint: whence.endpoint.clone(),
+            credentials_file: whence.credentials_file.clone(),
         };
         (config, None)
     } else {
-        let spec = spec(&Client::find(data, as_json)?)?;
-        let declared = backup::declared(&spec, whence.place).map_err(failed)?;
-        (PlaceConfig::new(whence.place, declared), Some(PathBuf::from(&declared.key_file)))
+        let spec = running()?;
+        let declared = backup::declared(&spec, &whence.place).map_err(failed)?;
+        (PlaceConfig::new(&whence.place, declared), Some(PathBuf::from(&declared.key_file)))
     };
-    let opened = if whence.kit {
-        Repository::open_with_kit(&config, &read_kit()?)
-    } else {
-        let file = whence.key_file.map(Path::to_path_buf).or(declared_key).ok_or_else(|| {
-            let next = "name the file with its password with --key-file, or give the recovery kit \
-                        with --kit";
-            Failure::new(Code::RepositoryKey, "no password is given".to_string(), next)
-        })?;
-        let password = key_file::read(&file).map_err(|error| failed(error.told()))?;
-        Repository::open_any(&config, &password)
-    };
-    opened.map_err(backup::told).map_err(failed)
+    if whence.kit {
+        return by_kit(&config);
+    }
+    let file = whence.key_file.clone().or(declared_key).ok_or_else(|| {
+        let next = "name the file with its password with --key-file, or give the recovery kit with \
+                    --kit";
+        Failure::new(Code::RepositoryKey, "no password is given".to_string(), next)
+    })?;
+    let password = key_file::read(&file).map_err(|error| failed(error.told()))?;
+    Repository::open_any(&config, &password).map_err(backup::told).map_err(failed)
 }
 
-fn read_kit() -> Result<Kit, Failure> {
+/// Opens a place by the kit on stdin.
+fn by_kit(config: &PlaceConfig) -> Result<Repository, Failure> {
     let mut text = String::new();
     say("Type the recovery kit, then Ctrl-D.");
     let read = std::io::stdin().take(KIT_BYTES_MAX).read_to_string(&mut text);
     read.map_err(|error| Failure::plain(format!("cannot read it: {error}")))?;
-    Kit::parse(&text).map_err(backup::told).map_err(failed)
+    let kit = Kit::parse(&text).map_err(|error| {
+        let next = "type it as it was printed, all five words";
+        Failure::new(Code::RepositoryKey, error.to_string(), next)
+    })?;
+    Repository::open_with_kit(config, &kit).map_err(|error| {
+        let next = "use the kit of the repository that lies there: its third word is the id in \
+                    everhold.json. A new master key is a new repository with a new kit";
+        if let RepositoryError::Foreign { .. } = error {
+            return Failure::new(Code::RepositoryForeign, error.to_string(), next);
+        }
+        if let RepositoryError::WrongKit { .. } = error {
+            return Failure::new(Code::RepositoryKey, error.to_string(), next);
+        }
+        failed(backup::told(error))
+    })
 }
 
-fn kit(client: &Client, spec: &Spec, name: &str) -> Result<(), Failure> {
-    let kit = read_kit()?;
+fn kit(spec: &Spec, name: &str, as_json: bool) -> Result<(), Failure> {
     // No password is needed for it.
     let config = PlaceConfig::new(name, backup::declared(spec, name).map_err(failed)?);
-    let opened = Repository::open_with_kit(&config, &kit).and_then(|it| it.prove().map(|()| it));
-    let repository = opened.map_err(backup::told).map_err(failed)?;
+    let repository = by_kit(&config)?;
     let id = &repository.identity().id;
-    done(client, name, &format!("the kit opens repository {id}"))
+    done(name, &format!("the kit opens repository {id}"), as_json)
 }

@@ -3,10 +3,11 @@
 use super::client::Client;
 use super::failure::{Failure, say};
 use super::output::{bytes, duration, print, print_json};
+use super::point::Point;
 use super::{repository, serve};
-use crate::backup::restore::{Order, Standing, Until, restore};
+use crate::backup::restore::{Order, Standing, restore};
 use crate::log;
-use crate::spec::{StorePorts, load_file};
+use crate::spec::load_file_or_record;
 use anyhow::anyhow;
 use everhold_core::spec::Spec;
 use std::path::{Path, PathBuf};
@@ -17,25 +18,15 @@ pub struct Options {
     /// An empty or new directory
     #[arg(long, value_name = "DIR")]
     to: PathBuf,
-    /// Begin with this backup; without it: the newest that serves
-    #[arg(long, value_name = "ID")]
-    backup: Option<String>,
-    /// The last commit at or before then, in RFC 3339, as in 2026-11-20T10:00:00Z
-    #[arg(long, group = "until")]
-    time: Option<String>,
-    /// A place in the log, as in 0/5012A8
-    #[arg(long, group = "until")]
-    lsn: Option<String>,
-    /// A point that pg_create_restore_point() named
-    #[arg(long, group = "until")]
-    name: Option<String>,
+    #[command(flatten)]
+    point: Point,
     /// The directory is that of a stopped server: write only what differs
     #[arg(long)]
     over: bool,
     /// Leave the server running until Ctrl-C, to look at it
     #[arg(long)]
     run: bool,
-    /// The spec to go by; without it: that of the running cluster
+    /// The spec to go by, or what `repository spec` printed; without it: that of the running cluster
     #[arg(long, value_name = "FILE")]
     spec: Option<PathBuf>,
 }
@@ -47,7 +38,7 @@ pub fn run(
     options: Options,
 ) -> Result<(), Failure> {
     let spec = match &options.spec {
-        Some(file) => load_file(file, StorePorts::default()).map_err(Failure::Faults)?,
+        Some(file) => load_file_or_record(file).map_err(Failure::Faults)?,
         None => repository::spec(&Client::find(data, json)?)?,
     };
     let order = order(&options)?;
@@ -55,17 +46,15 @@ pub fn run(
 }
 
 fn order(options: &Options) -> Result<Order, Failure> {
-    let Options { time, lsn, name, .. } = options;
-    let until = Until::parse(time.as_deref(), lsn.as_deref(), name.as_deref());
-    let until = until.map_err(|why| {
+    let aim = options.point.aim().map_err(|why| {
         let next = "write it as `everhold restore --help` shows";
         Failure::new(crate::code::Code::TargetUnknown, why, next)
     })?;
     Ok(Order {
+        along: None,
         service: options.service.clone(),
         to: options.to.clone(),
-        backup: options.backup.clone(),
-        until,
+        aim,
         over: options.over,
         throwaway: false,
     })
@@ -88,6 +77,7 @@ async fn restored(spec: &Spec, order: &Order, stay: bool, json: bool) -> anyhow:
             duration(took_ms),
         );
         print(&text).map_err(failed)?;
+        say("Its roles have the passwords they had at that point.");
     }
     if stay {
         let socket = server.run_dir().display().to_string();

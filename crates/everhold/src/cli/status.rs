@@ -63,6 +63,9 @@ fn text(status: &Value) -> String {
 }
 
 fn service(name: &str, service: &Value) -> String {
+    if service["kind"] == "http" {
+        return http(name, service);
+    }
     let mut head =
         format!("service {name} ({})  {}", plain(&service["kind"]), plain(&service["health"]));
     match service["serving"].as_bool() {
@@ -85,7 +88,7 @@ fn service(name: &str, service: &Value) -> String {
             plain(&instance["state"]).replace('_', " "),
             plain(&instance["health"]),
             lag(instance),
-            if instance["in_route"] == true { "yes" } else { "no" }.to_string(),
+            in_route(instance),
             plain(&instance["port"]),
             plain(&instance["pid"]),
         ]
@@ -93,6 +96,54 @@ fn service(name: &str, service: &Value) -> String {
     lines.push(table("  ", &rows));
     lines.extend(last_failover(&service["last_failover"]));
     lines.join("\n")
+}
+
+fn in_route(instance: &Value) -> String {
+    let said = match instance["in_route"].as_bool() {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "-",
+    };
+    said.to_string()
+}
+
+/// An HTTP service: nobody leads it, and an instance may be anywhere.
+fn http(name: &str, service: &Value) -> String {
+    let instances = object(&service["instances"]);
+    let up = instances.values().filter(|it| it["health"] == "up").count();
+    let serving = match service["serving"].as_bool() {
+        Some(true) => "",
+        Some(false) => ", NOT SERVING",
+        None => ", not known to serve",
+    };
+    let head = format!(
+        "service {name} (http)  {}, {up} of {} up{serving}",
+        plain(&service["health"]),
+        plain(&service["wanted"]),
+    );
+    let title =
+        ["instance", "node", "state", "health", "in route", "under way", "restarts", "port", "pid"];
+    let mut rows: Vec<Vec<String>> = vec![title.map(str::to_string).to_vec()];
+    rows.extend(instances.iter().map(|(id, instance)| {
+        let detail = &instance["detail"];
+        let drained = match instance["drain"]["state"].as_str() {
+            Some(_) => ", drained",
+            None => "",
+        };
+        let pending = if detail["restart_pending"] == true { ", restart pending" } else { "" };
+        vec![
+            id.clone(),
+            plain(&instance["node"]),
+            format!("{}{drained}{pending}", plain(&instance["state"])),
+            plain(&instance["health"]),
+            in_route(instance),
+            plain(&detail["requests"]),
+            plain(&detail["restarts"]),
+            plain(&instance["port"]),
+            plain(&instance["pid"]),
+        ]
+    }));
+    format!("{head}\n{}", table("  ", &rows))
 }
 
 fn guarantee(service: &Value) -> Option<String> {
@@ -178,7 +229,13 @@ fn gateway(name: &str, gateway: &Value) -> String {
             format!("{} waiting", plain(&it["waiting"])),
         ]);
     }
-    format!("gateway {name}  {}\n{}", plain(&gateway["health"]), table("  ", &rows))
+    let draining = gateway["draining"].as_array().into_iter().flatten().map(|it| {
+        let (pid, left, since) =
+            (plain(&it["pid"]), plain(&it["connections"]), plain(&it["since"]));
+        format!("\n  process {pid} drains since {since}: {left} connections")
+    });
+    let draining: String = draining.collect();
+    format!("gateway {name}  {}\n{}{draining}", plain(&gateway["health"]), table("  ", &rows))
 }
 
 fn hold(hold: &Value) -> String {
@@ -196,4 +253,41 @@ fn hold(hold: &Value) -> String {
         recheck.unwrap_or_default(),
         journal.unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn nobody_leads_an_http_service() {
+        let of = |node: &str, more: Value| {
+            let mut it = json!({
+                "node": node, "role": null, "state": "running", "health": "up", "pid": 7,
+                "port": 15410, "in_route": true, "detail": { "requests": 2, "restarts": 1 },
+            });
+            it.as_object_mut().expect("an object").extend(object(&more));
+            it
+        };
+        let web = json!({
+            "kind": "http", "health": "degraded", "serving": true, "wanted": 3,
+            "instances": {
+                "a.1": of("a", json!({})),
+                "b.1": of("b", json!({ "in_route": false, "drain": { "state": "out" } })),
+                "c.1": of("c", json!({ "state": "backoff", "health": "down", "in_route": null })),
+            },
+        });
+        let shown = text(&json!({ "services": { "web": web } }));
+        let shown: Vec<&str> = shown.lines().map(str::trim_end).collect();
+        let wanted = [
+            "service web (http)  degraded, 2 of 3 up",
+            "  instance  node  state             health  in route  under way  restarts  port   pid",
+            "  a.1       a     running           up      yes       2          1         15410  7",
+            "  b.1       b     running, drained  up      no        2          1         15410  7",
+            "  c.1       c     backoff           down    -         2          1         15410  7",
+        ];
+        let begin = shown.iter().position(|line| line.starts_with("service")).expect("shown");
+        assert_eq!(shown[begin..begin + wanted.len()], wanted);
+    }
 }

@@ -1,11 +1,14 @@
 //! The processes of this machine, and which of them belong to a node.
 
 use super::Target;
-use everhold_adapters::proc;
+use everhold_adapters::proc::{self, Living};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+
+/// How etcd is told where its data is.
+const STORE_AT: &[u8] = b"--data-dir=";
 
 /// A process as /proc shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +32,22 @@ impl Process {
         let named = self.arguments.iter().any(|argument| argument.starts_with(node_dir));
         self.program == "everhold" && named
     }
+}
+
+/// The store's server, whose directory is below that one.
+fn is_store_in(process: &Process, dir: &Path) -> bool {
+    let is_below = |argument: &PathBuf| {
+        let at = argument.as_os_str().as_bytes().strip_prefix(STORE_AT);
+        at.is_some_and(|at| Path::new(OsStr::from_bytes(at)).starts_with(dir))
+    };
+    process.program == "etcd" && process.arguments.iter().any(is_below)
+}
+
+/// Everything of a whole data directory, with the store.
+pub fn all_in(processes: &[Process], data: &Path) -> Vec<Target> {
+    let store = processes.iter().filter(|process| is_store_in(process, data));
+    let others = belonging(processes, data, None).into_iter();
+    others.chain(store).map(|process| process.target).collect()
 }
 
 /// Everything of a node: the agent, what it keeps, what it runs (a clone, a rewind). Not those who
@@ -64,11 +83,11 @@ pub fn snapshot() -> Vec<Process> {
 
 /// When the process began, if it is there and not dead already.
 pub fn started(pid: i32) -> Option<u64> {
-    stat(pid).map(|(_, started)| started)
+    proc::living(pid).map(|it| it.started)
 }
 
 fn read(pid: i32) -> Option<Process> {
-    let (parent, started) = stat(pid)?;
+    let Living { parent, started, .. } = proc::living(pid)?;
     let program = proc::program(pid)?.file_name()?.to_string_lossy().into_owned();
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let arguments = line.split(|byte| *byte == 0).map(|it| PathBuf::from(OsStr::from_bytes(it)));
@@ -79,15 +98,4 @@ fn read(pid: i32) -> Option<Process> {
         cwd: proc::works_in(pid).unwrap_or_default(),
         arguments: arguments.collect(),
     })
-}
-
-/// Parent and start of a process that is not a zombie.
-fn stat(pid: i32) -> Option<(i32, u64)> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The program's name stands in brackets and may hold anything; the last bracket ends it.
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    let state = fields.first()?;
-    let dead = *state == "Z" || *state == "X";
-    (!dead).then_some(())?;
-    Some((fields.get(1)?.parse().ok()?, fields.get(19)?.parse().ok()?))
 }

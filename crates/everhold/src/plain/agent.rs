@@ -3,7 +3,7 @@
 use super::health;
 use super::metric as m;
 use super::page::Page;
-use super::{answer, certificates, is_read, process, serve, tell_metrics, wrong_method};
+use super::{Socket, answer, certificates, is_read, process, serve, tell_metrics, wrong_method};
 use crate::api::{ApiError, Code};
 use crate::backup::shown::Summary;
 use crate::clock;
@@ -47,7 +47,8 @@ pub struct Desk {
 pub fn start(address: SocketAddr, desk: Desk) {
     let (report, journal) = (desk.report.clone(), desk.journal.clone());
     let router = Router::new().fallback(handle).with_state(Arc::new(desk));
-    serve(address, router, move |fault| show(&report, &journal, fault));
+    let told = move |fault| show(&report, &journal, fault);
+    serve(address, Socket::default(), router, told, std::future::pending());
 }
 
 /// A port that can't be opened is a hold until it is.

@@ -2,7 +2,7 @@
 
 use super::metric as m;
 use super::page::Page;
-use super::{certificates, is_read, process, serve, tell_metrics, wrong_method};
+use super::{Socket, certificates, is_read, process, serve, tell_metrics, wrong_method};
 use crate::api::{ApiError, Code};
 use crate::clock;
 use crate::link::Hold;
@@ -10,12 +10,15 @@ use crate::node_file::NodeFile;
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
+use everhold_core::http::probe::Health;
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{NodeSpec, Role, Spec};
+use everhold_gateway::http::{BOUNDS_S, Histogram, Judged};
 use everhold_gateway::{Gateway, ListenerState};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// The rule of the hold while the port can't be opened.
 const RULE: &str = "metrics-port";
@@ -27,33 +30,39 @@ pub struct Desk {
     pub tables: watch::Receiver<Arc<RouteTable>>,
 }
 
-/// What keeps the port from being opened.
+/// What can't be opened, by its rule.
 #[derive(Clone, Default)]
-pub struct Trouble(Arc<Mutex<Option<Hold>>>);
+pub struct Trouble(Arc<Mutex<BTreeMap<&'static str, Hold>>>);
 
 impl Trouble {
     /// As `status` shows it.
-    pub fn hold(&self) -> Option<Hold> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn holds(&self) -> Vec<Hold> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    fn note(&self, fault: Option<String>) {
+    /// `None`: it is open.
+    pub fn note(&self, rule: &'static str, fault: Option<String>, unblocks: &str) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.as_ref().map(|hold| &hold.why) == fault.as_ref() {
+        if known.get(rule).map(|hold| &hold.why) == fault.as_ref() {
             return;
         }
-        let text = fault.as_ref().map_or("metrics are served", |why| why.as_str());
-        tracing::warn!("{text}");
-        *known = fault.map(|why| Hold {
+        let Some(why) = fault else {
+            tracing::info!(rule, "it is open");
+            known.remove(rule);
+            return;
+        };
+        tracing::warn!(rule, "{why}");
+        let hold = Hold {
             service: None,
-            rule: RULE.to_string(),
+            rule: rule.to_string(),
             why,
-            unblocks: "the port is free; nothing else waits for it".to_string(),
+            unblocks: unblocks.to_string(),
             operator: true,
             since: clock::wall(),
             recheck_at: None,
             journal: None,
-        });
+        };
+        known.insert(rule, hold);
     }
 }
 
@@ -63,13 +72,35 @@ pub fn node_of<'a>(name: &str, spec: &'a Spec) -> Option<&'a NodeSpec> {
     own.or_else(|| spec.nodes.values().next())
 }
 
-/// Serves until the process ends.
-pub fn start(address: SocketAddr, desk: Desk) -> Trouble {
-    let trouble = Trouble::default();
-    let noted = trouble.clone();
+/// The port. Dropped, it is closed.
+pub struct Port {
+    socket: Socket,
+    _serves: oneshot::Sender<()>,
+}
+
+impl Port {
+    /// The listening socket, if it could be opened.
+    pub fn socket(&self) -> Option<TcpListener> {
+        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        socket.as_ref()?.try_clone().ok()
+    }
+}
+
+/// Serves until the port is dropped, on a `socket` that was taken over if there is one.
+pub fn start(
+    address: SocketAddr,
+    socket: Option<TcpListener>,
+    desk: Desk,
+    trouble: Trouble,
+) -> Port {
+    let socket = Arc::new(Mutex::new(socket));
     let router = Router::new().fallback(handle).with_state(Arc::new(desk));
-    serve(address, router, move |fault| noted.note(fault));
-    trouble
+    let (_serves, ends) = oneshot::channel();
+    let ends = async { drop(ends.await) };
+    let note =
+        move |fault| trouble.note(RULE, fault, "the port is free; nothing else waits for it");
+    serve(address, socket.clone(), router, note, ends);
+    Port { socket, _serves }
 }
 
 async fn handle(State(desk): State<Arc<Desk>>, request: Request) -> Response {
@@ -120,7 +151,91 @@ impl Desk {
         for (backend, connections) in &snapshot.backends {
             page.put(&m::BACKEND_CONNECTIONS, &[("backend", backend)], *connections as f64);
         }
+        self.put_http(&mut page);
         process::put(&mut page);
         page
+    }
+
+    fn put_http(&self, page: &mut Page) {
+        let sums = self.gateway.sums();
+        for (series, took) in &sums.requests {
+            let status = series.status.to_string();
+            let labels = [
+                ("http_route", &*series.route),
+                ("http_request_method", series.method.name()),
+                ("http_response_status_code", &status),
+            ];
+            put_took(page, &m::HTTP_SERVER, &labels, took);
+        }
+        for (of, took) in &sums.tries {
+            let outcome = if of.ok { "ok" } else { "failed" };
+            let labels =
+                [("service", &*of.service), ("backend", &*of.backend), ("outcome", outcome)];
+            put_took(page, &m::HTTP_CLIENT, &labels, took);
+        }
+        page.put(&m::ACCESS_LOST, &[], sums.lines_lost as f64);
+        for (service, judged) in self.gateway.judged() {
+            put_judged(page, &service, &judged);
+        }
+    }
+}
+
+fn put_took(
+    page: &mut Page,
+    metric: &'static m::Metric,
+    labels: &[(&str, &str)],
+    took: &Histogram,
+) {
+    page.histogram(metric, labels, &BOUNDS_S, &took.buckets, took.sum_us as f64 / 1e6);
+}
+
+fn put_judged(page: &mut Page, service: &str, judged: &Judged) {
+    let number = |is| if is { 1.0 } else { 0.0 };
+    for (backend, verdict) in &judged.backends {
+        let labels = [("service", service), ("backend", backend.as_str())];
+        let healthy = match verdict.health {
+            Health::Unknown => None,
+            Health::Healthy => Some(1.0),
+            Health::Unhealthy => Some(0.0),
+        };
+        page.maybe(&m::BACKEND_HEALTHY, &labels, healthy);
+        page.put(&m::BACKEND_EJECTED, &labels, number(verdict.ejected));
+        page.put(&m::BACKEND_USED, &labels, number(verdict.used));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::http::usable::Why;
+    use everhold_gateway::http::Verdict;
+
+    #[test]
+    fn instances_are_told_as_they_are_judged() {
+        let of = |health, ejected: bool| {
+            let used = health == Health::Healthy && !ejected;
+            Verdict { health, ejected, used }
+        };
+        let judged = Judged {
+            why: Why::Healthy,
+            backends: [
+                ("a.1".to_string(), of(Health::Healthy, false)),
+                ("b.1".to_string(), of(Health::Healthy, true)),
+                ("c.1".to_string(), of(Health::Unhealthy, false)),
+                ("d.1".to_string(), of(Health::Unknown, false)),
+            ]
+            .into(),
+        };
+        let mut page = Page::new(&[]);
+        put_judged(&mut page, "api", &judged);
+        let text = page.text();
+        let of = |what: &str| -> Vec<String> {
+            let start = format!("everhold_gateway_instance_{what}{{service=\"api\",backend=\"");
+            let lines = text.lines().filter_map(|line| line.strip_prefix(start.as_str()));
+            lines.map(|line| line.replace("\"}", "")).collect()
+        };
+        assert_eq!(of("healthy"), ["a.1 1", "b.1 1", "c.1 0"]);
+        assert_eq!(of("ejected"), ["a.1 0", "b.1 1", "c.1 0", "d.1 0"]);
+        assert_eq!(of("used"), ["a.1 1", "b.1 0", "c.1 0", "d.1 0"]);
     }
 }

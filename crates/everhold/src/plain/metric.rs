@@ -152,6 +152,18 @@ metrics! {
         "1 for each instance that new connections go to.";
     BACKEND_CONNECTIONS gauge "everhold_gateway_backend_connections" "backend"
         "Connections that are with the routed instances of a node, or on their way there.";
+    HTTP_SERVER histogram "http_server_request_duration_seconds" "http_route, http_request_method, http_response_status_code"
+        "Requests and how long they took. http_route is empty if there is none, the status 0 if the client was gone.";
+    HTTP_CLIENT histogram "http_client_request_duration_seconds" "service, backend, outcome"
+        "Tries at an instance, until the head of its answer. outcome: ok, failed.";
+    BACKEND_HEALTHY gauge "everhold_gateway_instance_healthy" "service, backend"
+        "1 if its checks find it healthy, 0 if not; absent before the first ones.";
+    BACKEND_EJECTED gauge "everhold_gateway_instance_ejected" "service, backend"
+        "1 if requests to it failed too often.";
+    BACKEND_USED gauge "everhold_gateway_instance_used" "service, backend"
+        "1 if it gets requests.";
+    ACCESS_LOST counter "everhold_gateway_access_log_lost_lines_total" ""
+        "Lines of the access log that the disk was too slow for.";
     PROCESS_CPU counter "process_cpu_seconds_total" ""
         "Processor time of this process.";
     PROCESS_RESIDENT gauge "process_resident_memory_bytes" ""
@@ -196,7 +208,8 @@ mod tests {
         let names: BTreeSet<&str> = ALL.iter().map(|metric| metric.name).collect();
         assert_eq!(names.len(), ALL.len(), "a name is given twice");
         for Metric { name, kind, .. } in ALL {
-            assert!(name.starts_with("everhold_") || name.starts_with("process_"), "{name}");
+            let known = ["everhold_", "process_", "http_"];
+            assert!(known.iter().any(|it| name.starts_with(it)), "{name}");
             assert_eq!(name.ends_with("_total"), *kind == "counter", "{name}");
             assert!(!name.contains("_ms") && !name.contains("milli"), "{name}");
         }
@@ -211,6 +224,14 @@ mod tests {
         assert!(named.len() > 5, "{named:?}");
         for name in named {
             assert!(ALL.iter().any(|metric| metric.name == name), "{name}");
+        }
+        let words = rules.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for word in words.filter(|word| word.starts_with("http_")) {
+            let name = word.strip_suffix("_count").unwrap_or(word);
+            let known = ALL
+                .iter()
+                .any(|it| it.name == name || it.labels.split(", ").any(|label| label == word));
+            assert!(known, "{word}");
         }
     }
 }

@@ -17,8 +17,10 @@ use axum::http::header::{ALLOW, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use page::Page;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 
@@ -27,12 +29,33 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Certificates of one machine: `up` has one for each node, and a few.
 const CERTIFICATES_MAX: usize = 100;
 
-/// Serves on a thread of its own. `told` hears why the port can't be opened, and `None` when it is.
-fn serve(address: SocketAddr, router: Router, told: impl Fn(Option<String>) + Send + 'static) {
+/// What is being answered when the port is given up is answered within this.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The listening socket, for who takes it over; empty until it is opened.
+type Socket = Arc<Mutex<Option<std::net::TcpListener>>>;
+
+/// Serves on a thread of its own, on the socket if there is one, until that `ends`. `told` hears why
+/// the port can't be opened, and `None` when it is.
+fn serve(
+    address: SocketAddr,
+    socket: Socket,
+    router: Router,
+    told: impl Fn(Option<String>) + Send + 'static,
+    ends: impl Future<Output = ()> + Send + 'static,
+) {
     let run = move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         match runtime {
-            Ok(runtime) => runtime.block_on(listen(address, router, told)),
+            Ok(runtime) => runtime.block_on(async {
+                tokio::select! {
+                    () = listen(address, &socket, router, told) => {}
+                    () = ends => {
+                        drop(socket.lock().unwrap_or_else(PoisonError::into_inner).take());
+                        tokio::time::sleep(ENDS_WITHIN).await;
+                    }
+                }
+            }),
             Err(error) => told(Some(format!("E212 cannot serve {address}: {error}"))),
         }
     };
@@ -41,9 +64,14 @@ fn serve(address: SocketAddr, router: Router, told: impl Fn(Option<String>) + Se
     }
 }
 
-async fn listen(address: SocketAddr, router: Router, told: impl Fn(Option<String>)) {
+async fn listen(
+    address: SocketAddr,
+    socket: &Socket,
+    router: Router,
+    told: impl Fn(Option<String>),
+) {
     loop {
-        match TcpListener::bind(address).await {
+        match open(address, socket).await {
             Ok(listener) => {
                 told(None);
                 return api::accept(listener, router).await;
@@ -52,6 +80,17 @@ async fn listen(address: SocketAddr, router: Router, told: impl Fn(Option<String
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+async fn open(address: SocketAddr, socket: &Socket) -> io::Result<TcpListener> {
+    let known = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let known = match known {
+        Some(known) => known,
+        None => TcpListener::bind(address).await?.into_std()?,
+    };
+    let listener = TcpListener::from_std(known.try_clone()?)?;
+    *socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    Ok(listener)
 }
 
 /// The three methods that are answered.
@@ -103,7 +142,10 @@ mod tests {
         let address = taken.local_addr().expect("bound");
         let (sender, told) = mpsc::channel();
         let router = Router::new();
-        serve(address, router, move |fault| sender.send(fault).unwrap_or_default());
+        let told_of = move |fault| sender.send(fault).unwrap_or_default();
+        let (stays, ends) = tokio::sync::oneshot::channel::<()>();
+        let ends = async { drop(ends.await) };
+        serve(address, Socket::default(), router, told_of, ends);
         let wait = Duration::from_secs(20);
         let fault = told.recv_timeout(wait).expect("told").expect("a fault");
         assert!(fault.starts_with(&format!("E212 cannot listen on {address}: ")), "{fault}");
@@ -111,5 +153,11 @@ mod tests {
         while told.recv_timeout(wait).expect("told").is_some() {}
         let seen = tokio::net::TcpStream::connect(address).await;
         assert!(seen.is_ok(), "{seen:?}");
+        drop(stays);
+        let until = tokio::time::Instant::now() + wait;
+        while tokio::net::TcpStream::connect(address).await.is_ok() {
+            assert!(tokio::time::Instant::now() < until, "it is given up");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }

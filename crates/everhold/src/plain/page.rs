@@ -19,10 +19,40 @@ impl Page {
 
     /// Adds a sample. Its labels are the ones that the metric's row names, in that order.
     pub fn put(&mut self, metric: &'static Metric, labels: &[(&str, &str)], value: f64) {
+        self.sample(metric, "", labels, value);
+    }
+
+    /// Adds a histogram. `buckets` are not added up, and one more than `bounds`: what is above.
+    pub fn histogram(
+        &mut self,
+        metric: &'static Metric,
+        labels: &[(&str, &str)],
+        bounds: &[f64],
+        buckets: &[u64],
+        sum: f64,
+    ) {
+        let bounds = bounds.iter().map(f64::to_string).chain(["+Inf".to_string()]);
+        let mut count = 0;
+        for (bound, bucket) in bounds.zip(buckets) {
+            count += bucket;
+            let labels: Vec<_> = labels.iter().copied().chain([("le", bound.as_str())]).collect();
+            self.sample(metric, "_bucket", &labels, count as f64);
+        }
+        self.sample(metric, "_sum", labels, sum);
+        self.sample(metric, "_count", labels, count as f64);
+    }
+
+    fn sample(
+        &mut self,
+        metric: &'static Metric,
+        suffix: &str,
+        labels: &[(&str, &str)],
+        value: f64,
+    ) {
         let base = self.base.iter().map(|(name, value)| (*name, value.as_str()));
         let base: Vec<_> = base.filter(|_| !metric.name.starts_with("process_")).collect();
         let (_, lines) = self.metrics.entry(metric.name).or_insert((metric, String::new()));
-        lines.push_str(metric.name);
+        let _ = write!(lines, "{}{suffix}", metric.name);
         for (i, (name, value)) in base.iter().chain(labels).enumerate() {
             let before = if i == 0 { '{' } else { ',' };
             let _ = write!(lines, "{before}{name}=\"{}\"", escape(value, true));
@@ -75,6 +105,21 @@ mod tests {
                         everhold_b{node=\"a\",rule=\"\"} 0\n\
                         # HELP process_a of the process\n# TYPE process_a counter\n\
                         process_a 1000000000000\n";
+        assert_eq!(page.text(), expected);
+    }
+
+    #[test]
+    fn buckets_of_a_histogram_are_added_up() {
+        static TOOK: Metric =
+            Metric { name: "http_took_seconds", kind: "histogram", labels: "route", help: "it" };
+        let mut page = Page::new(&[("gateway", "g")]);
+        page.histogram(&TOOK, &[("route", "r")], &[0.005, 1.0], &[2, 0, 1], 20.5);
+        let expected = "# HELP http_took_seconds it\n# TYPE http_took_seconds histogram\n\
+                        http_took_seconds_bucket{gateway=\"g\",route=\"r\",le=\"0.005\"} 2\n\
+                        http_took_seconds_bucket{gateway=\"g\",route=\"r\",le=\"1\"} 2\n\
+                        http_took_seconds_bucket{gateway=\"g\",route=\"r\",le=\"+Inf\"} 3\n\
+                        http_took_seconds_sum{gateway=\"g\",route=\"r\"} 20.5\n\
+                        http_took_seconds_count{gateway=\"g\",route=\"r\"} 3\n";
         assert_eq!(page.text(), expected);
     }
 }

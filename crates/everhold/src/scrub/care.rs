@@ -4,14 +4,13 @@ use super::state::{Bad, State};
 use crate::journal::Journal;
 use crate::keeper::Keeper;
 use crate::link::Report;
-use crate::log;
+use crate::seat::Seat;
 use everhold_core::journal::Event;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::sync::watch;
 
 /// Between two starts of one that ends.
@@ -87,13 +86,7 @@ impl Care {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        // This very program, also after its file was replaced.
-        let mut command = Command::new("/proc/self/exe");
-        command.arg0("everhold").arg("scrub").arg("--node-file").arg(&self.node_file);
-        command.arg("--service").arg(&self.service);
-        command.env(log::VARIABLE, log::format().as_str()).current_dir("/").process_group(0);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        command.spawn()
+        Seat::command("scrub", &self.node_file, &self.service).spawn()
     }
 
     /// Hands on what decisions go by, keeps the rest for those who ask, journals what is new.

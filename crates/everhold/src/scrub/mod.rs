@@ -7,5 +7,5 @@ mod scrubber;
 mod state;
 
 pub use care::start;
-pub use scrubber::{Seat, run};
+pub use scrubber::run;
 pub use state::Word;

@@ -64,9 +64,13 @@ pub struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// `None`: it is gone.
-    pub fn open(&self) -> Option<Pages> {
-        Pages::open(&self.data_dir.join(self.path)).ok()
+    /// `None`: it is gone. An error is the disk's: nothing of the file is read.
+    pub fn open(&self) -> io::Result<Option<Pages>> {
+        match Pages::open(&self.data_dir.join(self.path)) {
+            Ok(pages) => Ok(Some(pages)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads the next pages.
@@ -162,7 +166,7 @@ mod tests {
         bytes[66 * PAGE + 100] = 1;
         fs::write(&file, &bytes).expect("written");
         let mut source = Source { data_dir, path: "base/5/16384", checksums: true };
-        let mut pages = source.open().expect("there");
+        let mut pages = source.open().expect("opened").expect("there");
         let mut pace = Pace::new();
         let first = source.piece(&mut pages, 0, &mut pace);
         assert_eq!((first.pages, first.suspects.len()), (CHUNK_PAGES, 0));
@@ -178,6 +182,13 @@ mod tests {
         fs::create_dir(&file).expect("made");
         let unread = source.still(&[0]);
         assert!(unread.len() == 1 && unread[0].1.starts_with("it can't be read"), "{unread:?}");
+        // One that can't be opened is not as one that is gone: a link to itself is never opened.
+        fs::remove_dir(&file).expect("removed");
+        assert!(source.open().is_ok_and(|found| found.is_none()), "it is gone");
+        std::os::unix::fs::symlink("16384", &file).expect("linked");
+        assert!(source.open().is_err());
+        let unread = source.still(&[0]);
+        assert!(unread.len() == 1 && unread[0].1.contains("can't be opened"), "{unread:?}");
     }
 
     #[test]

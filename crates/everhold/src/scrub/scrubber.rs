@@ -3,23 +3,16 @@
 
 use super::round::{Pace, Source};
 use super::state::{BAD_MAX, State};
-use crate::agent::{self, Site};
-use crate::layout::Layout;
-use crate::node_file::NodeFile;
-use crate::spec::record;
-use crate::{clock, disk, log};
-use anyhow::Context;
+use crate::seat::{Ground, Seat};
+use crate::{clock, disk, helper};
 use everhold_adapters::postgres::PgConfig;
 use everhold_adapters::postgres::scrub;
-use everhold_core::durable::Data;
+use everhold_core::durable::{Data, Durable};
 use everhold_core::page::PAGE;
 use everhold_core::spec::SCRUB_EVERY_MS;
-use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Behind everything else that wants the processor.
-const NICE: i32 = 19;
 /// Between two looks whether a round is due, and whether the data is still the same.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two words on how far it is, and two records of it on disk.
@@ -28,35 +21,14 @@ const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// Bad pages are read again so often: one may be written whole, or its relation dropped.
 const RECHECK_EVERY: Duration = Duration::from_secs(10);
 
-/// Whose data it reads.
-#[derive(clap::Args)]
-pub struct Seat {
-    #[arg(long)]
-    node_file: PathBuf,
-    #[arg(long)]
-    service: String,
-}
-
 /// Runs until its stdin is closed.
 pub async fn run(seat: Seat) -> anyhow::Result<()> {
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read_to_end(&mut Vec::new());
-        std::process::exit(0);
-    });
-    let _ = rustix::process::nice(NICE);
-    let node = NodeFile::read(&seat.node_file)?;
-    log::name(&node.name);
-    let layout = Layout::new(&node.data)?;
-    let (_, config, _) = look(&node, &layout, &seat.service)?;
-    let dir = layout.service(&node.name, &seat.service);
-    let scrubber = Scrubber {
-        record: dir.join("record.json"),
-        file: dir.join("scrub.json"),
-        node,
-        layout,
-        service: seat.service,
-        config,
-    };
+    helper::when_left(|| std::process::exit(0));
+    helper::stand_back();
+    let (ground, _, config, _) = look(&seat)?;
+    let dir = ground.layout.service(&ground.node.name, &seat.service);
+    let record = dir.join("record.json");
+    let scrubber = Scrubber { record, file: dir.join("scrub.json"), seat, config };
     loop {
         if let Err(error) = scrubber.work().await {
             // The server went away, most likely; what was read stays read.
@@ -66,24 +38,16 @@ pub async fn run(seat: Seat) -> anyhow::Result<()> {
     }
 }
 
-type Looked = (everhold_core::durable::Durable, PgConfig, Duration);
-
 /// The record of the service as it stands, and how often it is to be read.
-fn look(node: &NodeFile, layout: &Layout, service: &str) -> anyhow::Result<Looked> {
-    let copy = layout.node(&node.name).join("spec.json");
-    let text = std::fs::read_to_string(&copy).context("read the spec")?;
-    let spec = record::from_json(&text).context("read the spec")?;
-    let declared = spec.postgres(service).context("the service is not in the spec")?;
-    let site = Site { node, layout, spec: &spec };
-    let (durable, config, _) = agent::open(&site, service, declared)?;
-    let every = Duration::from_millis(declared.scrub_every_ms.unwrap_or(SCRUB_EVERY_MS));
-    Ok((durable, config, every))
+fn look(seat: &Seat) -> anyhow::Result<(Ground, Durable, PgConfig, Duration)> {
+    let ground = seat.open()?;
+    let (durable, config) = ground.instance()?;
+    let every = ground.declared()?.scrub_every_ms.unwrap_or(SCRUB_EVERY_MS);
+    Ok((ground, durable, config, Duration::from_millis(every)))
 }
 
 struct Scrubber {
-    node: NodeFile,
-    layout: Layout,
-    service: String,
+    seat: Seat,
     config: PgConfig,
     record: PathBuf,
     file: PathBuf,
@@ -92,12 +56,12 @@ struct Scrubber {
 impl Scrubber {
     /// One round, or what is left of it, when it is due.
     async fn work(&self) -> anyhow::Result<()> {
-        let (durable, _, every) = look(&self.node, &self.layout, &self.service)?;
+        let (_, durable, _, every) = look(&self.seat)?;
         if durable.data != Data::Ok || !self.config.data_dir.join("postmaster.pid").exists() {
             return Ok(());
         }
         let mut state = State::load(&self.file, durable.incarnation);
-        say(&state);
+        helper::say(&state);
         let mut rechecked = Instant::now();
         while state.next.is_none() && clock::unix_s() < state.began_s + every.as_secs() {
             if rechecked.elapsed() >= RECHECK_EVERY {
@@ -105,7 +69,7 @@ impl Scrubber {
                 self.recheck(&mut state).await?;
             }
             tokio::time::sleep(LOOK).await;
-            let (durable, _, now_every) = look(&self.node, &self.layout, &self.service)?;
+            let (_, durable, _, now_every) = look(&self.seat)?;
             if durable.incarnation != state.incarnation || now_every != every {
                 return Ok(());
             }
@@ -129,7 +93,15 @@ impl Scrubber {
         for path in files.into_iter().filter(|path| *path >= begin.0) {
             let source = Source { data_dir, path: &path, checksums };
             let mut page = if path == begin.0 { begin.1 } else { 0 };
-            let Some(mut pages) = source.open() else { continue };
+            let mut pages = match source.open() {
+                Ok(Some(pages)) => pages,
+                Ok(None) => continue,
+                // Its first page stands for all of them.
+                Err(_) => {
+                    self.suspect(state, &source, &[0]).await?;
+                    continue;
+                }
+            };
             loop {
                 let piece = source.piece(&mut pages, page, &mut pace);
                 if !piece.suspects.is_empty() {
@@ -141,7 +113,7 @@ impl Scrubber {
                 state.spent_s = spent_before + went_on.elapsed().as_secs();
                 if told.elapsed() >= TELL_EVERY {
                     self.require_same(state)?;
-                    say(state);
+                    helper::say(state);
                     told = Instant::now();
                 }
                 if saved.elapsed() >= SAVE_EVERY {
@@ -157,7 +129,7 @@ impl Scrubber {
         (state.next, state.ended_s, state.took_s) =
             (None, Some(clock::unix_s()), spent_before + went_on.elapsed().as_secs());
         state.save(&self.file)?;
-        say(state);
+        helper::say(state);
         Ok(())
     }
 
@@ -183,7 +155,7 @@ impl Scrubber {
         let room = BAD_MAX.saturating_sub(state.bad.len());
         state.bad.extend(certain.into_iter().take(room));
         state.save(&self.file)?;
-        say(state);
+        helper::say(state);
         Ok(())
     }
 
@@ -201,7 +173,7 @@ impl Scrubber {
         self.require_same(state)?;
         if state.bad.len() != before {
             state.save(&self.file)?;
-            say(state);
+            helper::say(state);
         }
         Ok(())
     }
@@ -213,11 +185,4 @@ impl Scrubber {
         anyhow::ensure!(same, "the data directory is being replaced");
         Ok(())
     }
-}
-
-fn say(state: &State) {
-    let mut out = std::io::stdout().lock();
-    // Nobody listens to one whose agent is gone.
-    let _ = serde_json::to_writer(&mut out, state).map(|()| out.write_all(b"\n"));
-    let _ = out.flush();
 }

@@ -70,6 +70,10 @@ impl<'t> Faults<'t> {
         self.found.is_empty()
     }
 
+    pub fn count(&self) -> usize {
+        self.found.len()
+    }
+
     /// Adds a fault at a byte of the document; the caller may better its next step.
     pub fn add(&mut self, code: Code, at: usize, message: String) -> &mut Fault {
         let (line, column) = self.place(at);

@@ -4,6 +4,7 @@
 //! `--version` of the programs that are to run. What other machines lack, their own agents report.
 
 mod data;
+mod http;
 mod programs;
 mod run_as;
 mod sockets;
@@ -57,16 +58,17 @@ pub fn check_local(spec: &Spec, local: &Local<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
     data::check(spec, local, &mut faults);
     local.search.check(spec, local, &mut faults);
+    http::check(spec, local, &mut faults);
     socket_paths(spec, local, &mut faults);
     ports(spec, local, &mut faults);
     faults
 }
 
-/// The instances of this machine: node, service and port.
+/// The PostgreSQL instances of this machine: node, service and port.
 fn instances<'s>(spec: &'s Spec, local: &Local<'_>) -> Vec<(&'s str, &'s str, u16)> {
     let mut found = Vec::new();
-    for (name, service) in &spec.services {
-        for node in service.nodes().iter().filter(|node| local.nodes.contains(node)) {
+    for (name, service) in spec.databases() {
+        for node in service.nodes.iter().filter(|node| local.nodes.contains(node)) {
             if let Some(port) = service.port(node) {
                 found.push((node.as_str(), name.as_str(), port));
             }
@@ -145,6 +147,11 @@ fn addresses(
             (local.gateway && local.nodes.first() == Some(name), of_node(node.gateway_port()))
         {
             found.push(("metrics of the gateway".to_owned(), None, address));
+        }
+        for (on, id, service, port) in http::instances(spec, local) {
+            if let (true, Ok(address)) = (on == name, of_node(port)) {
+                found.push((format!("{id} of {service}"), None, address));
+            }
         }
         for (on, service, port) in instances(spec, local) {
             if let (true, Ok(address)) = (on == name, of_node(port)) {

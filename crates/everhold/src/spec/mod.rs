@@ -34,12 +34,28 @@ pub fn load_with(text: &str, filename: &str, store: StorePorts) -> Result<Spec, 
 
 /// Reads a spec from a file.
 pub fn load_file(path: &Path, store: StorePorts) -> Result<Spec, Vec<Fault>> {
+    let (text, filename) = text_of(path)?;
+    load_with(&text, &filename, store)
+}
+
+/// The same, or what a repository gave out of a spec that a cluster had.
+pub fn load_file_or_record(path: &Path) -> Result<Spec, Vec<Fault>> {
+    let (text, filename) = text_of(path)?;
+    // No document in TOML begins so, and every record does.
+    if text.trim_start().starts_with('{') {
+        let spec = record::from_printed(&text);
+        return spec.map_err(|error| vec![error.fault(&filename)]);
+    }
+    load_with(&text, &filename, StorePorts::default())
+}
+
+fn text_of(path: &Path) -> Result<(String, String), Vec<Fault>> {
     let filename = path.display().to_string();
     let text = read(path).map_err(|why| {
         let message = format!("cannot read the spec: {why}");
         vec![Fault::of_file(Code::Unreadable, &filename, message)]
     })?;
-    load_with(&text, &filename, store)
+    Ok((text, filename))
 }
 
 fn read(path: &Path) -> Result<String, String> {

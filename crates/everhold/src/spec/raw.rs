@@ -1,8 +1,12 @@
 //! What was written, with places. Types are right, keys are known; nothing else is checked yet.
 
+mod http;
+
 use std::collections::btree_map::Entry;
 
 use toml_edit::Document;
+
+pub(super) use http::{RawBackend, RawHttp, RawRoute, RawTls};
 
 use super::fault::{Code, Faults};
 use super::reader::{Again, Part, Placed, Reader, a, place};
@@ -17,12 +21,32 @@ pub(super) struct RawSpec {
     pub schema: Number,
     pub cluster: Text,
     pub nodes: Named<RawNode>,
-    pub services: Named<RawPostgres>,
-    pub gateway_nodes: Names,
+    pub services: Named<RawService>,
+    pub gateway: RawGateway,
     pub listeners: Named<RawListener>,
     pub api_bind: Text,
     pub store: Part<RawStore>,
     pub repositories: Named<RawRepository>,
+    pub routes: Named<RawRoute>,
+}
+
+pub(super) struct RawGateway {
+    pub nodes: Names,
+    pub access_log: Part<Placed<bool>>,
+}
+
+pub(super) enum RawService {
+    Postgres(Box<RawPostgres>),
+    Http(Box<RawHttp>),
+}
+
+impl RawService {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            RawService::Postgres(_) => "postgres",
+            RawService::Http(_) => "http",
+        }
+    }
 }
 
 pub(super) struct RawRepository {
@@ -43,6 +67,7 @@ pub(super) struct RawBackup {
     pub keep: Vec<(&'static str, Number)>,
     pub prove_schedule: Text,
     pub prove_checks: Text,
+    pub clone_from: Text,
 }
 
 pub(super) struct RawStore {
@@ -88,6 +113,7 @@ pub(super) struct RawListener {
     pub service: Text,
     pub role: Text,
     pub max_lag: Text,
+    pub tls: Part<RawTls>,
 }
 
 /// A document, and the keys in it that were given before.
@@ -151,8 +177,7 @@ pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
     let cluster = top.string("cluster", faults);
     let nodes = named(&mut top, "node", faults, node);
     let services = named(&mut top, "service", faults, service);
-    let gateway_nodes =
-        one_key(&mut top, "gateway", faults, |it, faults| it.strings("nodes", faults));
+    let gateway = gateway(&mut top, faults);
     let listeners = named(&mut top, "listener", faults, listener);
     let api_bind = one_key(&mut top, "api", faults, |it, faults| it.string("bind", faults));
     let store = match top.table("store", faults) {
@@ -160,7 +185,7 @@ pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
         Part::Faulty => Part::Faulty,
         Part::Is(table) => Part::Is(store(table, faults)),
     };
-    top.later("route", "HTTP routes", faults);
+    let routes = named(&mut top, "route", faults, http::route);
     let repositories = named(&mut top, "repository", faults, repository);
     top.finish(faults);
     RawSpec {
@@ -168,11 +193,12 @@ pub(super) fn read(parsed: &Parsed, faults: &mut Faults<'_>) -> RawSpec {
         cluster,
         nodes,
         services,
-        gateway_nodes,
+        gateway,
         listeners,
         api_bind,
         store,
         repositories,
+        routes,
     }
 }
 
@@ -219,6 +245,19 @@ fn one_key<'d, T>(
     }
 }
 
+fn gateway(top: &mut Reader<'_>, faults: &mut Faults<'_>) -> RawGateway {
+    match top.table("gateway", faults) {
+        Part::Absent => RawGateway { nodes: Part::Absent, access_log: Part::Absent },
+        Part::Faulty => RawGateway { nodes: Part::Faulty, access_log: Part::Faulty },
+        Part::Is(mut table) => {
+            let nodes = table.strings("nodes", faults);
+            let access_log = table.boolean("access_log", faults);
+            table.finish(faults);
+            RawGateway { nodes, access_log }
+        }
+    }
+}
+
 fn store(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawStore {
     let store = RawStore {
         at: table.at,
@@ -250,13 +289,16 @@ fn node(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawNode> {
 }
 
 /// Kinds of service that the schema has and this version has not.
-const KINDS_LATER: [&str; 3] = ["http", "redis", "chain"];
+const KINDS_LATER: [&str; 2] = ["redis", "chain"];
 
-fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawPostgres> {
+fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawService> {
     match table.string("kind", faults) {
         Part::Absent => table.missing("kind", "\"postgres\"", faults),
         Part::Faulty => {}
         Part::Is(kind) if kind.value == "postgres" => {}
+        Part::Is(kind) if kind.value == "http" => {
+            return Some(RawService::Http(Box::new(http::service(table, faults))));
+        }
         // The keys of another kind are not this kind's; nothing below can be judged.
         Part::Is(kind) if KINDS_LATER.contains(&kind.value.as_str()) => {
             let message = format!(
@@ -267,13 +309,15 @@ fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawPostgres
             return None;
         }
         Part::Is(kind) => {
-            let message =
-                format!("`kind` in {} must be \"postgres\", not \"{}\"", table.path, kind.value);
+            let message = format!(
+                "`kind` in {} must be \"postgres\" or \"http\", not \"{}\"",
+                table.path, kind.value
+            );
             faults.add(Code::OutOfRange, kind.at, message);
             return None;
         }
     }
-    Some(postgres(table, faults))
+    Some(RawService::Postgres(Box::new(postgres(table, faults))))
 }
 
 fn postgres(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawPostgres {
@@ -336,8 +380,19 @@ fn backup(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawBackup {
         prove_checks = table.string("checks", faults);
         table.finish(faults);
     }
+    let clone_from = table.string("clone_from", faults);
     table.finish(faults);
-    RawBackup { at, repositories, copies, full, incremental, keep, prove_schedule, prove_checks }
+    RawBackup {
+        at,
+        repositories,
+        copies,
+        full,
+        incremental,
+        keep,
+        prove_schedule,
+        prove_checks,
+        clone_from,
+    }
 }
 
 fn repository(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawRepository> {
@@ -425,7 +480,7 @@ fn settings(
 }
 
 /// Protocols that the schema has and this version has not.
-const PROTOCOLS_LATER: [&str; 4] = ["http", "tcp", "redis", "jsonrpc"];
+const PROTOCOLS_LATER: [&str; 3] = ["tcp", "redis", "jsonrpc"];
 
 fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListener> {
     let protocol = table.string("protocol", faults);
@@ -439,12 +494,21 @@ fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListene
         faults.add(Code::NotYet, protocol.at, message);
         return None;
     }
+    let http = protocol.is().is_some_and(|it| it.value == "http");
+    let tls = match http {
+        true => http::tls(&mut table, faults),
+        false => {
+            table.later("tls", "TLS for clients of PostgreSQL", faults);
+            Part::Absent
+        }
+    };
     let listener = RawListener {
         bind: table.string("bind", faults),
         protocol,
         service: table.string("service", faults),
         role: table.string("role", faults),
         max_lag: table.string("max_lag", faults),
+        tls,
     };
     let required = [
         ("bind", &listener.bind, "\"127.0.0.1:6432\""),
@@ -452,12 +516,11 @@ fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListene
         ("service", &listener.service, "\"main\""),
         ("role", &listener.role, "\"primary\" or \"standby\""),
     ];
-    for (key, part, example) in required {
-        if *part == Part::Absent {
+    for (key, part, example) in &required[..if http { 1 } else { required.len() }] {
+        if **part == Part::Absent {
             table.missing(key, example, faults);
         }
     }
-    table.later("tls", "TLS for clients", faults);
     table.finish(faults);
     Some(listener)
 }

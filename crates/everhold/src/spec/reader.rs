@@ -86,6 +86,48 @@ impl<'d> Reader<'d> {
         }
     }
 
+    pub fn number(&mut self, key: &'static str, faults: &mut Faults<'_>) -> Part<Placed<f64>> {
+        let Some(item) = self.item(key) else { return Part::Absent };
+        let value = item.as_float().or_else(|| item.as_integer().map(|whole| whole as f64));
+        match value {
+            Some(value) => Part::Is(Placed { value, at: place(item, self.at) }),
+            None => self.mistyped(key, item, "a number", faults),
+        }
+    }
+
+    /// A list of whatever.
+    pub fn list(
+        &mut self,
+        key: &'static str,
+        faults: &mut Faults<'_>,
+    ) -> Part<Placed<&'d toml_edit::Array>> {
+        let Some(item) = self.item(key) else { return Part::Absent };
+        match item.as_array() {
+            Some(value) => Part::Is(Placed { value, at: place(item, self.at) }),
+            None => self.mistyped(key, item, "a list", faults),
+        }
+    }
+
+    /// A table whose keys are free and whose values are strings.
+    pub fn texts(
+        &mut self,
+        key: &'static str,
+        faults: &mut Faults<'_>,
+    ) -> Vec<(Placed<String>, Placed<String>)> {
+        let Part::Is(table) = self.table(key, faults) else { return Vec::new() };
+        let mut found = Vec::new();
+        for (name, item) in table.entries() {
+            match item.as_str() {
+                Some(text) => {
+                    let value = Placed { value: text.to_owned(), at: place(item, name.at) };
+                    found.push((name, value));
+                }
+                None => drop(table.mistyped::<()>(&name.value, item, "a string", faults)),
+            }
+        }
+        found
+    }
+
     /// A list of strings.
     pub fn strings(
         &mut self,
@@ -157,6 +199,11 @@ impl<'d> Reader<'d> {
             );
             faults.add(Code::NotYet, at, message);
         }
+    }
+
+    /// Where a key stands, if it does.
+    pub fn given(&self, key: &str) -> Option<usize> {
+        self.table.get(key).filter(|item| !item.is_none()).map(|_| self.key_place(key))
     }
 
     /// Reports that a key has to be there. `example` is what could stand there.

@@ -1,6 +1,8 @@
 //! Documents and what is reported about each: every fault, with its place.
 
-use everhold_core::spec::{Durability, Role, ServiceSpec};
+mod http;
+
+use everhold_core::spec::{CloneFrom, Durability, Role};
 
 use super::*;
 
@@ -66,7 +68,7 @@ read = { bind = "[::]:6433", protocol = "postgres", service = "main", role = "st
 bind = "[::1]:7071"
 "#;
     let spec = load(text, "f").expect("valid");
-    let ServiceSpec::Postgres(main) = &spec.services["main"];
+    let main = spec.postgres("main").expect("main");
     assert_eq!(main.nodes, ["b", "a", "c"]);
     assert_eq!((main.database.as_str(), main.owner.as_str()), ("shop", "clerk"));
     assert_eq!((main.synchronous.number, main.synchronous.durability), (2, Durability::Preferred));
@@ -81,17 +83,15 @@ bind = "[::1]:7071"
     assert_eq!((ledger.synchronous.number, ledger.instances["a"].port), (0, 15400));
     assert_eq!(main.instances["a"].port, 15401);
     assert_eq!(spec.gateway.nodes, ["a", "b"]);
-    assert_eq!(spec.listeners["read"].max_lag_ms, Some(250));
-    assert_eq!(
-        (spec.listeners["write"].role, spec.listeners["write"].max_lag_ms),
-        (Role::Primary, None)
-    );
+    let listener = |name: &str| spec.listeners[name].postgres().expect("PostgreSQL's");
+    assert_eq!(listener("read").max_lag_ms, Some(250));
+    assert_eq!((listener("write").role, listener("write").max_lag_ms), (Role::Primary, None));
     assert_eq!(spec.api.bind.to_string(), "[::1]:7071");
 
     let json = record::to_json(&spec).expect("encodes");
     assert_eq!(record::from_json(&json).expect("decodes"), spec);
-    let newer = json.replace("\"version\":1,", "\"version\":3,");
-    assert!(matches!(record::from_json(&newer), Err(record::RecordError::Newer { found: 3 })));
+    let newer = json.replace("\"version\":1,", "\"version\":4,");
+    assert!(matches!(record::from_json(&newer), Err(record::RecordError::Newer { found: 4 })));
     let torn = &json[..json.len() / 2];
     assert!(matches!(record::from_json(torn), Err(record::RecordError::Torn(_))));
 }
@@ -164,13 +164,10 @@ fn keys() {
         "6:46 E005 `failover` in [service.main.instance.b] must be true or false, not a string",
         "6:52 E003 unknown key `weight` in [service.main.instance.b]",
     ]);
-    check_main("[route.api]\nlistener = \"web\"\n", &[
-        "5:2 E004 `route` at top level (HTTP routes) is known but not supported by this version",
-    ]);
-    check_main("[service.web]\nkind = \"http\"\ninstances = 3\n[service.odd]\nkind = \"mysql\"\n[service.none]\n", &[
+    check_main("[service.web]\nkind = \"redis\"\ninstances = 3\n[service.odd]\nkind = \"mysql\"\n[service.none]\n", &[
         "1:1 E019 no listener is declared, and 4 services have no default",
-        "6:8 E004 kind \"http\" of [service.web] is known but not supported by this version",
-        "9:8 E007 `kind` in [service.odd] must be \"postgres\", not \"mysql\"",
+        "6:8 E004 kind \"redis\" of [service.web] is known but not supported by this version",
+        "9:8 E007 `kind` in [service.odd] must be \"postgres\" or \"http\", not \"mysql\"",
         "10:10 E006 `kind` is missing in [service.none]",
     ]);
     check_main("version = 15\nversion = 15\nnodes = [\"a\", \"x\"]\n", &[
@@ -255,6 +252,9 @@ fn names_and_references() {
         "6:15 E012 no node `bb` is declared (in [gateway])",
         "6:21 E013 node `a` stands twice in [gateway]",
     ]);
+    check_main("[gateway]\naccess_log = \"yes\"\n", &[
+        "6:14 E005 `access_log` in [gateway] must be true or false, not a string",
+    ]);
     check_main("[gateway]\nnodes = []\n", &[
         "6:9 E019 `nodes` in [gateway] is empty",
     ]);
@@ -302,7 +302,7 @@ fn values() {
         c = { bind = \"127.0.0.1:6001\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1\" }\n\
         d = { bind = \"127.0.0.1:6002\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"0s\" }\n\
         e = { bind = \"127.0.0.1:6003\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"1 s\" }\n\
-        f = { bind = \"127.0.0.1:6004\", protocol = \"http\", tls = { cert = \"x\" } }\n\
+        f = { bind = \"127.0.0.1:6004\", protocol = \"tcp\", tls = { cert = \"x\" } }\n\
         g = { bind = \"127.0.0.1:6005\", protocol = \"postgresql\", service = \"main\", role = \"Primary\", tls = 1 }\n\
         h = { bind = 6006, max_lag = 1 }\n\
         i = { bind = \"127.0.0.1:6007\", protocol = \"postgres\", service = \"main\", role = \"standby\", max_lag = \"99999999999999999999s\" }\n\
@@ -317,10 +317,10 @@ fn values() {
         "8:101 E010 `max_lag` in [listener.c]: \"1\" has no unit (ms, s, m or h)",
         "9:101 E007 `max_lag` in [listener.d] must be from 1ms to 24h, not \"0s\"",
         "10:101 E010 `max_lag` in [listener.e]: \"1 s\" is not a whole number with a unit (ms, s, m or h)",
-        "11:43 E004 protocol \"http\" of [listener.f] is known but not supported by this version",
-        "12:43 E007 `protocol` in [listener.g] must be \"postgres\", not \"postgresql\"",
+        "11:43 E004 protocol \"tcp\" of [listener.f] is known but not supported by this version",
+        "12:43 E007 `protocol` in [listener.g] must be \"postgres\" or \"http\", not \"postgresql\"",
         "12:82 E007 `role` in [listener.g] must be \"primary\" or \"standby\", not \"Primary\"",
-        "12:93 E004 `tls` in [listener.g] (TLS for clients) is known but not supported by this version",
+        "12:93 E004 `tls` in [listener.g] (TLS for clients of PostgreSQL) is known but not supported by this version",
         "13:1 E006 `protocol` is missing in [listener.h]",
         "13:1 E006 `role` is missing in [listener.h]",
         "13:1 E006 `service` is missing in [listener.h]",
@@ -504,9 +504,13 @@ fn files_that_are_not_read() {
 fn the_manual_is_right() {
     let manual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/spec.md");
     let manual = std::fs::read_to_string(manual).expect("docs/spec.md");
-    let (_, default) = manual.split_once("```toml\n").expect("block");
-    let (default, _) = default.split_once("```").expect("end of block");
-    assert_eq!(load(default, "spec.md").expect("valid"), Spec::default_for_one_machine());
+    let blocks = manual.split("```toml\n").skip(1);
+    let blocks = blocks.map(|block| block.split_once("```").expect("end of block").0);
+    let [service, route, default] = blocks.collect::<Vec<_>>()[..] else { panic!("three blocks") };
+    let tour = Spec::tour("/usr/bin/everhold", None);
+    assert_eq!(load(default, "spec.md").expect("valid"), tour);
+    let listener = "[listener]\nweb = { bind = \"0.0.0.0:8080\", protocol = \"http\" }\n";
+    load(&format!("{HEAD}{service}{listener}{route}"), "spec.md").expect("valid");
     for (name, _) in everhold_core::spec::parameters::rules() {
         let named = manual.contains(&format!("`{name}`")) || name.starts_with("recovery_target_");
         assert!(named, "{name} is not in docs/spec.md");
@@ -582,15 +586,17 @@ fn backups() {
             .contains("\"version\":1,")
     );
 
-    let some = "copies = 1\nfull = \"0 3 * * sun\"\nkeep = { days = 7, weekly = 8 }\nprove = { schedule = \"@weekly\", checks = \"/checks.sql\" }\n";
+    let some = "copies = 1\nfull = \"0 3 * * sun\"\nkeep = { days = 7, weekly = 8 }\nprove = { schedule = \"@weekly\", checks = \"/checks.sql\" }\nclone_from = \"repository\"\n";
     let text = format!("{HEAD}[service.main.backup]\nrepositories = [\"vault\"]\n{some}{vault}");
     let other = load(&text, "f").expect("valid");
     let backup = other.postgres("main").and_then(|it| it.backup.clone()).expect("backups");
     assert_eq!(backup.keep.to_string(), "7 days, 8 weekly");
     assert_eq!(backup.prove.checks.as_deref(), Some("/checks.sql"));
+    assert_eq!(backup.clone_from, CloneFrom::Repository);
     let changed: Vec<String> =
         everhold_core::spec::diff(&spec, &other).into_iter().map(|change| change.path).collect();
-    let below = ["copies", "full", "keep", "prove.checks", "prove.schedule", "repositories"];
+    let below =
+        ["clone_from", "copies", "full", "keep", "prove.checks", "prove.schedule", "repositories"];
     let mut expected: Vec<String> =
         below.iter().map(|key| format!("service.main.backup.{key}")).collect();
     expected.insert(0, "repository.west".to_string());
@@ -627,4 +633,38 @@ fn backups() {
             "10:1 E013 another repository lies at file:///y too",
         ],
     );
+}
+
+#[test]
+fn a_spec_or_what_a_repository_printed_of_one() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("f");
+    let read = |text: &str| {
+        std::fs::write(&path, text).expect("write");
+        load_file_or_record(&path)
+    };
+    let spec = load(HEAD, "f").expect("valid");
+    let record = record::to_json(&spec).expect("a record");
+    let value: serde_json::Value = serde_json::from_str(&record).expect("JSON");
+    let pretty = serde_json::to_string_pretty(&value).expect("text");
+    let dated = serde_json::json!({ "since": "2026-11-20T10:00:00Z", "spec": value }).to_string();
+    for text in [HEAD, &record, &format!("\n{pretty}\n"), &dated] {
+        assert_eq!(read(text), Ok(spec.clone()), "of\n{text}");
+    }
+    let newer = record.replacen(r#""version":"#, r#""version":9"#, 1);
+    let cut = &record[..record.len() / 2];
+    #[rustfmt::skip]
+    let cases = [
+        (newer.as_str(), Code::NewerRecord, "this Everhold reads up to"),
+        (cut, Code::TornRecord, "no record of a spec: EOF"),
+        (r#"{"since": "now"}"#, Code::TornRecord, "missing field `version`"),
+        ("[1, 2]", Code::Syntax, "not TOML"),
+        ("no spec at all", Code::Syntax, "not TOML"),
+    ];
+    for (text, code, said) in cases {
+        let faults = read(text).expect_err("faulty");
+        assert_eq!((faults.len(), faults[0].code), (1, code), "{faults:?}");
+        assert!(faults[0].message.contains(said), "{faults:?}");
+        assert_eq!(faults[0].file.as_deref(), path.to_str());
+    }
 }

@@ -6,6 +6,8 @@
 
 mod backup;
 mod collisions;
+mod http;
+mod route;
 mod service;
 mod store;
 
@@ -15,12 +17,13 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use everhold_core::spec::{
-    self, Address, ApiSpec, GatewaySpec, ListenerSpec, NODE_NAMES_RESERVED, NodeSpec, PostgresSpec,
-    Protocol, Role, SERVICE_NAMES_RESERVED, ServiceSpec, Spec, check_name,
+    self, Address, ApiSpec, GatewaySpec, HttpListener, ListenerSpec, NODE_NAMES_RESERVED, NodeSpec,
+    PostgresListener, PostgresSpec, Protocol, Role, SERVICE_NAMES_RESERVED, ServiceSpec, Spec,
+    TlsFiles, check_name,
 };
 
 use super::fault::{Code, Faults};
-use super::raw::{Named, Names, Number, RawListener, RawNode, RawSpec, Text};
+use super::raw::{Named, Number, RawGateway, RawListener, RawNode, RawService, RawSpec, Text};
 use super::reader::{Part, Placed, nearest};
 
 /// Where the embedded store listens on this machine.
@@ -46,10 +49,11 @@ pub(super) fn validate(raw: &RawSpec, store: StorePorts, faults: &mut Faults<'_>
     let nodes = nodes(&raw.nodes, faults);
     let known_nodes = known(&raw.nodes, spec::NODES.as_slice());
     let known_repositories = known(&raw.repositories, &[]);
-    let services = services(raw, &nodes, &known_nodes, &known_repositories, faults);
-    let gateway = gateway(&raw.gateway_nodes, &nodes, &known_nodes, faults);
-    let known_services = known(&raw.services, &[]);
-    let listeners = listeners(&raw.listeners, &known_services, faults);
+    let kinds = kinds(&raw.services);
+    let services = services(raw, &nodes, &known_nodes, &known_repositories, &kinds, faults);
+    let gateway = gateway(&raw.gateway, &nodes, &known_nodes, faults);
+    let listeners = listeners(&raw.listeners, &kinds, faults);
+    let routes = route::routes(raw, &kinds, faults);
     let api = api(&raw.api_bind, faults);
     let etcd = store::store(&raw.store, faults);
     let repositories = backup::repositories(&raw.repositories, faults);
@@ -63,10 +67,68 @@ pub(super) fn validate(raw: &RawSpec, store: StorePorts, faults: &mut Faults<'_>
         api,
         store: etcd,
         repositories,
+        routes,
     };
     spec.assign_ports();
+    spec.place();
     collisions::check(&spec, raw, store, faults);
+    if let (true, Some((name, count))) = (faults.is_empty(), spec.unplaced()) {
+        let at = service_place(raw, name);
+        let message = format!("{name} has ports for {count} instances only");
+        faults.add(Code::Count, at, message).next =
+            "give its nodes larger ranges of ports, or declare fewer instances".into();
+    }
     spec
+}
+
+/// Of everything that was declared under a name its kind, or `None` for one that isn't known; as
+/// a whole `None` when the table could not be read.
+type Kinds = Option<BTreeMap<String, Option<&'static str>>>;
+
+fn kinds(raw: &Named<RawService>) -> Kinds {
+    match raw {
+        Part::Absent => Some(BTreeMap::new()),
+        Part::Faulty => None,
+        Part::Is(list) => {
+            let kind = |it: &Option<RawService>| it.as_ref().map(RawService::kind);
+            Some(list.value.iter().map(|(name, it)| (name.value.clone(), kind(it))).collect())
+        }
+    }
+}
+
+/// Reports a service that isn't there, or is of another kind.
+fn of_kind(kind: &str, name: &Placed<String>, place: &str, known: &Kinds, faults: &mut Faults<'_>) {
+    kind_of("service", kind, name, place, known, faults);
+}
+
+/// The same of anything that has kinds.
+fn kind_of(
+    what: &str,
+    kind: &str,
+    name: &Placed<String>,
+    place: &str,
+    known: &Kinds,
+    faults: &mut Faults<'_>,
+) {
+    let fits = |is: &Option<&str>| is.is_none_or(|is| is == kind);
+    let fitting = known.as_ref().map(|known| {
+        known.iter().filter(|(_, is)| fits(is)).map(|(name, _)| name.clone()).collect()
+    });
+    let is = known.as_ref().and_then(|known| known.get(&name.value).copied().flatten());
+    match is.filter(|is| *is != kind) {
+        None => drop(reference(what, name, place, &fitting, faults)),
+        Some(is) => {
+            let message =
+                format!("{what} `{}` (in {place}) is of kind {is}, not {kind}", name.value);
+            faults.add(Code::WrongKind, name.at, message);
+        }
+    }
+}
+
+fn service_place(raw: &RawSpec, name: &str) -> usize {
+    let list = raw.services.is().map(|list| &list.value);
+    let found = list.and_then(|list| list.iter().find(|(it, _)| it.value == name));
+    found.map_or(0, |(name, _)| name.at)
 }
 
 fn schema(raw: &Number, faults: &mut Faults<'_>) {
@@ -192,6 +254,7 @@ fn services(
     nodes: &BTreeMap<String, NodeSpec>,
     known_nodes: &Known,
     known_repositories: &Known,
+    kinds: &Kinds,
     faults: &mut Faults<'_>,
 ) -> BTreeMap<String, ServiceSpec> {
     let list = match &raw.services {
@@ -207,11 +270,19 @@ fn services(
     let mut services = BTreeMap::new();
     for (name, service) in list {
         name_fault("service", name, &SERVICE_NAMES_RESERVED, faults);
+        let service = match service {
+            Some(RawService::Postgres(raw)) => {
+                let backup = backup::of_service(&name.value, raw, known_repositories, faults);
+                let service = service::postgres(&name.value, raw, nodes, known_nodes, faults);
+                Some(ServiceSpec::Postgres(PostgresSpec { backup, ..service }))
+            }
+            Some(RawService::Http(raw)) => {
+                http::http(&name.value, raw, known_nodes, kinds, faults).map(ServiceSpec::Http)
+            }
+            None => None,
+        };
         if let Some(service) = service {
-            let backup = backup::of_service(&name.value, service, known_repositories, faults);
-            let service = service::postgres(&name.value, service, nodes, known_nodes, faults);
-            let service = PostgresSpec { backup, ..service };
-            services.insert(name.value.clone(), ServiceSpec::Postgres(service));
+            services.insert(name.value.clone(), service);
         }
     }
     services
@@ -277,34 +348,37 @@ fn reference(
 }
 
 fn gateway(
-    raw: &Names,
+    raw: &RawGateway,
     nodes: &BTreeMap<String, NodeSpec>,
     known_nodes: &Known,
     faults: &mut Faults<'_>,
 ) -> GatewaySpec {
-    let Some(list) = raw.is() else {
-        return GatewaySpec { nodes: nodes.keys().cloned().collect() };
+    let access_log = raw.access_log.is().is_some_and(|it| it.value);
+    let Some(list) = raw.nodes.is() else {
+        return GatewaySpec { nodes: nodes.keys().cloned().collect(), access_log };
     };
     if list.value.is_empty() {
         let fault = faults.add(Code::Count, list.at, "`nodes` in [gateway] is empty".into());
         fault.next = "name a node, or leave `nodes` out for all of them".into();
     }
-    GatewaySpec { nodes: names("node", "[gateway]", &list.value, known_nodes, faults) }
+    let nodes = names("node", "[gateway]", &list.value, known_nodes, faults);
+    GatewaySpec { nodes, access_log }
 }
 
 fn listeners(
     raw: &Named<RawListener>,
-    known_services: &Known,
+    kinds: &Kinds,
     faults: &mut Faults<'_>,
 ) -> BTreeMap<String, ListenerSpec> {
-    let list = match (raw, known_services) {
+    // What can't be told from a database may be one.
+    let databases = kinds.iter().flatten().filter(|(_, kind)| **kind != Some("http"));
+    let databases: Vec<&String> = databases.map(|(name, _)| name).collect();
+    let list = match (raw, &databases[..]) {
         (Part::Is(list), _) => &list.value,
-        (Part::Absent, Some(services)) if services.len() == 1 => {
-            return services.first().map(|name| Spec::default_listeners(name)).unwrap_or_default();
-        }
-        (Part::Absent, Some(services)) if services.len() > 1 => {
-            let message =
-                format!("no listener is declared, and {} services have no default", services.len());
+        (Part::Absent, [name]) => return Spec::default_listeners(name),
+        (Part::Absent, [_, _, ..]) => {
+            let count = databases.len();
+            let message = format!("no listener is declared, and {count} services have no default");
             faults.add(Code::Count, 0, message).next =
                 "add [listener] with an entry per address".into();
             return BTreeMap::new();
@@ -314,9 +388,8 @@ fn listeners(
     let mut listeners = BTreeMap::new();
     for (name, listener) in list {
         name_fault("listener", name, &[], faults);
-        let listener = listener
-            .as_ref()
-            .and_then(|raw| one_listener(&name.value, raw, known_services, faults));
+        let listener =
+            listener.as_ref().and_then(|raw| one_listener(&name.value, raw, kinds, faults));
         if let Some(listener) = listener {
             listeners.insert(name.value.clone(), listener);
         }
@@ -328,16 +401,18 @@ fn listeners(
 fn one_listener(
     name: &str,
     raw: &RawListener,
-    known_services: &Known,
+    kinds: &Kinds,
     faults: &mut Faults<'_>,
 ) -> Option<ListenerSpec> {
     let place = format!("[listener.{name}]");
     let bind = bind(&raw.bind, &format!("bind of listener {name}"), faults);
-    let protocols = [("postgres", Protocol::Postgres)];
-    let protocol =
-        word("protocol", &place, &raw.protocol, &protocols, faults).unwrap_or(Protocol::Postgres);
+    let protocols = [("postgres", false), ("http", true)];
+    if word("protocol", &place, &raw.protocol, &protocols, faults) == Some(true) {
+        let protocol = Protocol::Http(http_listener(&place, raw, faults)?);
+        return Some(ListenerSpec { bind: bind?, protocol });
+    }
     if let Some(service) = raw.service.is() {
-        reference("service", service, &place, known_services, faults);
+        of_kind("postgres", service, &place, kinds, faults);
     }
     let roles = [("primary", Role::Primary), ("standby", Role::Standby)];
     let role = word("role", &place, &raw.role, &roles, faults);
@@ -356,11 +431,34 @@ fn one_listener(
     let service = raw.service.is().map(|it| it.value.clone()).unwrap_or_default();
     Some(ListenerSpec {
         bind: bind?,
-        protocol,
-        service,
-        role: role.unwrap_or(Role::Primary),
-        max_lag_ms,
+        protocol: Protocol::Postgres(PostgresListener {
+            service,
+            role: role.unwrap_or(Role::Primary),
+            max_lag_ms,
+        }),
     })
+}
+
+/// `None` when it is to have a certificate and it isn't known which.
+fn http_listener(place: &str, raw: &RawListener, faults: &mut Faults<'_>) -> Option<HttpListener> {
+    for (key, text) in [("service", &raw.service), ("role", &raw.role), ("max_lag", &raw.max_lag)] {
+        if let Some(text) = text.is() {
+            let message = format!("`{key}` in {place} has no meaning with protocol \"http\"");
+            faults.add(Code::NotApplicable, text.at, message).next =
+                "take it out; [route.NAME] says which service gets a request".into();
+        }
+    }
+    let place = format!("{place} tls");
+    let tls = match &raw.tls {
+        Part::Absent => None,
+        Part::Faulty => return None,
+        Part::Is(raw) => {
+            let cert = absolute("cert", &place, &raw.cert, faults);
+            let key = absolute("key", &place, &raw.key, faults);
+            Some(TlsFiles { cert: cert?, key: key? })
+        }
+    };
+    Some(HttpListener { tls })
 }
 
 /// A duration in milliseconds within a range, which is also given in words.

@@ -93,7 +93,7 @@ async fn begun(store: &Etcd, cluster: &str, dir: &Path) -> anyhow::Result<()> {
     }
     let found = store.get_prefix(&format!("/everhold/{cluster}/")).await?;
     let spec = found.get(&spec_store::key(cluster)).context("it holds no spec")?;
-    for service in record::from_json(&spec.value)?.services.keys() {
+    for (service, _) in record::from_json(&spec.value)?.databases() {
         let term = format!("{}term", Keys::new(cluster, service).prefix);
         if found.get(&term).is_none() {
             bail!("service {service} has no term in it; earlier copies are kept");

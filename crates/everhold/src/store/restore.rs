@@ -296,9 +296,9 @@ async fn write(site: &Site, lost: &[String], store: &Etcd) -> anyhow::Result<Vec
     if !silent.is_empty() {
         unproven.push(format!("{} is not heard, and may keep the store itself", silent.join(", ")));
     }
-    for (name, service) in &spec.services {
+    for (name, service) in spec.databases() {
         let told = all.get(name).cloned().unwrap_or_default();
-        match judged(site, name, service.nodes(), &lost, &spec, &copied, &told)? {
+        match judged(site, name, &service.nodes, &lost, &spec, &copied, &told)? {
             Ok(seed) => {
                 said.push(format!("· service {name}: {}", seed.why));
                 txn = seeds(txn, &Keys::new(&site.cluster, name), &seed);
@@ -368,8 +368,8 @@ async fn ask_all(site: &Site, spec: &Spec) -> anyhow::Result<(All, Vec<String>)>
         }
     }
     let mut all = All::new();
-    for (name, service) in &spec.services {
-        for node in service.nodes() {
+    for (name, service) in spec.databases() {
+        for node in &service.nodes {
             let Some(link) = links.get(node) else { continue };
             let ask = serde_json::to_value(Ask::View { service: name.clone() })?;
             let told = match link.ask(ask).await {

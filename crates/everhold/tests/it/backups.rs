@@ -4,7 +4,7 @@ use crate::stack::load::Load;
 use crate::stack::{Stack, Wanted, signal};
 use serde_json::Value;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,7 +12,11 @@ use std::time::Duration;
 
 /// A stack with one repository, which is made.
 pub fn stack() -> Stack {
-    let mut stack = Stack::new(Wanted::default());
+    stack_of(Wanted::default())
+}
+
+pub fn stack_of(wanted: Wanted) -> Stack {
+    let mut stack = Stack::new(wanted);
     let key = stack.dir().join("vault.key");
     fs::write(&key, "correct horse\n").expect("a key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a mode");
@@ -29,8 +33,13 @@ pub fn stack() -> Stack {
     stack
 }
 
-fn vault(stack: &Stack) -> PathBuf {
+pub fn vault(stack: &Stack) -> PathBuf {
     stack.dir().join("vault")
+}
+
+pub fn first_backup(stack: &mut Stack) {
+    stack.done(&["repository", "init"]);
+    stack.wait("first backup", |status| status["services"]["main"]["backup"]["newest"].is_string());
 }
 
 pub fn json(stack: &Stack, arguments: &[&str]) -> Value {
@@ -74,6 +83,77 @@ pub fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
     let err = String::from_utf8_lossy(&psql.stderr);
     assert!(psql.status.success(), "{err}");
     String::from_utf8_lossy(&psql.stdout).trim().to_string()
+}
+
+/// Runs a line that was printed with the kit, which it gets on stdin; what it prints, or says if it
+/// is refused.
+fn with_kit(stack: &Stack, line: &str, kit: &str) -> Result<String, String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let mut command = stack.command(&words);
+    command.env("EVERHOLD_DATA", "/nonexistent").env("EVERHOLD_POINTER", "/nonexistent");
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("it starts");
+    child.stdin.take().expect("a pipe").write_all(kit.as_bytes()).expect("the kit");
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).to_string();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(text(&output.stderr)),
+    }
+}
+
+/// With every password lost, and no cluster that could be asked: what is printed with the kit is
+/// enough for a restore.
+fn by_the_kit_alone(stack: &Stack, kit: &str, points: &str) {
+    let output = stack.command(&["repository", "kit", "vault", "--print"]).output();
+    let told = String::from_utf8_lossy(&output.expect("it runs").stderr).to_string();
+    let line = |what: &str| {
+        let begin = format!("everhold repository {what} ");
+        let mut lines = told.lines().map(str::trim).filter(|line| line.starts_with(&begin));
+        let line = lines.next().unwrap_or_else(|| panic!("no {what}: {told}"));
+        let line = line.trim_start_matches("everhold ");
+        line.split(" >").next().unwrap_or(line).to_string()
+    };
+    let (spec, add) = (line("spec"), line("add-password"));
+    let key = stack.dir().join("vault.key");
+    fs::remove_file(&key).expect("the key file goes");
+    let to = stack.dir().join("locked").display().to_string();
+    let record = stack.dir().join("of-kit.json");
+    let by = record.display().to_string();
+    fs::write(&record, with_kit(stack, &spec, kit).expect("the spec")).expect("a record");
+
+    fs::write(&key, "another horse\n").expect("a key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a mode");
+    let error = refused(stack, &["restore", "main", "--to", &to, "--spec", &by]);
+    assert!(error.contains("E282"), "{error}");
+
+    // A kit that is not this repository's adds nothing: beside it is one of another making, and one
+    // with another master key.
+    let (of, beside) = (vault(stack), stack.dir().join("beside-vault"));
+    fs::create_dir_all(beside.join("keys")).expect("a directory");
+    let add_beside =
+        add.replace(&format!("file://{}", of.display()), &format!("file://{}", beside.display()));
+    let identity = fs::read_to_string(of.join("everhold.json")).expect("an identity");
+    let sealed = fs::read(of.join("sealed")).expect("a proof");
+    let id = kit.split_whitespace().nth(2).expect("an id");
+    let of_another = identity.replace(id, "0123456789abcdef");
+    let of_another_key: Vec<u8> = sealed.iter().rev().copied().collect();
+    let mistyped = kit.replace(id, "0123456789abcdef");
+    for (identity, sealed, kit, code, said) in [
+        (&of_another, &sealed, kit, "E283", id),
+        (&identity, &of_another_key, kit, "E282", "another master key"),
+        (&identity, &sealed, &mistyped, "E282", "copied wrongly"),
+    ] {
+        fs::write(beside.join("everhold.json"), identity).expect("an identity");
+        fs::write(beside.join("sealed"), sealed).expect("a proof");
+        let error = with_kit(stack, &add_beside, kit).expect_err("a wrong kit");
+        assert!(error.contains(code) && error.contains(said), "{error}");
+    }
+    let added = fs::read_dir(beside.join("keys")).expect("keys").count();
+    assert_eq!(added, 0, "nothing was added");
+
+    with_kit(stack, &add, kit).expect("a new password");
+    assert_eq!(look(stack, &stack.dir().join("by-kit"), &["--spec", &by], points), "1 2");
 }
 
 #[test]
@@ -134,6 +214,19 @@ fn a_database_is_backed_up_and_comes_back() {
     let points = "SELECT string_agg(at::text, ' ' ORDER BY at) FROM point";
     assert_eq!(look(&stack, &stack.dir().join("latest"), &[], points), "1 2");
     assert_eq!(look(&stack, &stack.dir().join("then"), &["--time", &between], points), "1");
+    // By what the repository has of the spec, as where the machines are gone.
+    let place = format!("file://{}", vault(&stack).display());
+    let key = stack.dir().join("vault.key").display().to_string();
+    let record = stack.dir().join("record.json");
+    let text = stack.done(&["repository", "spec", &place, "--key-file", &key]);
+    fs::write(&record, text).expect("a record");
+    let by = record.display().to_string();
+    assert_eq!(look(&stack, &stack.dir().join("by"), &["--spec", &by], points), "1 2");
+    by_the_kit_alone(&stack, made["kit"].as_str().expect("a kit"), points);
+    fs::write(&record, "{}").expect("a record");
+    let nowhere = stack.dir().join("nowhere").display().to_string();
+    let error = refused(&stack, &["restore", "main", "--to", &nowhere, "--spec", &by]);
+    assert!(error.contains("E105") && error.contains("everhold repository spec"), "{error}");
     let error = refused(&stack, &["restore", "main", "--to", &to.display().to_string()]);
     assert!(error.contains("E288"), "{error}");
     let other = stack.dir().join("other").display().to_string();

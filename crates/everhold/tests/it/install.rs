@@ -140,9 +140,12 @@ fn the_unit_is_what_systemd_understands() {
     let unit = include_str!("../../../../deploy/everhold.service");
     // The program that it starts has to be there.
     let unit = unit.replace("/usr/bin/everhold", env!("CARGO_BIN_EXE_everhold"));
-    for key in ["KillMode=process", "Type=notify", "OOMPolicy=continue", "TasksMax=infinity"] {
+    let keys = ["KillMode=process", "Type=notify", "OOMPolicy=continue", "TasksMax=infinity"];
+    for key in keys.into_iter().chain(["Delegate=yes"]) {
         assert!(unit.lines().any(|line| line == key), "{key}");
     }
+    let hidden = unit.lines().any(|line| line.starts_with("ProtectControlGroups="));
+    assert!(!hidden, "control groups that can't be written hold nobody to a limit");
     let file = dir.path().join("everhold.service");
     let verify = |text: &str| -> Option<String> {
         fs::write(&file, text).expect("written");

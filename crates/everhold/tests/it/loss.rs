@@ -141,6 +141,17 @@ fn data_that_can_not_be_rewound_is_copied_anew() {
     assert_eq!(load.finish().lost, 0);
 }
 
+/// Rows of one transaction, far more than are listed.
+const MANY: u64 = 200_000;
+
+/// The most memory that the process ever had.
+fn peak_kb(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse().ok());
+    peak.expect("a size")
+}
+
 #[test]
 fn what_a_failover_lost_is_told_by_row() {
     let mut stack = Stack::start(Wanted::default());
@@ -155,7 +166,7 @@ fn what_a_failover_lost_is_told_by_row() {
     };
     run("CREATE TABLE things (id int PRIMARY KEY, name text, ok bool, at timestamptz, gone int, \
          amount numeric(12,3), u uuid, j jsonb, note varchar(20), n bigint); \
-         ALTER TABLE things DROP COLUMN gone; \
+         ALTER TABLE things DROP COLUMN gone; CREATE TABLE many (n int); \
          INSERT INTO things VALUES (1, 'kept', true), (2, 'kept too', false), (3, 'third', null)");
     let leader = stack.leader();
     let quiet = stack.done(&["losses", "main"]);
@@ -177,6 +188,7 @@ fn what_a_failover_lost_is_told_by_row() {
         "INSERT INTO things (id, name) SELECT n, repeat('y', 3000) FROM generate_series(20, 22) n",
         "BEGIN; INSERT INTO things (id) VALUES (30); SAVEPOINT s; \
          UPDATE things SET ok = false WHERE id = 30; RELEASE s; COMMIT",
+        "INSERT INTO many SELECT n FROM generate_series(1, 200000) n",
     ];
     for sql in changes {
         let config = config.clone();
@@ -189,6 +201,8 @@ fn what_a_failover_lost_is_told_by_row() {
         });
         std::thread::sleep(std::time::Duration::from_millis(500));
     }
+    // The last one is long.
+    std::thread::sleep(std::time::Duration::from_secs(4));
     signal("KILL", &stack.node_pids(&leader));
     signal("CONT", &frozen);
     stack.wait("another leader", |status| {
@@ -237,6 +251,16 @@ fn what_a_failover_lost_is_told_by_row() {
     let long = rows[3]["row"]["name"].as_str().expect("a text");
     assert!(long.starts_with("yyy") && long.ends_with("(3000 bytes)"), "{long}");
     assert_eq!(rows[7]["row"]["ok"], false);
+    // Beyond what is listed all is counted, and none of it stays with the agent.
+    let many = tail["unlisted"].as_u64().unwrap_or(0);
+    assert!((MANY - 1_000..MANY).contains(&many), "{many}");
+    let counted = transactions.iter().find_map(|it| it["counts"]["many of app"][0].as_u64());
+    assert_eq!(counted, Some(MANY));
+    let pid = stack.agent_pid(&leader).expect("an agent");
+    let before = peak_kb(pid);
+    (0..3).for_each(|_| drop(stack.done(&["losses", "--json"])));
+    let grown = peak_kb(pid).saturating_sub(before);
+    assert!(grown < 12 << 10, "the agent grew by {grown} kB");
     let text = stack.done(&["losses", "main"]);
     assert!(text.contains("none of it was acknowledged") && text.contains("1 inserted"), "{text}");
     let unknown = stack.command(&["losses", "nothing"]).output().expect("it runs");

@@ -3,6 +3,7 @@
 mod archive;
 mod backups;
 mod certs;
+mod clone;
 mod commands;
 mod damage;
 mod external;
@@ -11,7 +12,9 @@ mod healing;
 #[path = "../hosts/mod.rs"]
 mod hosts;
 mod install;
+mod instances;
 mod loss;
+mod lost_place;
 mod machines;
 mod minder;
 mod operations;
@@ -19,9 +22,13 @@ mod places;
 mod plain;
 mod proofs;
 mod recovery;
+mod renewal;
 mod replaced;
 mod rot;
+mod runner;
+mod runner_faults;
 #[path = "../stack/mod.rs"]
 mod stack;
 mod store;
 mod tidy;
+mod web;

@@ -355,12 +355,12 @@ fn metrics(stack: &Stack, leader: &str) {
         let began = one(&samples, "process_start_time_seconds", &[]);
         assert!((80.0..91.0).contains(&((ends - began) / 86_400.0)), "{ends}");
     }
-    // A healthy stack has a sample of everything but, most of the time, of what it waits for, and of
-    // backups that nobody asked for.
+    // A healthy stack has a sample of everything but, most of the time, of what it waits for, of backups
+    // that nobody asked for, and of HTTP services that it has none of.
     let known: BTreeSet<String> = manual.into_keys().collect();
-    let of_backups = ["everhold_log_", "everhold_backup_"];
+    let of_more = ["everhold_log_", "everhold_backup_", "http_", "everhold_gateway_instance_"];
     let of_none =
-        |name: &str| name == "everhold_holds" || of_backups.iter().any(|it| name.starts_with(it));
+        |name: &str| name == "everhold_holds" || of_more.iter().any(|it| name.starts_with(it));
     let missing: Vec<&String> = known.difference(&told).filter(|name| !of_none(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
 }

@@ -24,10 +24,15 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
-        let mut stack = Stack::new(Wanted { repositories: &["vault"], ..Wanted::default() });
-        let key = stack.key_file("vault");
-        fs::write(&key, format!("{PASSWORD}\n")).expect("a key");
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a mode");
+        Bed::of(&["vault"])
+    }
+
+    fn of(repositories: &'static [&'static str]) -> Bed {
+        let mut stack = Stack::new(Wanted { repositories, ..Wanted::default() });
+        for key in repositories.iter().map(|name| stack.key_file(name)) {
+            fs::write(&key, format!("{PASSWORD}\n")).expect("a key");
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("a mode");
+        }
         let checks = stack.dir().join("checks.sql");
         let sql = "-- The books balance.\n\
              SELECT 'sum', sum(amount) FROM book HAVING sum(amount) <> 0;\n\
@@ -226,6 +231,33 @@ fn a_good_backup_is_proven() {
     });
     let backup = &status["services"]["main"]["backup"];
     assert_eq!(backup["failed"].as_array().map(Vec::len), Some(0), "{backup}");
+}
+
+#[test]
+fn what_is_damaged_in_one_place_is_healed_from_the_other() {
+    let mut bed = Bed::of(&["vault", "far"]);
+    let id = bed.back_up(&["--full"]);
+    let packs =
+        files(&bed.vault()).into_iter().filter(|it| it.to_string_lossy().contains("/packs/"));
+    let pack = packs.max_by_key(|it| fs::metadata(it).expect("a pack").len()).expect("a pack");
+    let whole = fs::read(&pack).expect("a pack");
+    let mut flipped = whole.clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    fs::write(&pack, &flipped).expect("flipped");
+    let proof = bed.passes(&id);
+    let passed = proof["passed"].to_string();
+    assert!(passed.contains("objects in every place, 1 of them healed"), "{passed}");
+    assert!(fs::read(&pack).expect("a pack") == whole, "it is as it was");
+
+    // The same, and the place that has it whole is away: nothing is said of the backup.
+    fs::write(&pack, &flipped).expect("flipped");
+    let (far, away) = (bed.stack.dir().join("far"), bed.stack.dir().join("away"));
+    fs::rename(&far, &away).expect("away");
+    let said = String::from_utf8_lossy(&bed.prove(&id).stderr).to_string();
+    assert!(said.contains("E280") || said.contains("E281"), "{said}");
+    fs::rename(&away, &far).expect("back");
+    assert!(bed.proof(&id)["failed"].is_null());
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! An S3 server of the test's own, behind a line that can go silent: connections are accepted, and
-//! nothing comes back.
+//! nothing comes back; and that can be slow to take objects.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const BUCKET: &str = "shop";
@@ -22,6 +22,8 @@ pub struct Bucket {
     port: u16,
     behind: u16,
     silent: Arc<AtomicBool>,
+    /// Each put takes so much longer, in milliseconds.
+    slow_ms: Arc<AtomicU64>,
     running: Option<Child>,
 }
 
@@ -38,14 +40,15 @@ impl Bucket {
         let behind = free.local_addr().expect("its address").port();
         drop(free);
         let silent = Arc::new(AtomicBool::new(false));
-        let is_silent = silent.clone();
+        let slow_ms = Arc::<AtomicU64>::default();
+        let (is_silent, is_slow) = (silent.clone(), slow_ms.clone());
         std::thread::spawn(move || {
             for client in line.incoming().flatten() {
-                let silent = is_silent.clone();
-                std::thread::spawn(move || carry(client, behind, &silent));
+                let (silent, slow) = (is_silent.clone(), is_slow.clone());
+                std::thread::spawn(move || carry(client, behind, &silent, &slow));
             }
         });
-        let mut bucket = Bucket { root, port, behind, silent, running: None };
+        let mut bucket = Bucket { root, port, behind, silent, slow_ms, running: None };
         bucket.begin();
         bucket
     }
@@ -80,6 +83,10 @@ impl Bucket {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
+    pub fn slow(&self, each: Duration) {
+        self.slow_ms.store(each.as_millis() as u64, Ordering::Relaxed);
+    }
+
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
@@ -100,18 +107,21 @@ impl Drop for Bucket {
 }
 
 /// Carries bytes both ways, none while it is silent.
-fn carry(client: TcpStream, port: u16, silent: &Arc<AtomicBool>) {
+fn carry(client: TcpStream, port: u16, silent: &Arc<AtomicBool>, slow_ms: &Arc<AtomicU64>) {
     while silent.load(Ordering::Relaxed) {
         std::thread::sleep(LOOK);
     }
     let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)) else { return };
     let one_way = |mut from: TcpStream, mut to: TcpStream| {
-        let silent = silent.clone();
+        let (silent, slow_ms) = (silent.clone(), slow_ms.clone());
         std::thread::spawn(move || {
             let mut buffer = vec![0; 64 << 10];
             while let Ok(read @ 1..) = from.read(&mut buffer) {
                 while silent.load(Ordering::Relaxed) {
                     std::thread::sleep(LOOK);
+                }
+                if buffer.starts_with(b"PUT ") {
+                    std::thread::sleep(Duration::from_millis(slow_ms.load(Ordering::Relaxed)));
                 }
                 if to.write_all(&buffer[..read]).is_err() {
                     break;

@@ -5,6 +5,7 @@
 use crate::stack::{processes, signal};
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use std::time::Duration;
 /// What every stack's directory begins with, before the number of the process that made it.
 pub const PREFIX: &str = "everhold-";
 /// A disk: PostgreSQL's own files, and room for some WAL.
-const BYTES: u64 = 256 << 20;
+pub const MB: u64 = 256;
 /// A full disk stays full: what is freed is taken again this often.
 const REFILL: Duration = Duration::from_millis(20);
 
@@ -26,8 +27,8 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 /// Mounts a new disk at `at`, its content in `image`.
-pub fn mount(image: &Path, at: &Path) {
-    File::create(image).and_then(|file| file.set_len(BYTES)).expect("an image");
+pub fn mount(image: &Path, at: &Path, mb: u64) {
+    File::create(image).and_then(|file| file.set_len(mb << 20)).expect("an image");
     fs::create_dir_all(at).expect("a mount point");
     let (image, at) = (image.display().to_string(), at.display().to_string());
     run("mkfs.ext4", &["-q", "-m", "0", "-E", "lazy_itable_init=1", &image]);
@@ -92,6 +93,9 @@ pub fn clear(dir: &Path, remove: bool) {
         signal("KILL", &left);
         std::thread::sleep(Duration::from_millis(50));
     }
+    if remove {
+        free_memory(dir);
+    }
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for at in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
         if Path::new(at).starts_with(dir) {
@@ -101,6 +105,21 @@ pub fn clear(dir: &Path, remove: bool) {
     }
     if remove {
         let _ = fs::remove_dir_all(dir);
+    }
+}
+
+/// Of servers that were killed and never start again: a kernel has room for few.
+fn free_memory(dir: &Path) {
+    let Ok(started) = fs::read_to_string(dir.join("postmaster.opts")) else {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|it| it.is_dir()));
+        return dirs.for_each(|entry| free_memory(&entry.path()));
+    };
+    let program = Path::new(started.split(' ').next().unwrap_or_default());
+    let bin_dir = program.parent().unwrap_or(Path::new("/"));
+    let owner = fs::metadata(dir).ok().map(|found| (found.uid(), found.gid()));
+    if let Err(error) = everhold_adapters::postgres::free_memory(bin_dir, dir, owner) {
+        eprintln!("shared memory of {} stays: {error}", dir.display());
     }
 }
 

@@ -17,6 +17,7 @@ use preload::Preload;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -46,10 +47,14 @@ pub struct Wanted {
     pub service: &'static str,
     /// Nodes whose directory is a small disk of its own.
     pub disks: &'static [&'static str],
+    /// How large.
+    pub disk_mb: u64,
     /// `[store]`, if it is the operator's.
     pub store: String,
     /// Directories of the stack that are to be repositories.
     pub repositories: &'static [&'static str],
+    /// Whether it runs from a program of its own, which can be renewed.
+    pub installed: bool,
 }
 
 impl Default for Wanted {
@@ -63,8 +68,10 @@ impl Default for Wanted {
             parameters: String::new(),
             service: "",
             disks: &[],
+            disk_mb: disk::MB,
             store: String::new(),
             repositories: &[],
+            installed: false,
         }
     }
 }
@@ -109,10 +116,13 @@ impl Stack {
         let base = free_ports(4 * RANGE + 8);
         let preload = wanted.worse.then(|| Preload::new(&dir, "stack"));
         let stack = Stack { up: None, dir, wanted, base, preload };
+        if stack.wanted.installed {
+            stack.install(0);
+        }
         fs::write(stack.spec_file(), stack.spec(false)).expect("the spec is written");
         for node in stack.wanted.disks {
             let image = stack.dir.join(format!("disk-{node}"));
-            disk::mount(&image, &stack.data().join(node));
+            disk::mount(&image, &stack.data().join(node), stack.wanted.disk_mb);
         }
         stack
     }
@@ -237,11 +247,28 @@ impl Stack {
 
     /// The command line of the binary, for this stack.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_everhold"));
+        let mut command = Command::new(match self.wanted.installed {
+            true => self.program(),
+            false => PathBuf::from(env!("CARGO_BIN_EXE_everhold")),
+        });
         command.args(arguments).env("EVERHOLD_DATA", self.data());
         // The cluster that commands find without being told stays the one it was.
         command.env("EVERHOLD_POINTER", self.dir.join("up.json"));
         command
+    }
+
+    /// Where the program is that it runs from, if that is its own.
+    pub fn program(&self) -> PathBuf {
+        self.dir.join("everhold")
+    }
+
+    /// Installs a program that does the same and is another one, larger by so many bytes.
+    pub fn install(&self, more: usize) {
+        let new = self.dir.join("everhold.new");
+        fs::copy(env!("CARGO_BIN_EXE_everhold"), &new).expect("copied");
+        let mut file = fs::OpenOptions::new().append(true).open(&new).expect("opened");
+        file.write_all(&vec![0; more]).expect("written");
+        fs::rename(new, self.program()).expect("installed");
     }
 
     /// Starts `everhold up` (again) and waits until it serves.

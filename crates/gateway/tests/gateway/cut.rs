@@ -142,3 +142,24 @@ fn a_reader_of_a_deposed_primary_is_cut_at_once() {
     fixture.publish(facts(6, Some(&b), &[]));
     assert!(ends(&mut session));
 }
+
+/// A gateway that goes still cuts, and still places those that wait; it opens nothing any more.
+#[test]
+fn a_gateway_that_leaves_hears_of_every_table() {
+    let (a, b) = (Fake::start("a", Mode::Echo), Fake::start("b", Mode::Echo));
+    let mut fixture = Fixture::start(Limits::default(), facts(5, Some(&a), &[]));
+    let (mut read, mut write) = (fixture.open("read"), fixture.open("write"));
+    assert_eq!((name(&mut read), name(&mut write)), ("a".to_owned(), "a".to_owned()));
+    fixture.publish(facts(6, None, &[]));
+    assert!(ends(&mut write) && ends(&mut read));
+    let mut waits = fixture.open("write");
+    eventually("it waits", || fixture.listener("write").waiting == 1);
+    fixture.gateway.leave();
+    fixture.publish(facts(7, Some(&a), &[]));
+    assert_eq!(name(&mut waits), "a");
+    assert!(echoes(&mut waits));
+    fixture.publish(facts(8, Some(&b), &[]));
+    assert!(ends(&mut waits));
+    eventually("nobody is left", || fixture.gateway.connections() == 0);
+    assert!(fixture.gateway.sockets().unwrap().is_empty());
+}

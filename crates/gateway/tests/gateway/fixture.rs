@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use everhold_core::route::{Instance, RouteTable, ServiceFacts, Standby, build};
-use everhold_core::spec::{ListenerSpec, Protocol, Role};
+use everhold_core::spec::{ListenerSpec, PostgresListener, Protocol, Role};
 use everhold_gateway::{Config, Gateway, Limits, ListenerSnapshot};
 
 /// Longer than anything here takes on a busy machine: reaching it is a failure.
@@ -162,10 +162,11 @@ pub fn facts(epoch: u64, primary: Option<&Fake>, standbys: &[&Fake]) -> ServiceF
 pub fn spec(port: u16, role: Role) -> ListenerSpec {
     ListenerSpec {
         bind: SocketAddr::from(([127, 0, 0, 1], port)),
-        protocol: Protocol::Postgres,
-        service: "main".to_owned(),
-        role,
-        max_lag_ms: None,
+        protocol: Protocol::Postgres(PostgresListener {
+            service: "main".to_owned(),
+            role,
+            max_lag_ms: None,
+        }),
     }
 }
 

@@ -213,10 +213,13 @@ fn read(
     count: usize,
 ) -> Result<Standing<(Info, Parts)>, RepositoryError> {
     let master = repository.master();
-    let gone = Cell::new(None);
+    let (gone, damaged) = (Cell::new(None), Cell::new(false));
     let found = repository.find(name, |place| {
         let Some(parts) = parts_of(master, place, name, count)? else { return Ok(Found::Nothing) };
-        let Some(parts) = parts else { return Ok(Found::Damaged) };
+        let Some(parts) = parts else {
+            damaged.set(true);
+            return Ok(Found::Damaged);
+        };
         Ok(match unpack(name, part(&parts, 0))? {
             Head::Backup(info) => Found::Whole((*info, parts)),
             Head::Gone { at_s } => {
@@ -225,12 +228,13 @@ fn read(
             }
         })
     });
-    let (found, harmed) = match (found, gone.get()) {
+    let (found, _) = match (found, gone.get()) {
         (Ok(found), _) => found,
         (Err(RepositoryError::Damaged { .. }), Some(at_s)) => return Ok(Standing::Gone { at_s }),
         (Err(error), _) => return Err(error),
     };
-    if !harmed.is_empty() {
+    // Where it is missing, so may be what it needs: that goes there before it, see `level`.
+    if damaged.get() {
         let is_whole =
             |sealed: &[u8]| matches!(state(master, name, sealed), Some(Standing::Backup(())));
         let is_gone =

@@ -307,22 +307,7 @@ mod tests {
             threads: 1,
             copies: 1,
         };
-        let about = About {
-            cluster: "shop".to_string(),
-            service: "main".to_string(),
-            node: "a".to_string(),
-            pg_version: "15".to_string(),
-            segment_bytes: 16 << 20,
-            sysid: 1,
-            began_s: 1,
-            ended_s: 2,
-            start: Lsn(1),
-            stop: Lsn(2),
-            tli: 1,
-            line: Vec::new(),
-            backup_label: String::new(),
-            tablespace_map: None,
-        };
+        let about = About { service: "main".to_string(), tli: 1, ..About::default() };
         let asked = Prune { service: "main", drop: &[], dead: &[], dry_run: false, now_s: 3 };
         let mut seen = Seen::default();
         seen.look(&repository, "main", &[]).unwrap();

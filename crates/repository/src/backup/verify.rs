@@ -5,7 +5,7 @@ use super::pack::{self, PackId, worker_ended};
 use super::{Progress, Watch};
 use crate::RepositoryError;
 use crate::repository::{Mended, Repository};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// What was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,8 @@ pub struct Harm {
 }
 
 /// Every byte of a backup is read where it lies and compared with its seal or checksum. Whether it
-/// can be restored, only a restore says.
+/// can be restored, only a restore says. Progress is in bytes read, in all places together; how many
+/// there are is not known before.
 pub fn verify(
     repository: &Repository,
     service: &str,
@@ -41,18 +42,21 @@ pub fn verify(
     let state = |sealed: &[u8]| manifest::state(master, &name, sealed);
     let is_whole = |sealed: &[u8]| matches!(state(sealed), Some(Standing::Backup(())));
     let is_gone = |sealed: &[u8]| matches!(state(sealed), Some(Standing::Gone { .. }));
-    let mut objects = vec![(name.clone(), repository.mend(&name, is_whole, &is_gone)?)];
+    let first = repository.mend(&name, is_whole, &is_gone)?;
+    let read = AtomicU64::new(first.bytes);
+    let mut objects = vec![(name.clone(), first)];
     let manifest = Manifest::read(repository, service, id)?;
     let next = AtomicUsize::new(0);
-    let total = manifest.packs.len() as u64;
     let work = || -> Result<Vec<(String, Mended)>, RepositoryError> {
         let mut done = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
             let Some(pack) = manifest.packs.get(at) else { return Ok(done) };
             watch.check()?;
-            done.push(look(repository, service, pack)?);
-            (watch.progress)(Progress { done: at as u64 + 1, total });
+            let looked = look(repository, service, pack)?;
+            let before = read.fetch_add(looked.1.bytes, Ordering::Relaxed);
+            (watch.progress)(Progress { done: before + looked.1.bytes, total: 0 });
+            done.push(looked);
         }
     };
     let ended: Vec<_> = std::thread::scope(|scope| {
@@ -64,7 +68,7 @@ pub fn verify(
     }
     let mut verified =
         Verified { objects: objects.len(), copies: usize::MAX, ..Verified::default() };
-    for (object, Mended { copies, harmed, unreachable }) in objects {
+    for (object, Mended { copies, harmed, unreachable, bytes: _ }) in objects {
         verified.copies = verified.copies.min(copies);
         let unreachable = unreachable.into_iter().map(|(place, error)| format!("{place}: {error}"));
         verified.unreachable.extend(unreachable);

@@ -91,6 +91,11 @@ fn a_line_is_read_over_pieces_and_forks() {
     let repository = repository(dir.path());
     let log = filled(&repository);
     assert_eq!(log.newest_line().expect("a line"), Some((2, line())));
+    // Up to a timeline: what the first leader alone wrote of it was given up.
+    let named = |tli| log.line_to(tli).expect("read");
+    assert_eq!(named(line()[1].tli), Some(line()));
+    assert_eq!(named(line()[0].tli), Some(line()[..1].to_vec()));
+    assert_eq!(named(77), None);
     let end = SEGMENT * 7 / 2;
     assert_eq!(read(&log, 0..end).expect("read"), expected(0..end));
     assert_eq!(read(&log, 12_345..end - 7).expect("read"), expected(12_345..end - 7));

@@ -108,6 +108,19 @@ fn a_place_that_was_away_is_brought_level() {
 }
 
 #[test]
+fn a_new_place_gets_what_some_other_has_whole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut repository = two(dir.path());
+    repository.put("a/1", b"content").expect("put");
+    let file = |name: &str| dir.path().join(name).join("a/1");
+    let whole = fs::read(file("west")).expect("a file");
+    fs::write(file("east"), b"short").expect("damaged");
+    repository.extend(&place(dir.path(), "north"), &Password::new("n")).expect("extended");
+    assert_eq!(repository.level("a/").expect("level"), 1);
+    assert_eq!(fs::read(file("north")).expect("a file"), whole);
+}
+
+#[test]
 fn passwords_come_and_go() {
     let dir = tempfile::tempdir().expect("a directory");
     let repository = two(dir.path());
@@ -127,14 +140,19 @@ fn passwords_come_and_go() {
     let kit = Kit::parse(&repository.kit().text()).expect("a kit");
     let restored = Repository::open_with_kit(&place(dir.path(), "west"), &kit).expect("opened");
     assert_eq!(restored.get("a/1").expect("got"), b"content");
-    restored.prove().expect("the right key");
+    // And a new password that it lets in opens it as any other.
+    restored.add_password("west", &word("from the kit")).expect("added");
+    let west = [(place(dir.path(), "west"), word("from the kit"))];
+    let again = Repository::open(&west, "shop").expect("opened");
+    assert_eq!(again.get("a/1").expect("got"), b"content");
     let other = Repository::create(&place(dir.path(), "other"), &word("o"), "shop").expect("made");
     let text = other.kit().text().replace(&other.identity().id, &kit.id);
     let body = &text[..text.len() - 9];
     let sum = blake3::hash(body.as_bytes()).to_hex();
     let wrong = Kit::parse(&format!("{body} {}", &sum[..8])).expect("a kit");
-    let opened = Repository::open_with_kit(&place(dir.path(), "west"), &wrong).expect("opened");
-    assert!(opened.prove().is_err(), "of another repository");
+    let refused = Repository::open_with_kit(&place(dir.path(), "west"), &wrong).err();
+    let refused = refused.expect("another master key");
+    assert!(matches!(refused, RepositoryError::WrongKit { .. }), "{refused}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use everhold_repository::backup::{self, Backup, Progress, Restore, Watch};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Backups upon backups of what changes, dropped in any order: each that is left restores to what
 /// its files were, into an empty directory and over what another left.
@@ -293,8 +293,14 @@ fn what_can_not_be_compared_is_stored_anew() {
     }
     let third = shelf.take(Some(&second.id), NOW + 120).unwrap();
     assert!(third.bytes_added * 10 < second.bytes_added, "{third:?}");
-    let verified = backup::verify(shelf.open(), SERVICE, &third.id, 1, &quiet()).unwrap();
+    let (read, never) = (AtomicU64::new(0), AtomicBool::new(false));
+    let progress = |it: Progress| read.store(it.done, Ordering::Relaxed);
+    let watch = Watch { progress: &progress, stop: &never };
+    let verified = backup::verify(shelf.open(), SERVICE, &third.id, 1, &watch).unwrap();
     assert_eq!((verified.copies, verified.harmed.len()), (2, 0));
+    // It tells of all that it reads, of what the backup shares with older ones too.
+    let read = read.into_inner();
+    assert!(read > second.bytes_added * 3 / 2, "{read} of {}", second.bytes_added);
     // A place that is full or gone: the backup doesn't count with fewer copies than asked.
     let repository = shelf.open();
     fs::remove_dir_all(shelf.dir.join("west")).unwrap();

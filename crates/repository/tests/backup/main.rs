@@ -4,6 +4,7 @@
 
 mod files;
 mod kills;
+mod leveling;
 mod postgres;
 mod pruning;
 mod server;

@@ -210,6 +210,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
             sysid: Some(1),
             line: term.line(),
             grant: Some(Grant { epoch, tli }),
+            put_back: None,
         },
         pg: PgFacts {
             process: Process::Running,
@@ -222,6 +223,7 @@ fn view(plan: &Plan, sight: &Sight, shown: String) -> View {
         parked: None,
         trimmed: None,
         promoting: None,
+        seen_tli: 0,
         slots_kept: None,
         misbranched: false,
         rejoin: None,

@@ -11,8 +11,11 @@ use std::path::Path;
 
 /// Pages and rows remembered, so that a later change of one can be told whole.
 const PAGES_MAX: usize = 4_096;
-/// Changes taken in; a tail is at most a gigabyte.
-const CHANGES_MAX: usize = 1_000_000;
+/// Of transactions that have not ended, so many rows are held at a time: one may yet be undone.
+const HELD_MAX: usize = 20_000;
+/// Transactions that have not ended, and relations of one, that are told apart.
+const OPEN_MAX: usize = 10_000;
+const RELATIONS_MAX: usize = 1_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
@@ -51,12 +54,25 @@ pub struct Transaction {
     pub xid: u32,
     pub at: String,
     pub lsn: Lsn,
+    pub counts: BTreeMap<Relation, [u64; 3]>,
+    /// The first rows of it.
     pub changes: Vec<Change>,
+}
+
+/// How much of a tail is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub transactions: usize,
+    pub rows: usize,
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
+    /// The first that committed.
     pub transactions: Vec<Transaction>,
+    /// Rows and transactions beyond those.
+    pub unlisted: u64,
+    pub untold: u64,
     pub uncommitted: u64,
     pub note: Option<String>,
 }
@@ -67,8 +83,9 @@ pub fn read(
     begins: &[(Tli, Lsn)],
     end: Lsn,
     segment_bytes: u64,
+    room: Room,
 ) -> io::Result<Changes> {
-    let mut reader = Reader::default();
+    let mut reader = Reader { room, ..Reader::default() };
     let mut reached = Lsn(0);
     for (at, (tli, begin)) in begins.iter().enumerate() {
         let until = begins.get(at + 1).map_or(end, |(_, begin)| *begin);
@@ -82,21 +99,42 @@ pub fn read(
         }
     }
     let mut changes = reader.changes;
-    changes.uncommitted = reader.open.values().map(|changes| changes.len() as u64).sum();
+    changes.uncommitted += reader.open.values().map(Open::rows).sum::<u64>();
     if reader.full {
-        changes.note = Some(format!("of more than {CHANGES_MAX} changes only the first are told"));
+        let why = "more transactions at a time, or relations of one, than are told apart";
+        changes.note = Some(why.to_string());
     } else if reached < end {
         changes.note = Some(format!("read up to {reached}, where the log is torn"));
     }
     Ok(changes)
 }
 
+impl Default for Room {
+    fn default() -> Room {
+        Room { transactions: usize::MAX, rows: usize::MAX }
+    }
+}
+
+/// What a transaction that has not ended yet has done.
+#[derive(Default)]
+struct Open {
+    counts: BTreeMap<Relation, [u64; 3]>,
+    changes: Vec<Change>,
+}
+
+impl Open {
+    fn rows(&self) -> u64 {
+        self.counts.values().flatten().sum()
+    }
+}
+
 #[derive(Default)]
 struct Reader {
     changes: Changes,
+    room: Room,
     /// Of transactions that have not ended yet.
-    open: BTreeMap<u32, Vec<Change>>,
-    taken: usize,
+    open: BTreeMap<u32, Open>,
+    held: usize,
     full: bool,
     pages: BTreeMap<(Relation, u32), Page>,
 }
@@ -139,22 +177,48 @@ impl Reader {
             // A prepared transaction has its own number in the record.
             0x00 | 0x30 => {
                 ended.sort_unstable();
-                let changes = ended.iter().filter_map(|xid| self.open.remove(xid)).flatten();
-                self.changes.transactions.push(Transaction {
+                let mut transaction = Transaction {
                     xid: *ended.first().unwrap_or(&record.xid),
                     at: format!("{} UTC", timestamp(time)),
                     lsn: record.at,
-                    changes: changes.collect(),
-                });
+                    counts: BTreeMap::new(),
+                    changes: Vec::new(),
+                };
+                for part in ended.iter().filter_map(|xid| self.open.remove(xid)) {
+                    self.held -= part.changes.len();
+                    for (relation, counts) in part.counts {
+                        let all = transaction.counts.entry(relation).or_default();
+                        all.iter_mut().zip(counts).for_each(|(all, more)| *all += more);
+                    }
+                    transaction.changes.extend(part.changes);
+                }
+                self.committed(transaction);
             }
             0x20 | 0x40 => {
                 for xid in ended {
                     let gone = self.open.remove(&xid).unwrap_or_default();
-                    self.changes.uncommitted += gone.len() as u64;
+                    self.held -= gone.changes.len();
+                    self.changes.uncommitted += gone.rows();
                 }
             }
             _ => {}
         }
+    }
+
+    /// Lists it as far as there is room; all is counted.
+    fn committed(&mut self, mut transaction: Transaction) {
+        transaction.changes.truncate(self.room.rows);
+        let listed = transaction.changes.len();
+        let rows: u64 = transaction.counts.values().flatten().sum();
+        if self.room.transactions == 0 {
+            self.changes.untold += 1;
+            self.changes.unlisted += rows;
+            return;
+        }
+        self.room.transactions -= 1;
+        self.room.rows -= listed;
+        self.changes.unlisted += rows.saturating_sub(listed as u64);
+        self.changes.transactions.push(transaction);
     }
 
     fn heap(&mut self, record: Record) {
@@ -294,10 +358,20 @@ impl Reader {
     }
 
     fn push(&mut self, xid: u32, act: Act, relation: Relation, raw: Raw) {
-        self.full |= self.taken >= CHANGES_MAX;
-        if !self.full {
-            self.taken += 1;
-            self.open.entry(xid).or_default().push(Change { act, relation, raw });
+        if self.open.len() >= OPEN_MAX && !self.open.contains_key(&xid) {
+            self.full = true;
+            return;
+        }
+        let holds = self.held < HELD_MAX && self.room.rows > 0 && self.room.transactions > 0;
+        let open = self.open.entry(xid).or_default();
+        if open.counts.len() >= RELATIONS_MAX && !open.counts.contains_key(&relation) {
+            self.full = true;
+            return;
+        }
+        open.counts.entry(relation).or_default()[act as usize] += 1;
+        if holds && open.changes.len() < self.room.rows {
+            self.held += 1;
+            open.changes.push(Change { act, relation, raw });
         }
     }
 }

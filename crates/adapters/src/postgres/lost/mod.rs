@@ -13,17 +13,18 @@ use super::config::PgConfig;
 use super::error::PgError;
 use super::kept::{Commit, KeptWal};
 use super::session::{Session, within};
-use changes::{Change, Raw, Transaction};
+use changes::{Change, Changes, Raw, Room, Transaction};
 use everhold_core::ids::{Epoch, Lsn, Tli};
 use record::Relation;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tuple::Column;
 
-/// Of all tails together, the newest first; all are counted.
-const ROWS_MAX: usize = 1_000;
+/// Of all tails together, the newest first. What is beyond is counted, and once nothing more is listed
+/// older tails are told as their summaries have them.
+const ROOM: Room = Room { transactions: 1_000, rows: 1_000 };
 /// The catalogue answers in milliseconds.
 const CATALOGUE_MS_MAX: u64 = 10_000;
 
@@ -44,6 +45,9 @@ pub struct Tail {
     pub uncommitted: u64,
     /// Rows beyond the most that are listed.
     pub unlisted: u64,
+    /// Transactions beyond the most that are listed.
+    #[serde(default)]
+    pub untold: u64,
     /// What of it can't be told, and why.
     pub note: Option<String>,
 }
@@ -70,53 +74,59 @@ pub struct Row {
     pub note: Option<String>,
 }
 
-/// All tails that are kept of a service on this node, the newest first.
+/// All tails that are kept of a service on this node, the newest first. Reads up to gigabytes: for a
+/// process of its own.
 pub async fn tails(config: &PgConfig) -> Result<Vec<Tail>, PgError> {
-    let dir = config.kept_dir.clone();
-    let found = tokio::task::spawn_blocking(move || read(&dir)).await;
-    let found = found.map_err(|error| PgError::Task { said: error.to_string() })??;
     let mut tails = Vec::new();
     let mut catalogue = Catalogue { config, known: BTreeMap::new() };
-    let mut room = ROWS_MAX;
-    for (kept, read) in found {
+    let mut room = ROOM;
+    for (place, kept) in kept(&config.kept_dir)? {
+        let read = match room.rows.min(room.transactions) {
+            0 => Err("enough is listed of newer ones".to_string()),
+            _ => read(&place, &kept, room),
+        };
         tails.push(told(kept, read, &mut catalogue, &mut room).await);
     }
     Ok(tails)
 }
 
-type Read = Result<changes::Changes, String>;
-
-fn read(dir: &Path) -> Result<Vec<(KeptWal, Read)>, PgError> {
-    let mut found = Vec::new();
+/// The places and summaries of what is kept, the newest first.
+fn kept(dir: &Path) -> Result<Vec<(PathBuf, KeptWal)>, PgError> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(PgError::file("list", dir)(error)),
     };
-    for place in entries.flatten().map(|entry| entry.path()) {
-        let Ok(text) = std::fs::read_to_string(place.join("summary.json")) else { continue };
-        let Ok(kept) = serde_json::from_str::<KeptWal>(&text) else { continue };
-        let read = match (&kept.note, kept.segments.first()) {
-            (Some(note), _) => Err(note.clone()),
-            (None, None) => Ok(changes::Changes::default()),
-            (None, Some(first)) => {
-                let size = place.join(first);
-                let size = std::fs::metadata(&size).map_err(PgError::file("look at", &size))?.len();
-                let begins = match kept.begins.as_slice() {
-                    [] => vec![(kept.tli, kept.fork)],
-                    begins => begins.to_vec(),
-                };
-                changes::read(&place, &begins, kept.end, size)
-                    .map_err(|error| format!("its segments can't be read: {error}"))
-            }
-        };
-        found.push((kept, read));
-    }
-    found.sort_by_key(|(kept, _)| std::cmp::Reverse(kept.epoch));
+    let summary = |place: PathBuf| {
+        let text = std::fs::read_to_string(place.join("summary.json")).ok()?;
+        Some((place, serde_json::from_str::<KeptWal>(&text).ok()?))
+    };
+    let mut found: Vec<_> = entries.flatten().filter_map(|entry| summary(entry.path())).collect();
+    found.sort_by_key(|(_, kept)| std::cmp::Reverse(kept.epoch));
     Ok(found)
 }
 
-async fn told(kept: KeptWal, read: Read, catalogue: &mut Catalogue<'_>, room: &mut usize) -> Tail {
+fn read(place: &Path, kept: &KeptWal, room: Room) -> Result<Changes, String> {
+    let first = match (&kept.note, kept.segments.first()) {
+        (Some(note), _) => return Err(note.clone()),
+        (None, None) => return Ok(Changes::default()),
+        (None, Some(first)) => first,
+    };
+    let begins = match kept.begins.as_slice() {
+        [] => vec![(kept.tli, kept.fork)],
+        begins => begins.to_vec(),
+    };
+    let size = std::fs::metadata(place.join(first)).map(|it| it.len());
+    size.and_then(|size| changes::read(place, &begins, kept.end, size, room))
+        .map_err(|error| format!("its segments can't be read: {error}"))
+}
+
+async fn told(
+    kept: KeptWal,
+    read: Result<Changes, String>,
+    catalogue: &mut Catalogue<'_>,
+    room: &mut Room,
+) -> Tail {
     let mut tail = Tail {
         node: kept.node,
         epoch: kept.epoch,
@@ -128,31 +138,36 @@ async fn told(kept: KeptWal, read: Read, catalogue: &mut Catalogue<'_>, room: &m
         transactions: Vec::new(),
         uncommitted: 0,
         unlisted: 0,
+        untold: 0,
         note: None,
     };
     let changes = match read {
         Ok(changes) => changes,
         Err(note) => {
             // What the summary has is left.
-            tail.transactions = kept.listed.into_iter().map(without_rows).collect();
+            let listed = kept.listed.into_iter().take(room.transactions);
+            tail.transactions = listed.map(without_rows).collect();
+            room.transactions -= tail.transactions.len();
+            tail.untold = kept.commits.saturating_sub(tail.transactions.len() as u64);
             tail.note = Some(note);
             return tail;
         }
     };
     tail.uncommitted = changes.uncommitted;
+    (tail.unlisted, tail.untold) = (changes.unlisted, changes.untold);
     tail.note = changes.note;
     for transaction in changes.transactions {
-        let Transaction { xid, at, lsn, changes } = transaction;
+        let Transaction { xid, at, lsn, counts, changes } = transaction;
         let mut lost = Lost { xid, at, lsn, counts: BTreeMap::new(), rows: Vec::new() };
+        for (relation, counts) in counts {
+            // Two files of one table, as when it was written anew.
+            let all = lost.counts.entry(catalogue.table(relation).await.name.clone()).or_default();
+            all.iter_mut().zip(counts).for_each(|(all, more)| *all += more);
+        }
+        room.transactions = room.transactions.saturating_sub(1);
+        room.rows = room.rows.saturating_sub(changes.len());
         for change in changes {
             let table = catalogue.table(change.relation).await;
-            let counts = lost.counts.entry(table.name.clone()).or_default();
-            counts[change.act as usize] += 1;
-            if *room == 0 {
-                tail.unlisted += 1;
-                continue;
-            }
-            *room -= 1;
             lost.rows.push(row(change, table));
         }
         tail.transactions.push(lost);

@@ -2,74 +2,33 @@
 //! campaigns for epoch 8 to put back what ends at 60, before the newest fork at 100.
 
 use super::*;
-use crate::agent::{Agent, Identity};
+use crate::agent::{Agent, Command, Input};
 use crate::check;
+use crate::decide::bed::{self, NOW, branches, term};
 use crate::decide::{Action, Write, campaign, node};
-use crate::ids::{Lsn, Member, Tli};
-use crate::policy::Policy;
-use crate::postgres::{PgFacts, Process};
-use crate::spread::Domains;
-use crate::status::Summons;
-use crate::term::{Branch, BranchId, Redundancy, Report, Reports, Set};
-use crate::view::{CampaignRecord, LeaseRecord, Record, Wish};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::ids::{Lsn, Member};
+use crate::kv::{Kv, TxnOutcome};
+use crate::postgres::{PgFacts, PgOutcome, Process};
+use crate::records::encode;
+use crate::status::{Status, Summons};
+use crate::term::{Branch, BranchId, Report, Reports, Set};
+use crate::view::{CampaignRecord, LeaseRecord, Record, StoreView, Wish};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
-const NOW: Time = Time(1_000_000);
 const REV: u64 = 5;
-
-fn branches() -> Vec<Branch> {
-    let branch = |tli: Tli, epoch, parent, fork| Branch { tli, epoch, parent, fork: Lsn(fork) };
-    vec![branch(1, 0, 0, 0), branch(2, 7, 1, 100)]
-}
 
 fn restored() -> Restored {
     let line = branches()[..1].to_vec();
     Restored { id: "x".to_string(), sysid: 1, line, end: Lsn(60), epoch: 7, tli: 2 }
 }
 
-fn term() -> Term {
-    let members = ["b", "c"].map(|node| Member::new(node, 1)).into();
-    let set = Set { leader: Member::new("a", 1), members, k: 1 };
-    Term {
-        epoch: 7,
-        leader: set.leader.clone(),
-        open: true,
-        inforce: vec![set.clone()],
-        target: set,
-        branches: branches(),
-        sysid: 1,
-    }
-}
-
 /// `b`, sealed at epoch 8 and parked, in its own campaign.
 fn view(fenced: Option<u64>) -> View {
-    let policy = Policy {
-        nodes: ["a", "b", "c"].map(str::to_string).to_vec(),
-        redundancy: Redundancy { wanted: 1, floor: 1 },
-        preferences: BTreeMap::new(),
-        domains: Domains::default(),
-        duties: BTreeMap::new(),
-        slow_after_ms: None,
-    };
-    let identity = Identity {
-        cluster: "shop".to_string(),
-        service: "main".to_string(),
-        node: "b".to_string(),
-        host: "127.0.0.1".to_string(),
-        port: 5432,
-    };
-    let durable = Durable {
-        promise: 8,
-        incarnation: 1,
-        data: Data::Ok,
-        sysid: Some(1),
-        line: branches(),
-        grant: None,
-    };
-    let mut view = Agent::new(identity, policy, durable, NOW).view;
+    let mut view = bed::agent("b", &bed::policy(&["a", "b", "c"], 1), &bed::durable(8)).view;
     view.store.read = true;
     view.store.reachable = true;
-    view.store.term = Some(Record { value: term(), rev: REV, seen: Time(0) });
+    view.store.term = Some(Record { value: term("bc", 1), rev: REV, seen: Time(0) });
     view.store.epoch = Some(Record { value: 8, rev: 6, seen: NOW });
     let record = CampaignRecord { epoch: 8, owner: "b".to_string(), beat: 0 };
     view.store.campaign = Some(Record { value: record, rev: 7, seen: NOW });
@@ -100,12 +59,23 @@ fn stands(view: &mut View, end: u64) {
     view.parked = Some((Lsn(end), view.pg.tli));
 }
 
+/// What the record says once it is begun, under the term of that revision.
+fn plan(rev: u64) -> Option<PutBack> {
+    Some(PutBack {
+        restored: restored(),
+        force: false,
+        term: Some((rev, 7)),
+        epoch: 8,
+        was: Some(1),
+    })
+}
+
 /// Put back, recorded, started and parked.
 fn done(fenced: Option<u64>) -> View {
     let mut view = view(fenced);
     view.durable.incarnation = 2;
     view.durable.line = restored().line;
-    view.rejoin = Some(Rejoin::PutBack);
+    view.durable.put_back = plan(fenced.unwrap_or(REV));
     view.put_back = Some("x".to_string());
     stands(&mut view, 60);
     let report = Report {
@@ -144,6 +114,7 @@ fn nothing_goes_before_everybody_is_fenced() {
         let mut view = view(fenced);
         view.durable.data = Data::Destroying;
         view.durable.incarnation = 2;
+        view.durable.put_back = plan(REV);
         let action = PgAction::PutBack { id: "x".to_string(), epoch: 8 };
         let passed = check::action(&view, &Action::Pg { action }).is_ok();
         assert_eq!(passed, fenced == Some(REV), "{fenced:?}");
@@ -168,7 +139,9 @@ fn what_was_put_back_leads_and_the_older_sets_are_given_up() {
     assert!(term.target.is_closed() && !term.open);
 
     // The sets changed in between: nobody can say any more that they were covered.
-    assert_eq!(shown(&campaign::decide(&done(Some(REV - 1)), NOW)), "restore store");
+    let stale = done(Some(REV - 1));
+    assert_eq!(shown(&campaign::decide(&stale, NOW)), "hold cover");
+    assert!(check::action(&stale, &actions[0]).is_err(), "and the checker knows");
     // It does not come up in time.
     let mut late = view(Some(REV));
     let after = NOW.plus(crate::policy::RESTORE_MS);
@@ -206,13 +179,15 @@ fn who_can_not_be_reached_is_given_up_only_by_force_and_after_his_lease() {
 
 #[test]
 fn what_does_not_belong_here_is_refused() {
-    assert_eq!(unfit(&term(), &restored()), None);
+    assert_eq!(unfit(&term("bc", 1), &restored()), None);
     let of_another = Restored { sysid: 2, ..restored() };
-    assert!(unfit(&term(), &of_another).is_some_and(|why| why.contains("system 2")));
+    assert!(unfit(&term("bc", 1), &of_another).is_some_and(|why| why.contains("system 2")));
     let mut line = branches();
     line[1].epoch = 6;
     let unknown = Restored { line, end: Lsn(200), ..restored() };
-    assert!(unfit(&term(), &unknown).is_some_and(|why| why.contains("timeline 2 of epoch 6")));
+    assert!(
+        unfit(&term("bc", 1), &unknown).is_some_and(|why| why.contains("timeline 2 of epoch 6"))
+    );
 }
 
 #[test]
@@ -229,9 +204,8 @@ fn a_service_begins_again_above_all_that_was_written() {
     let cause = Cause::Restore { restored, force: false };
     view.wish = Some(Wish { cause, epoch: 0, since: NOW });
     assert_eq!(shown(&node::decide(&view, NOW)), "put-back persist");
-    view.durable.data = Data::Destroying;
-    view.durable.incarnation = 1;
-    view.rejoin = Some(Rejoin::PutBack);
+    persist(&mut view);
+    assert_eq!((view.durable.data, view.durable.incarnation), (Data::Destroying, 1));
     assert_eq!(shown(&node::decide(&view, NOW)), "put-back put-back");
     view.put_back = Some("x".to_string());
     let verdict = node::decide(&view, NOW);
@@ -248,8 +222,202 @@ fn a_service_begins_again_above_all_that_was_written() {
     assert_eq!(term.epoch, 61);
     assert_eq!(term.branch(), Some(&Branch { tli: 10, epoch: 61, parent: 1, fork: Lsn(60) }));
     assert_eq!(term.branches[0], branches()[0]);
+    // Another agent goes on with it.
+    let mut other = view.clone();
+    (other.wish, other.put_back) = (None, None);
+    assert_eq!(shown(&campaign::decide(&other, NOW)), "bootstrap store");
     // It came to nothing.
     view.parked = None;
     let after = NOW.plus(crate::policy::RESTORE_MS + 1);
     assert_eq!(shown(&campaign::decide(&view, after)), "wish-ended end-wish");
+}
+
+/// The record that the node writes next is on its disk.
+fn persist(view: &mut View) {
+    let verdict = node::decide(view, NOW);
+    let Verdict::Act { actions, .. } = &verdict else { panic!("{verdict:?}") };
+    let Action::Persist { durable, .. } = &actions[0] else { panic!("{verdict:?}") };
+    assert_eq!(check::action(view, &actions[0]), Ok(()));
+    view.durable = (**durable).clone();
+}
+
+/// A new agent on the disk of one that was putting back.
+fn restarted(data: Data, rev: u64) -> Agent {
+    let line = if data == Data::Ok { restored().line } else { branches() };
+    let durable = Durable { data, incarnation: 2, line, put_back: plan(rev), ..bed::durable(8) };
+    let mut agent = bed::agent("b", &bed::policy(&["a", "b", "c"], 1), &durable);
+    let before = view(None);
+    agent.view.store = StoreView { campaign: None, ..before.store };
+    agent.view.pg = PgFacts { process: Process::Down, ..PgFacts::default() };
+    agent.view.reason = campaign::reason(&agent.view, NOW).map(|cause| (cause, NOW));
+    agent
+}
+
+#[test]
+fn it_goes_on_after_a_crash_at_any_point_while_the_term_is_the_same() {
+    #[rustfmt::skip]
+    let cases = [
+        // data,            term then  campaign           server
+        (Data::Destroying,  REV,       "restore store",   "hold put-back"),
+        (Data::Ok,          REV,       "restore store",   "start start"),
+        // Somebody did without: it comes back as after any failover.
+        (Data::Destroying,  REV - 1,   "steady",          "hold clone"),
+        (Data::Ok,          REV - 1,   "steady",          "start start"),
+    ];
+    for (data, rev, campaigns, server) in cases {
+        let agent = restarted(data, rev);
+        assert_eq!(shown(&campaign::decide(&agent.view, NOW)), campaigns, "{data:?} {rev}");
+        assert_eq!(shown(&node::decide(&agent.view, NOW)), server, "{data:?} {rev}");
+    }
+    // Copied anew it holds what all others have, and nothing is put back there any more.
+    let mut view = restarted(Data::Destroying, REV - 1).view;
+    view.durable.promise = 7;
+    let mut leader = Status::clone(&bed::agent("a", &view.policy, &bed::durable(7)).status());
+    leader.primary = Some(2);
+    let peer = view.peers.get_mut("a").expect("a peer");
+    peer.status = Some(Arc::new(leader));
+    peer.detector.heard(NOW);
+    let Some(Action::Persist { durable, .. }) = rejoin::copied(&view, NOW) else {
+        panic!("a leader to copy")
+    };
+    assert_eq!(durable.put_back, None);
+    // What was covered then is covered still: those who did have promised more than the term.
+    let mut agent = restarted(Data::Destroying, REV);
+    let prefix = agent.keys().prefix.clone();
+    let kv = |name: &str, value, rev| Kv { key: format!("{prefix}{name}"), value, rev };
+    let kvs = vec![kv("term", encode(&term("bc", 1)), REV), kv("epoch", encode(&8_u64), 6)];
+    let commands = agent.step(NOW, Input::Store { kvs });
+    let write = commands.iter().find_map(|it| match it {
+        Command::Write { id, .. } => Some(*id),
+        _ => None,
+    });
+    let id = write.expect("it opens an epoch");
+    let result = Ok(TxnOutcome::Done { rev: 9 });
+    agent.step(NOW, Input::Written { id, result });
+    let campaign = agent.view.campaign.clone().expect("a campaign");
+    assert_eq!((campaign.epoch, campaign.fenced), (9, Some(REV)));
+    let mut view = agent.view;
+    view.durable.promise = 9;
+    assert_eq!(shown(&node::decide(&view, NOW)), "put-back put-back");
+    let action = PgAction::PutBack { id: "x".to_string(), epoch: 8 };
+    assert_eq!(check::action(&view, &Action::Pg { action }), Ok(()));
+    view.put_back = Some("x".to_string());
+    persist(&mut view);
+    assert_eq!(view.durable.data, Data::Ok);
+    stands(&mut view, 60);
+    let report = view.report().expect("parked");
+    let campaign = view.campaign.as_mut().expect("a campaign");
+    campaign.reports.insert("b".to_string(), report);
+    // It alone covers the sets: nobody else has reported.
+    assert_eq!(shown(&campaign::decide(&view, NOW)), "publish store");
+}
+
+#[test]
+fn what_can_not_take_its_place_leaves_the_data_as_it_was() {
+    let mut agent = bed::agent("b", &bed::policy(&["a", "b", "c"], 1), &bed::durable(8));
+    agent.view = view(Some(REV));
+    let cause = Cause::Restore { restored: restored(), force: false };
+    agent.view.wish = Some(Wish { cause, epoch: 7, since: NOW });
+    persist(&mut agent.view);
+    agent.view.pg = PgFacts { process: Process::Down, ..PgFacts::default() };
+    agent.view.parked = None;
+    let commands = agent.step(NOW, Input::Tick);
+    let run = commands.iter().find_map(|it| match it {
+        Command::Run { id, action: PgAction::PutBack { .. } } => Some(*id),
+        _ => None,
+    });
+    let why = "no such directory".to_string();
+    let down = || PgFacts { process: Process::Down, ..PgFacts::default() };
+    let result = Ok(PgOutcome::NotPutBack { why });
+    let id = run.expect("it is put back");
+    let commands = agent.step(NOW, Input::PgDone { id, result, facts: down() });
+    let record = commands.iter().find_map(|it| match it {
+        Command::Persist { id, durable } => Some((*id, durable.clone())),
+        _ => None,
+    });
+    let (id, durable) = record.expect("a record");
+    assert_eq!(*durable, bed::durable(8), "it is what it was");
+    agent.step(NOW, Input::Persisted { id, result: Ok(()) });
+    let mut view = agent.view;
+    assert_eq!(shown(&campaign::decide(&view, NOW)), "restore store", "it is given up");
+    assert_eq!(shown(&node::decide(&view, NOW)), "start start");
+    view.campaign = None;
+    let verdict = campaign::decide(&view, NOW);
+    assert!(told(&verdict).contains("nothing was put back: no such directory"), "{verdict:?}");
+}
+
+/// What the operator is told of his wish.
+fn told(verdict: &Verdict) -> String {
+    let Verdict::Act { actions, .. } = verdict else { return shown(verdict) };
+    let [Action::EndWish { refused }] = actions.as_slice() else { return shown(verdict) };
+    refused.clone().unwrap_or_else(|| "done".to_string())
+}
+
+#[test]
+fn without_a_term_no_node_s_data_is_given_up_unasked() {
+    let none = "put-back persist";
+    #[rustfmt::skip]
+    let cases = [
+        // own data, of a,           force   node              campaign
+        (Data::Empty, Data::Empty,   false,  none,             "steady"),
+        (Data::Empty, Data::Ok,      false,  "hold store-lost", "and a holds data"),
+        (Data::Empty, Data::Ok,      true,   none,             "steady"),
+        (Data::Ok,    Data::Empty,   false,  "hold sealed",    "and b holds data"),
+        (Data::Ok,    Data::Ok,      false,  "hold sealed",    "and b, a holds data"),
+        (Data::Ok,    Data::Ok,      true,   none,             "steady"),
+    ];
+    for (own, other, force, node, campaign) in cases {
+        let mut view = view(None);
+        view.store = StoreView { read: true, reachable: true, ..StoreView::default() };
+        view.campaign = None;
+        if own == Data::Empty {
+            view.durable = Durable::default();
+            view.pg = PgFacts { process: Process::Down, ..PgFacts::default() };
+            view.parked = None;
+        }
+        let mut status = Status::clone(&bed::agent("a", &view.policy, &bed::durable(7)).status());
+        status.data = other;
+        view.peers.get_mut("a").expect("a peer").status = Some(Arc::new(status));
+        let cause = Cause::Restore { restored: restored(), force };
+        view.wish = Some(Wish { cause, epoch: 0, since: NOW });
+        let of = format!("{own:?} {other:?} {force}");
+        assert_eq!(shown(&node::decide(&view, NOW)), node, "{of}");
+        let wish = told(&campaign::decide(&view, NOW));
+        assert!(wish.contains(campaign), "{of}: {wish}");
+        // The checker by itself.
+        view.durable.data = Data::Destroying;
+        view.durable.put_back = Some(PutBack { force, term: None, ..plan(REV).expect("a plan") });
+        let action = PgAction::PutBack { id: "x".to_string(), epoch: 8 };
+        let passed = check::action(&view, &Action::Pg { action }).is_ok();
+        assert_eq!(passed, force || other == Data::Empty, "{of}");
+    }
+}
+
+#[test]
+fn a_wish_is_fulfilled_by_what_was_put_back_alone() {
+    let first = "nothing was put back";
+    #[rustfmt::skip]
+    let cases = [
+        // led by, incarnation here, put back     told
+        ("b.2",    2,                Some("x"),   "done"),
+        // It was granted a higher epoch, or elected, with what it had.
+        ("b.1",    1,                None,        first),
+        ("b.1",    2,                Some("x"),   first),
+        ("b.2",    2,                Some("y"),   first),
+        ("c.1",    1,                None,        first),
+        ("c.1",    2,                Some("x"),   first),
+    ];
+    for (leader, incarnation, put_back, expected) in cases {
+        let mut view = view(None);
+        view.campaign = None;
+        view.durable.incarnation = incarnation;
+        view.put_back = put_back.map(str::to_string);
+        let cause = Cause::Restore { restored: restored(), force: false };
+        view.wish = Some(Wish { cause, epoch: 7, since: NOW });
+        let leader: Member = leader.parse().expect("a member");
+        let next = Term { epoch: 8, leader: leader.clone(), ..term("bc", 1) };
+        view.store.term = Some(Record { value: next, rev: REV + 1, seen: NOW });
+        let wish = told(&campaign::decide(&view, NOW));
+        assert!(wish.contains(expected), "{leader} {incarnation} {put_back:?}: {wish}");
+    }
 }

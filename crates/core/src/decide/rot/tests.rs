@@ -2,68 +2,27 @@
 //! differs from a healthy cluster, and the verdict is its rule and the first words of its reason.
 
 use super::*;
-use crate::agent::{Agent, Identity};
+use crate::agent::{Command, Input};
+use crate::decide::bed::{self, NOW, term};
 use crate::decide::{Action, campaign, leader, node};
 use crate::detector::Detector;
 use crate::durable::{Data, Durable, Grant};
-use crate::ids::{Lsn, Tli};
-use crate::policy::{HEARTBEAT_MS, Policy};
+use crate::ids::Lsn;
+use crate::policy::HEARTBEAT_MS;
 use crate::postgres::{PgFacts, Process, Receiver, Source, Walsender, sync_names};
 use crate::spread::Domains;
 use crate::status::{Call, Summons};
-use crate::term::{Branch, BranchId, Redundancy, Report, Set};
+use crate::term::{BranchId, Report};
 use crate::view::{Campaign, CampaignRecord, Cause, Peer, Record};
 use std::sync::Arc;
 
-const NOW: Time = Time(1_000_000);
-
-fn branches() -> Vec<Branch> {
-    let branch = |tli: Tli, epoch, parent, fork| Branch { tli, epoch, parent, fork: Lsn(fork) };
-    vec![branch(1, 0, 0, 0), branch(2, 7, 1, 100)]
-}
-
-/// `members` of the set in force, by letter.
-fn term(members: &str, k: u32) -> Term {
-    let members = members.chars().map(|node| Member::new(node, 1)).collect();
-    let set = Set { leader: Member::new("a", 1), members, k };
-    Term {
-        epoch: 7,
-        leader: set.leader.clone(),
-        open: true,
-        inforce: vec![set.clone()],
-        target: set,
-        branches: branches(),
-        sysid: 1,
-    }
-}
-
 /// The view of `me`; `bad`: letters of those with bad pages.
 fn view(me: &str, bad: &str, term: Term, wanted: u32, nodes: &[&str]) -> View {
-    let policy = Policy {
-        nodes: nodes.iter().map(ToString::to_string).collect(),
-        redundancy: Redundancy { wanted, floor: 1 },
-        preferences: BTreeMap::new(),
-        domains: Domains::default(),
-        duties: BTreeMap::new(),
-        slow_after_ms: None,
-    };
+    let policy = bed::policy(nodes, wanted);
     let leads = me == "a";
-    let durable = Durable {
-        promise: 7,
-        incarnation: 1,
-        data: Data::Ok,
-        sysid: Some(1),
-        line: branches(),
-        grant: leads.then_some(Grant { epoch: 7, tli: 2 }),
-    };
-    let identity = |node: &str| Identity {
-        cluster: "shop".to_string(),
-        service: "main".to_string(),
-        node: node.to_string(),
-        host: "127.0.0.1".to_string(),
-        port: 5432,
-    };
-    let bare = |node: &str| Agent::new(identity(node), policy.clone(), durable.clone(), NOW);
+    let grant = leads.then_some(Grant { epoch: 7, tli: 2 });
+    let durable = Durable { grant, ..bed::durable(7) };
+    let bare = |node: &str| bed::agent(node, &policy, &durable);
     let names = sync_names(&term.target, false);
     let mut view = bare(me).view;
     for node in nodes.iter().filter(|node| **node != me) {
@@ -191,6 +150,21 @@ fn a_parked_one_asks_the_store_before_it_gives_its_data_up() {
 }
 
 #[test]
+fn what_was_asked_of_the_store_is_asked_again_after_a_start() {
+    // It may start with a source, and be taken into the set, before it sees the term that says so.
+    let mut agent = bed::agent("b", &bed::policy(&THREE, 1), &bed::durable(7));
+    agent.view = view("b", "b", term("c", 1), 1, &THREE);
+    agent.view.confirmed = Some(5);
+    let down = PgFacts { process: Process::Down, ..PgFacts::default() };
+    let input = Input::Pg { generation: agent.generation(), facts: down };
+    agent.step(NOW, input);
+    let commands = agent.step(NOW.plus(50), Input::Tick);
+    let starts = |it: &Command| matches!(it, Command::Run { action: PgAction::Start { .. }, .. });
+    assert!(commands.iter().any(starts), "{commands:?}");
+    assert_eq!(agent.view.confirmed, None);
+}
+
+#[test]
 fn a_leader_says_so_and_does_nothing() {
     let verdict = |bad: &str| leader::decide(&view("a", bad, term("bc", 1), 1, &THREE), NOW);
     assert_eq!(shown(&verdict("")), "steady");
@@ -201,6 +175,33 @@ fn a_leader_says_so_and_does_nothing() {
     assert!(why.starts_with("E205 3 pages") && unblocks.contains("everhold switchover"), "{why}");
     let Verdict::Hold { unblocks, .. } = verdict("abc") else { panic!("a hold") };
     assert!(unblocks.starts_with("a member of the set without bad pages"), "{unblocks}");
+}
+
+#[test]
+fn bad_pages_hold_no_handing_over_up() {
+    // Since when each record is slow, and whether that is to be acted upon.
+    #[rustfmt::skip]
+    let cases = [
+        // bad, slow for, acts        verdict
+        ("",    9_000,    Some(7_000), "slow-leader: hand-over"),
+        ("a",   9_000,    Some(7_000), "slow-leader: hand-over"),
+        ("",    9_000,    None,        "slow: "),
+        // What only a person ends is shown first.
+        ("a",   9_000,    None,        "you: bad-pages: "),
+        ("a",   0,        Some(7_000), "you: bad-pages: "),
+        // Nobody without bad pages is faster.
+        ("abc", 9_000,    Some(7_000), "you: bad-pages: "),
+    ];
+    for (bad, slow, acts, expected) in cases {
+        let mut view = view("a", bad, term("bc", 1), 1, &THREE);
+        view.awake = Time(0);
+        view.policy.slow_after_ms = acts;
+        view.leading.slow = (slow > 0).then_some(Time(NOW.0 - slow));
+        let rows = view.pg.walsenders.iter().map(|row| (row.name.clone(), (row.flush, 10)));
+        view.leading.follows = rows.collect();
+        let verdict = shown(&leader::decide(&view, NOW));
+        assert!(verdict.starts_with(expected), "{bad} {slow} {acts:?}: {verdict}");
+    }
 }
 
 #[test]

@@ -237,7 +237,8 @@ fn spec() -> Spec {
         })
         .collect();
     drop(held);
-    for ServiceSpec::Postgres(service) in spec.services.values_mut() {
+    for service in spec.services.values_mut() {
+        let ServiceSpec::Postgres(service) = service else { continue };
         service.instances.values_mut().for_each(|instance| instance.port = 0);
     }
     spec.assign_ports();
@@ -262,7 +263,7 @@ async fn filled_store(spec: &Spec) -> MemoryStore {
         "bind": "127.0.0.1:6432", "state": "open", "connections": 0, "waiting": 0, "to": ["a"],
     });
     let snapshot = serde_json::json!({ "table_revision": 1, "listeners": { "write": listener } });
-    let presence = Presence { pid: 1, snapshot, holds: Vec::new() };
+    let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining: Vec::new() };
     let txn = Txn::new()
         .put(spec_store::key(&spec.cluster), record::to_json(spec).expect("a record"))
         .put(format!("{}term", keys.prefix), encode(&term))
@@ -422,6 +423,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         checkpoint: 1,
         lsn: everhold_core::ids::Lsn(0x100),
         tli: 1,
+        seen_tli: 0,
         streaming: serving.is_none(),
         lag_ms: Some(0),
         call: None,

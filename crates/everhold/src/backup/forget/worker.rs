@@ -1,41 +1,64 @@
 //! The role `forget`: says which backups and which log may go and why the rest stays, and removes
 //! them when it is told to. It may be killed at any moment.
 
-use super::{Database, Done, Kept, Order, Plan, Said};
-use crate::backup::{list, open, told};
-use crate::clock;
+use super::{Database, Done, Failed, Kept, LEVELS, Order, Plan, Said};
+use crate::backup::prove::Budget;
+use crate::backup::{code, open, told};
+use crate::code::Code;
 use crate::spec::record;
+use crate::{clock, helper};
 use anyhow::{Context, bail};
-use everhold_core::backup::keep;
+use everhold_core::backup::{Backup, keep};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
 use everhold_repository::backup::{
-    Info, Progress, Proofs, Prune, Watch, judged, proof_of, prune, read_proofs,
+    Info, Known, Leveled, Lines, Listed, Progress, Proofs, Prune, Watch, judged, level, lines,
+    list_surely, proof_of, prune, read_proofs,
 };
 use everhold_repository::{Log, Repository};
-use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, Read};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A spec of dozens of services is a hundredth of it.
 const ORDER_BYTES_MAX: u64 = 4 << 20;
 const TELL_EVERY_MS: u64 = 250;
-/// Behind everything else that wants the processor.
-const NICE: i32 = 19;
+/// It says where it is at least so often.
+const BEAT: Duration = Duration::from_secs(10);
+/// Without a step in this time it falls silent: a place hangs. One listing of a million objects, or
+/// reading all manifests, takes minutes.
+const STUCK_MS: u64 = 30 * 60_000;
+/// It makes places level for so long in one run: other services get their turn. Who asks is heard at
+/// once.
+const LEVEL_FOR: Duration = Duration::from_secs(600);
+
+/// When it last got on, by [`clock::now`].
+static STEP: AtomicU64 = AtomicU64::new(0);
 
 /// Does what stdin orders and says so; what failed is said too, and is no error of this process.
 pub fn run() -> anyhow::Result<()> {
-    let _ = rustix::process::nice(NICE);
-    let said = forget().map_or_else(|error| Said::Failed { why: format!("{error:#}") }, Said::Done);
-    say(&said);
+    helper::stand_back();
+    step();
+    std::thread::spawn(beat);
+    let failed =
+        |it: Failed| Said::Failed { why: format!("{:#}", it.error), operator: it.operator };
+    let said = forget().map_or_else(failed, Said::Done);
+    helper::say(&said);
     Ok(())
 }
 
-fn say(said: &Said) {
-    let mut out = std::io::stdout().lock();
-    // Nobody listens to one whose caller is gone.
-    let _ = serde_json::to_writer(&mut out, said).map(|()| out.write_all(b"\n"));
-    let _ = out.flush();
+fn step() {
+    STEP.store(clock::now().0, Ordering::Relaxed);
+}
+
+/// Lets the caller know that it gets on, also where there is nothing to count.
+fn beat() {
+    while clock::now().0 < STEP.load(Ordering::Relaxed) + STUCK_MS {
+        helper::say(&Said::Here);
+        std::thread::sleep(BEAT);
+    }
 }
 
 fn line() -> anyhow::Result<String> {
@@ -47,25 +70,94 @@ fn line() -> anyhow::Result<String> {
     Ok(text)
 }
 
-fn forget() -> anyhow::Result<Done> {
+fn forget() -> Result<Done, Failed> {
     let order: Order = serde_json::from_str(&line()?).context("read the order")?;
     let spec = record::from_json(&order.spec)?;
     let wanted = declared(&spec, &order.service)?;
     let repository = open(&spec, &wanted.repositories)?;
-    let infos = list(&repository, &order.service)?;
+    // What a place has that is away, or goes away meanwhile, is not known: before anything is
+    // judged, and after all was read.
+    repository.all_there().map_err(told)?;
+    let listed = list_surely(&repository, &order.service, &mut Known::default()).map_err(told)?;
+    legible(&listed, &order)?;
+    step();
+    let infos = &listed.backups;
     let proofs = read_proofs(&repository, &order.service, &Proofs::new()).map_err(told)?;
-    let judged = judge(&infos, &proofs, wanted, &order.drop)?;
-    say(&Said::Planned(plan(&repository, &order, &judged)?));
+    let lines = lines(&repository, &order.service, infos).map_err(told)?;
+    repository.all_there().map_err(told)?;
+    let judged = judge(&listed, (&proofs, &lines), wanted, &order.drop)?;
+    step();
+    helper::say(&Said::Planned(plan(&repository, &order, &judged)?));
     if order.dry_run {
         return Ok(Done::default());
     }
     // The caller writes down what is about to happen, and then says so.
     line()?;
-    std::thread::spawn(|| {
-        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+    let enough = Arc::new(AtomicBool::new(false));
+    let told = enough.clone();
+    std::thread::spawn(move || {
+        while line().is_ok() {
+            told.store(true, Ordering::Relaxed);
+        }
         std::process::exit(1);
     });
-    remove(&repository, &order, &judged)
+    step();
+    let mut done = remove(&repository, &order, &judged)?;
+    // What was forgotten is told whatever comes of this.
+    let leveled = make_level(&repository, &order.service, &enough);
+    let leveled = leveled.unwrap_or_else(|error| Leveled {
+        failed: Some(format!("{error:#}")),
+        ..Leveled::default()
+    });
+    let Leveled { objects, left, lost, failed } = leveled;
+    // What fails is tried again later.
+    let left = if failed.is_none() { left } else { 0 };
+    (done.copied, done.left, done.unlevel) = (objects, left, failed);
+    if lost > 0 {
+        tracing::warn!(service = order.service, lost, "objects that no repository has whole");
+    }
+    Ok(done)
+}
+
+/// What a backup needs that can't be read is not known: nothing goes before it is given up by name.
+fn legible(listed: &Listed, order: &Order) -> Result<(), Failed> {
+    let Some((id, error)) = listed.unreadable.iter().find(|(id, _)| !order.drop.contains(id))
+    else {
+        return Ok(());
+    };
+    // Anything else is the place's, and passes.
+    let damaged = code(error) == Code::RepositoryDamaged;
+    let error = anyhow::anyhow!(
+        "{} backup {id} can't be read, and what it needs is not known: {error}; next step: {}",
+        code(error).as_str(),
+        match damaged {
+            true => format!(
+                "an older copy of its repository, or `everhold backup prune {} --drop {id}`, which \
+                 gives it up",
+                order.service
+            ),
+            false => code(error).next().to_string(),
+        }
+    );
+    Err(Failed { error, operator: damaged })
+}
+
+/// Copies what some place lacks: one that is new, or was lost and made anew, has the older backups
+/// from here.
+fn make_level(
+    repository: &Repository,
+    service: &str,
+    enough: &AtomicBool,
+) -> anyhow::Result<Leveled> {
+    let (budget, until) = (Budget::begin(), Instant::now() + LEVEL_FOR);
+    watched(LEVELS, |watch| {
+        let progress = |progress: Progress| {
+            enough.fetch_or(Instant::now() >= until, Ordering::Relaxed);
+            budget.keep(progress.done);
+            (watch.progress)(progress);
+        };
+        level(repository, service, &Watch { progress: &progress, stop: enough })
+    })
 }
 
 fn declared<'s>(spec: &'s Spec, service: &str) -> anyhow::Result<&'s BackupSpec> {
@@ -74,6 +166,7 @@ fn declared<'s>(spec: &'s Spec, service: &str) -> anyhow::Result<&'s BackupSpec>
 }
 
 /// What becomes of the backups and the log of one database.
+#[derive(Debug)]
 struct Judged {
     sysid: u64,
     segment_bytes: u64,
@@ -82,13 +175,21 @@ struct Judged {
 }
 
 /// A service that was made anew has had several databases; each is judged by itself.
+///
+/// By two standards: with as many copies as are wanted, and with one. Whatever lacks copies is made
+/// level, and must be there for it.
 fn judge(
-    infos: &[Info],
-    proofs: &Proofs,
+    listed: &Listed,
+    (proofs, lines): (&Proofs, &Lines),
     spec: &BackupSpec,
     drop: &[String],
 ) -> anyhow::Result<Vec<Judged>> {
-    if let Some(id) = drop.iter().find(|id| infos.iter().all(|info| info.id != **id)) {
+    let infos = &listed.backups;
+    let is_there = |id: &&String| {
+        let mut unreadable = listed.unreadable.iter().map(|(id, _)| id);
+        infos.iter().any(|info| info.id == **id) || unreadable.any(|it| it == *id)
+    };
+    if let Some(id) = drop.iter().find(|id| !is_there(id)) {
         bail!(
             "E286 there is no backup {id}; next step: `everhold backup list` shows what there is"
         );
@@ -99,21 +200,23 @@ fn judge(
     for info in infos {
         databases.entry(info.about.sysid).or_default().push(info);
     }
-    let good = |it: &&Info| it.copies >= spec.copies as usize;
+    let seen =
+        |it: &Info, copies: usize| it.backup(copies, judged(proof_of(proofs, &it.id)), lines);
     let one = |(sysid, infos): (u64, Vec<&Info>)| {
-        let named = |info: &Info| drop.contains(&info.id);
-        let stay = infos.iter().filter(|info| !named(info));
-        let copies = spec.copies as usize;
-        let stay = stay.map(|it| it.backup(copies, judged(proof_of(proofs, &it.id))));
-        let stay: Vec<_> = stay.collect();
-        let kept = keep::judge(&stay, &spec.keep, now_s);
-        let log = match stay.is_empty() {
+        let stay = || infos.iter().filter(|info| !drop.contains(&info.id));
+        let by = |copies: usize| -> Vec<Backup> { stay().map(|it| seen(it, copies)).collect() };
+        let standards = [by(spec.copies as usize), by(1)];
+        let kept = keep::judge_by(&standards, &spec.keep, now_s);
+        let log = match stay().count() == 0 && newest != Some(sysid) {
             // The last backup of an old database was named: its log is worth nothing without one.
             true => keep::Log { from: Some(Lsn(u64::MAX)), pieces: Vec::new() },
-            false => keep::log(&stay, &kept),
+            false => keep::log(&standards[0], &kept),
         };
-        // Never the last one that is left.
-        if newest == Some(sysid) && infos.iter().any(good) && !stay.iter().any(|it| it.good) {
+        // Never the last one that is left, however few copies there are of it.
+        let last_of = |is: fn(&Backup) -> bool| {
+            infos.iter().any(|it| is(&seen(it, 1))) && !standards[1].iter().any(is)
+        };
+        if newest == Some(sysid) && (last_of(|it| it.good) || last_of(Backup::is_sound)) {
             bail!(
                 "E290 nothing would be left to restore from; next step: make a new backup with \
                  `everhold backup now`, then name this one again"
@@ -138,8 +241,11 @@ impl Judged {
     }
 }
 
-fn ids(judged: &[Judged]) -> Vec<String> {
-    judged.iter().flat_map(Judged::gone).map(|it| it.id.clone()).collect()
+/// What goes: by the rules and by name, of which some can't be read.
+fn ids(judged: &[Judged], order: &Order) -> Vec<String> {
+    let gone = judged.iter().flat_map(Judged::gone).map(|it| &it.id);
+    let ids: BTreeSet<&String> = gone.chain(&order.drop).collect();
+    ids.into_iter().cloned().collect()
 }
 
 fn plan(repository: &Repository, order: &Order, judged: &[Judged]) -> anyhow::Result<Plan> {
@@ -155,10 +261,11 @@ fn plan(repository: &Repository, order: &Order, judged: &[Judged]) -> anyhow::Re
             log_bytes: bytes,
         });
     }
-    let mut plan = Plan { databases, packs: None, bytes: None, waiting_for: Vec::new() };
+    let gone = ids(judged, order);
+    let mut plan = Plan { databases, gone, packs: None, bytes: None, waiting_for: Vec::new() };
     if order.dry_run {
         // Every manifest is read for it, which the run itself does anyway.
-        let drop = ids(judged);
+        let drop = ids(judged, order);
         let would = Prune { dry_run: true, ..asked(order, &drop) };
         let would = prune(repository, &would, &quiet()).map_err(told)?;
         (plan.packs, plan.bytes) = (Some(would.packs), Some(would.bytes));
@@ -168,7 +275,8 @@ fn plan(repository: &Repository, order: &Order, judged: &[Judged]) -> anyhow::Re
 }
 
 fn asked<'a>(order: &'a Order, drop: &'a [String]) -> Prune<'a> {
-    Prune { service: &order.service, drop, dead: &[], dry_run: false, now_s: clock::unix_s() }
+    let (service, dead) = (&order.service, &order.dead);
+    Prune { service, drop, dead, dry_run: false, now_s: clock::unix_s() }
 }
 
 fn quiet() -> Watch<'static> {
@@ -178,13 +286,16 @@ fn quiet() -> Watch<'static> {
 
 /// Backups first: a backup without its log would look restorable.
 fn remove(repository: &Repository, order: &Order, judged: &[Judged]) -> anyhow::Result<Done> {
-    let drop = ids(judged);
+    let drop = ids(judged, order);
     let pruned = watched("packs", |watch| prune(repository, &asked(order, &drop), watch))?;
     let mut done = Done {
         dropped: pruned.dropped,
         packs: pruned.packs,
         bytes: pruned.bytes,
         log_pieces: 0,
+        copied: 0,
+        left: 0,
+        unlevel: None,
         waiting_for: pruned.waiting_for,
     };
     // One under way may begin with log that nothing needs yet.
@@ -206,11 +317,13 @@ fn watched<T>(
     run: impl FnOnce(&Watch<'_>) -> Result<T, everhold_repository::RepositoryError>,
 ) -> anyhow::Result<T> {
     let last = AtomicU64::new(0);
+    step();
     let progress = |Progress { done, total }: Progress| {
+        step();
         let (now, before) = (clock::now().0, last.load(Ordering::Relaxed));
         let swap = || last.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed);
         if now >= before + TELL_EVERY_MS && swap().is_ok() {
-            say(&Said::Progress { what: what.to_string(), done, of: total });
+            helper::say(&Said::Progress { what: what.to_string(), done, of: total });
         }
     };
     run(&Watch { progress: &progress, stop: quiet().stop }).map_err(told)

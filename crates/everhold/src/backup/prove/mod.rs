@@ -6,18 +6,18 @@ pub mod sandbox;
 mod witness;
 
 use super::desk::Said;
-use super::worker::say;
-use super::{open, told};
+use super::{away, open, told};
 use crate::clock;
+use crate::helper;
 use anyhow::{Context, anyhow};
-use budget::Budget;
+pub use budget::Budget;
 use everhold_adapters::postgres::{Aside, PgError, Target, Wrong};
 use everhold_core::backup::Proving;
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::spec::{BackupSpec, PostgresSpec, Spec};
 use everhold_repository::backup::{
-    Info, Progress, ProofRecord, Restore, THREADS, Watch, drop_proofs, list, read_proofs, restore,
-    verify,
+    Info, Progress, ProofRecord, Restore, THREADS, Verified, Watch, drop_proofs, lines, list,
+    read_proofs, restore, verify,
 };
 use everhold_repository::{Repository, RepositoryError};
 use sandbox::Sandbox;
@@ -88,6 +88,7 @@ impl End {
             | RepositoryError::Foreign { .. }
             | RepositoryError::Newer { .. }
             | RepositoryError::WrongPassword { .. }
+            | RepositoryError::WrongKit { .. }
             | RepositoryError::NoPassword { .. }
             | RepositoryError::LastPassword { .. }
             | RepositoryError::Unreachable { .. }
@@ -100,16 +101,33 @@ impl End {
             | RepositoryError::Stopped
             | RepositoryError::NoRandomness => false,
         };
-        match repository.absent().first() {
-            None if matches!(error, RepositoryError::NotArchived { .. }) => {
-                End::Failed(error.to_string())
-            }
-            None if of_data => End::Damaged(error.to_string()),
-            Some((name, said)) if of_data => End::NotDone(anyhow!(
-                "E280 {error}; {name}, which may have it, does not answer: {said}"
-            )),
-            _ => End::NotDone(told(error)),
+        if !of_data {
+            return End::NotDone(told(error));
         }
+        if let Some(away) = away(repository) {
+            return End::NotDone(anyhow!("E280 {error}; {away}"));
+        }
+        match error {
+            RepositoryError::NotArchived { .. } => End::Failed(error.to_string()),
+            error => End::Damaged(error.to_string()),
+        }
+    }
+
+    /// What a look at every copy found; in words, if that is well.
+    fn of_copies(verified: &Verified, repository: &Repository) -> Result<String, End> {
+        if let Some(unreachable) = verified.unreachable.first() {
+            let error = anyhow!("E280 not every copy could be read: {unreachable}");
+            return Err(End::NotDone(error));
+        }
+        if let Some(harm) = verified.harmed.iter().find(|it| it.copies == 0) {
+            let error = RepositoryError::Damaged { name: harm.object.clone() };
+            return Err(End::of_repository(error, repository));
+        }
+        let healed = match verified.harmed.len() {
+            0 => String::new(),
+            count => format!(", {count} of them healed"),
+        };
+        Ok(format!("{} objects in every place{healed}", verified.objects))
     }
 
     fn of_server(error: PgError) -> End {
@@ -302,7 +320,9 @@ impl Proof<'_> {
             let backup = listed.backups.iter().find(|it| it.id == id).ok_or_else(none)?;
             let proofs = read_proofs(&repository, &service, &Default::default()).map_err(of)?;
             let (backups, now_s) = (&listed.backups, clock::unix_s());
-            let known = Known { backups, proofs: &proofs, keep: &keep, copies, now_s };
+            let lines = lines(&repository, &service, backups).map_err(of)?;
+            let (proofs, lines) = (&proofs, &lines);
+            let known = Known { backups, proofs, lines, keep: &keep, copies, now_s };
             let course = witness::choose(&repository, &service, backup, &known, random)?;
             Ok((backup.clone(), course))
         };
@@ -313,23 +333,13 @@ impl Proof<'_> {
     async fn verify(&self, backup: &Info) -> Result<String, End> {
         let (repository, service) = (self.repository.clone(), self.task.service.clone());
         let (id, stop) = (backup.id.clone(), self.task.stop.clone());
-        // Of all places together, as far as that is known before they were read.
-        let bytes = backup.bytes_added.max(1) * repository.places().count() as u64;
         let verify = move || {
             let budget = Budget::begin();
-            let progress = |done: Progress| budget.keep(bytes * done.done / done.total.max(1));
+            let progress = |read: Progress| budget.keep(read.done);
             let watch = Watch { progress: &progress, stop: &stop };
             let verified = verify(&repository, &service, &id, THREADS, &watch);
             let verified = verified.map_err(|error| End::of_repository(error, &repository))?;
-            if let Some(harm) = verified.harmed.iter().find(|it| it.copies == 0) {
-                let error = RepositoryError::Damaged { name: harm.object.clone() };
-                return Err(End::of_repository(error, &repository));
-            }
-            let healed = match verified.harmed.len() {
-                0 => String::new(),
-                count => format!(", {count} of them healed"),
-            };
-            Ok(format!("{} objects in every place{healed}", verified.objects))
+            End::of_copies(&verified, &repository)
         };
         tokio::task::spawn_blocking(verify).await?
     }
@@ -395,7 +405,7 @@ fn of_checks(wrong: &[Wrong]) -> String {
 }
 
 fn step(what: &str) {
-    say(&Said::Step { what: what.to_string() });
+    helper::say(&Said::Step { what: what.to_string() });
 }
 
 fn tell(last_told: &AtomicU64, progress: Progress) {
@@ -405,6 +415,67 @@ fn tell(last_told: &AtomicU64, progress: Progress) {
     if now >= before + TELL_EVERY_MS
         && last_told.compare_exchange(before, now, swapped.0, swapped.1).is_ok()
     {
-        say(&Said::Progress { done_bytes: progress.done, of_bytes: progress.total });
+        helper::say(&Said::Progress { done_bytes: progress.done, of_bytes: progress.total });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::spec::Location;
+    use everhold_repository::backup::Harm;
+    use everhold_repository::{Password, PlaceConfig};
+    use std::fs;
+
+    #[test]
+    fn nothing_is_damaged_that_a_place_which_is_away_may_have() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| PlaceConfig {
+            name: name.to_string(),
+            location: Location::Directory(dir.path().join(name).display().to_string()),
+            region: None,
+            endpoint: None,
+            credentials_file: None,
+        };
+        let password = || Password::new("p");
+        let mut repository = Repository::create(&at("near"), &password(), "shop").expect("made");
+        repository.extend(&at("far"), &password()).expect("made");
+        let both = [(at("near"), password()), (at("far"), password())];
+        let repository = Repository::open(&both, "shop").expect("opened");
+        let harm = |copies| Harm { object: "o".to_string(), places: vec![], copies };
+        let found = |harmed: Vec<Harm>, unreachable: &[&str]| Verified {
+            objects: 3,
+            copies: 0,
+            harmed,
+            unreachable: unreachable.iter().map(|it| it.to_string()).collect(),
+        };
+        let (far, away) = (dir.path().join("far"), dir.path().join("away"));
+        // Healed or lost, what was said of a place, whether it is there afterwards.
+        #[rustfmt::skip]
+        let cases = [
+            (vec![],        vec![],               true,  "3 objects in every place"),
+            (vec![harm(2)], vec![],               true,  "3 objects in every place, 1 of them healed"),
+            (vec![harm(0)], vec![],               true,  "damaged"),
+            (vec![harm(0)], vec![],               false, "not done E280"),
+            (vec![],        vec!["far: silence"], true,  "not done E280"),
+            (vec![harm(1)], vec!["far: silence"], true,  "not done E280"),
+            // It answers again, and nobody looked there.
+            (vec![harm(0)], vec!["far: silence"], true,  "not done E280"),
+        ];
+        for (harmed, unreachable, there, expected) in cases {
+            if !there {
+                fs::rename(&far, &away).expect("away");
+            }
+            let end = match End::of_copies(&found(harmed, &unreachable), &repository) {
+                Ok(well) => well,
+                Err(End::Damaged(_)) => "damaged".to_string(),
+                Err(End::Failed(_)) => "failed".to_string(),
+                Err(End::NotDone(error)) => format!("not done {}", &error.to_string()[..4]),
+            };
+            assert_eq!(end, expected);
+            if !there {
+                fs::rename(&away, &far).expect("back");
+            }
+        }
     }
 }

@@ -1,20 +1,16 @@
 //! The directory in which a backup is proven: beside the node's data, and never there for longer than
 //! the proof.
 
+use crate::backup::room;
 use crate::spec::local::{RunAs, Search};
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use everhold_adapters::postgres::{Aside, AsideConfig};
 use everhold_core::ids::Tli;
 use everhold_core::spec::PostgresSpec;
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// What stays free on the disk whatever is proven: a twentieth of it, within these.
-const RESERVE_BYTES: std::ops::RangeInclusive<u64> = 512 << 20..=20 << 30;
-/// For what is written beside the files: a checkpoint, the server's own log.
-const SPARE_BYTES: u64 = 128 << 20;
 
 /// Where it is and as whom its server runs. Its files are there once something is restored.
 pub struct Sandbox {
@@ -52,22 +48,8 @@ impl Sandbox {
 
     /// Whether the disk has room for `bytes` more, and a reserve.
     pub fn room(&self, bytes: u64) -> anyhow::Result<()> {
-        let disk = statvfs(&self.dir).with_context(|| format!("look at {}", self.dir.display()))?;
-        let (free, all) = (disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize);
-        let (least, most) = RESERVE_BYTES.into_inner();
-        let reserve = (all / 20).clamp(least, most);
-        let wanted = bytes + SPARE_BYTES;
-        if free < wanted + reserve {
-            bail!(
-                "E292 {} has {} MB free; the restore takes {} MB, and {} MB stay free for the \
-                 server; next step: make room, or more disk",
-                self.dir.display(),
-                free >> 20,
-                wanted >> 20,
-                reserve >> 20
-            );
-        }
-        Ok(())
+        room::require(&self.dir, bytes)
+            .map_err(|error| anyhow!("E292 {error:#}; next step: make room, or more disk"))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::backup::shown::time;
 use everhold_core::backup::keep::{Keep, judge, log as needed};
 use everhold_core::ids::Lsn;
 use everhold_core::term::Branch;
-use everhold_repository::backup::{Info, Proofs, judged, proof_of};
+use everhold_repository::backup::{Info, Lines, Proofs, judged, proof_of};
 use everhold_repository::log::{Log, Mark, MarkName, coverage, is_on, missing};
 use everhold_repository::{Repository, RepositoryError};
 
@@ -39,6 +39,7 @@ pub struct Witness {
 pub struct Known<'a> {
     pub backups: &'a [Info],
     pub proofs: &'a Proofs,
+    pub lines: &'a Lines,
     pub keep: &'a Keep,
     pub copies: usize,
     pub now_s: u64,
@@ -48,7 +49,8 @@ impl Known<'_> {
     /// Of older ones that are kept only the log is there that they need themselves.
     fn has_log_onwards(&self, backup: &Info) -> bool {
         let proof = |it: &Info| judged(proof_of(self.proofs, &it.id));
-        let all: Vec<_> = self.backups.iter().map(|it| it.backup(self.copies, proof(it))).collect();
+        let one = |it: &Info| it.backup(self.copies, proof(it), self.lines);
+        let all: Vec<_> = self.backups.iter().map(one).collect();
         let log = needed(&all, &judge(&all, self.keep, self.now_s));
         log.from.is_none_or(|from| from <= backup.about.start)
     }
@@ -77,7 +79,7 @@ pub fn choose(
     let about = &backup.about;
     let log = Log::new(repository, service, about.sysid);
     let of = |error| End::of_repository(error, repository);
-    let line = about.line_onwards(log.newest_line().map_err(of)?.map(|(_, line)| line));
+    let line = about.line_onwards(known.lines);
     let covered = coverage(&log.pieces(1).map_err(of)?, &line);
     let onwards = known.has_log_onwards(backup);
     let next = known.next(backup, &line);

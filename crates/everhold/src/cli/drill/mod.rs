@@ -14,7 +14,9 @@ use report::{Report, Step};
 use scratch::Scratch;
 use serde_json::json;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -62,6 +64,55 @@ impl Plan {
     }
 }
 
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Whoever started it has had enough. It ends in order, since what it made is the whole database.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Has Ctrl-C and SIGTERM end the drill, not the process.
+fn listen() -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        });
+        say("It is ended; what it made is taken away first.");
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    });
+    Ok(())
+}
+
+/// An error once it is to end.
+fn goes_on() -> Result<(), Failure> {
+    match INTERRUPTED.load(Ordering::Relaxed) {
+        true => Err(Failure::plain("it was interrupted")),
+        false => Ok(()),
+    }
+}
+
+/// Looks again and again until it is so. False: not in that time.
+fn wait(within: Duration, mut is_so: impl FnMut() -> bool) -> Result<bool, Failure> {
+    let until = Instant::now() + within;
+    loop {
+        goes_on()?;
+        if is_so() {
+            return Ok(true);
+        }
+        if Instant::now() > until {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
 /// A plan under way.
 pub struct Course<'a> {
     /// The cluster whose plan it is.
@@ -73,6 +124,15 @@ pub struct Course<'a> {
 impl Course<'_> {
     /// Carries a step out: its check is that it returns. What it found is reported and journaled.
     pub fn step<T>(
+        &mut self,
+        what: &str,
+        work: impl FnOnce(&mut Report) -> Result<(T, String), Failure>,
+    ) -> Result<T, Failure> {
+        self.in_any_case(what, |report| goes_on().and_then(|()| work(report)))
+    }
+
+    /// The same, also after the drill was interrupted.
+    fn in_any_case<T>(
         &mut self,
         what: &str,
         work: impl FnOnce(&mut Report) -> Result<(T, String), Failure>,
@@ -102,6 +162,7 @@ impl Course<'_> {
 pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     let Command::Run(run) = command;
     let real = real(run)?;
+    listen().map_err(|error| Failure::plain(format!("cannot wait for signals: {error}")))?;
     let report = Report::new(run.plan.name(), &run.service, !real);
     let mut course = Course { client, service: run.service.clone(), report };
     let ended = match (real, run.plan) {
@@ -110,7 +171,7 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
             let scratch = Scratch::new(client, &run.service, run.scratch.as_deref());
             scratch.and_then(|mut scratch| {
                 let ended = plans::on_scratch(plan, &mut course, &mut scratch);
-                let removed = course.step("take the scratch cluster away", |_| {
+                let removed = course.in_any_case("take the scratch cluster away", |_| {
                     scratch.remove().map(|()| ((), "nothing of it is left".to_string()))
                 });
                 ended.and(removed)

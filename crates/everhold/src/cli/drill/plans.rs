@@ -1,20 +1,19 @@
 //! The plans: what is done in which order, and how each step is checked.
 
-use super::super::client::{Client, segment};
-use super::super::connect;
+use super::super::client::Client;
 use super::super::failure::Failure;
 use super::super::output::{bytes, duration, plain};
+use super::super::{connect, recover};
 use super::scratch::Scratch;
 use super::writer::{Writer, query};
-use super::{Course, Plan};
+use super::{Course, Plan, wait};
 use crate::code::Code;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
 /// Writes flow again within this, or the drill has failed.
 const FLOWS_WITHIN: Duration = Duration::from_secs(120);
-/// Between two looks, and between what a time is to tell apart.
-const LOOK: Duration = Duration::from_millis(50);
+/// Between what a time is to tell apart.
 const APART: Duration = Duration::from_millis(1_500);
 /// Rows that a mistake takes away.
 const ROWS: usize = 1_000;
@@ -26,6 +25,10 @@ pub fn on_scratch(
     scratch: &mut Scratch,
 ) -> Result<(), Failure> {
     let (client, url) = region_loss(course, scratch)?;
+    if plan != Plan::RegionLoss {
+        // What the beginning took is no figure of the plan.
+        (course.report.rto_ms, course.report.rpo_ms) = (None, None);
+    }
     match plan {
         Plan::RegionLoss => Ok(()),
         Plan::NodeLoss => node_loss(course, Some((&client, &url))),
@@ -65,14 +68,7 @@ fn region_loss(
     let url = course.step("write through the gateway", |report| {
         scratch.wait(&client, "leader that serves", |status| serves(status, &service))?;
         let url = connect::url(&client, &service)?;
-        let until = Instant::now() + FLOWS_WITHIN;
-        let sql = "CREATE TABLE everhold_drill_back (); DROP TABLE everhold_drill_back";
-        while let Err(failure) = query(&url, sql) {
-            if Instant::now() > until {
-                return Err(failure);
-            }
-            std::thread::sleep(LOOK);
-        }
+        takes_writes(&url)?;
         let took = ms(begun.elapsed());
         (report.rto_ms, report.rpo_ms) = (Some(took), rpo_ms);
         Ok((url, format!("{} after the machines were gone", duration(took))))
@@ -95,11 +91,7 @@ pub fn node_loss(course: &mut Course<'_>, scratch: Option<(&Client, &str)>) -> R
             (course.client, own.as_str())
         }
     };
-    let writer = course.step("write all the time", |_| {
-        let writer = Writer::start(url)?;
-        flows(&writer)?;
-        Ok((writer, "writes are acknowledged".to_string()))
-    })?;
+    let writer = write_all_the_time(course, url)?;
     let (client_of, service_of) = (client, service.clone());
     course.step("kill the leader's node", |_| {
         let status = client_of.get("/v1/status")?;
@@ -112,14 +104,12 @@ pub fn node_loss(course: &mut Course<'_>, scratch: Option<(&Client, &str)>) -> R
         Ok(((), "they do".to_string()))
     })?;
     course.step("see all nodes in their places", |_| {
-        let until = Instant::now() + FLOWS_WITHIN;
-        while !whole(&client_of.get("/v1/status")?, &service_of) {
-            if Instant::now() > until {
-                return Err(Failure::plain("the node that was lost is not back"));
-            }
-            std::thread::sleep(LOOK);
+        let is_whole =
+            || client_of.get("/v1/status").is_ok_and(|status| whole(&status, &service_of));
+        match wait(FLOWS_WITHIN, is_whole)? {
+            true => Ok(((), "the lost one came back".to_string())),
+            false => Err(Failure::plain("the node that was lost is not back")),
         }
-        Ok(((), "the lost one came back".to_string()))
     })?;
     course.step("look for each acknowledged write", |report| {
         let written = writer.finish()?;
@@ -143,11 +133,7 @@ fn corruption(
 ) -> Result<(), Failure> {
     let service = course.service.clone();
     // Without writes there is no checkpoint, and without one no verdict on a page.
-    let writer = course.step("write all the time", |_| {
-        let writer = Writer::start(url)?;
-        flows(&writer)?;
-        Ok((writer, "writes are acknowledged".to_string()))
-    })?;
+    let writer = write_all_the_time(course, url)?;
     let begun = course.step("flip a bit on a standby's disk", |_| {
         let status = client.get("/v1/status")?;
         let leader = plain(&status["services"][&service]["leader"]);
@@ -211,12 +197,8 @@ fn operator_mistake(
     course.step("put the service back to the moment before", |report| {
         let backup = recovered(scratch, client, &service, json!({ "time": before }))?;
         scratch.wait(client, "leader that serves", |status| serves(status, &service))?;
-        let until = Instant::now() + FLOWS_WITHIN;
-        while query(url, "CREATE TABLE everhold_drill_back ()").is_err() && Instant::now() < until {
-            std::thread::sleep(LOOK);
-        }
+        takes_writes(url)?;
         report.rto_ms = Some(ms(begun.elapsed()));
-        report.rpo_ms = None;
         Ok(((), format!("from backup {backup}")))
     })?;
     course.step("look for what was deleted", |report| {
@@ -240,8 +222,7 @@ fn recovered(
     service: &str,
     mut body: Value,
 ) -> Result<String, Failure> {
-    let path = format!("/v1/services/{}/recovery", segment(service));
-    let before = client.get("/v1/status")?["services"][service]["recovery"]["began_at"].clone();
+    let path = recover::path(service);
     let answer = match client.post(&path, &body) {
         Err(failure) if failure.get("token").is_some() => {
             body["token"] = failure.get("token").cloned().unwrap_or_default();
@@ -249,20 +230,31 @@ fn recovered(
         }
         other => other?,
     };
-    let status = scratch.wait(client, "recovery that ends", |status| {
-        let recovery = &status["services"][service]["recovery"];
-        let own = recovery["node"] == answer["node"] && recovery["began_at"] != before;
-        own && recovery["ended_at"].is_string()
-    })?;
-    let recovery = &status["services"][service]["recovery"];
-    match recovery["failed"].as_str() {
-        Some(why) => Err(Failure::of_text(why)),
-        None => Ok(plain(&recovery["backup"])),
+    scratch.recovered(client, &answer)
+}
+
+fn write_all_the_time(course: &mut Course<'_>, url: &str) -> Result<Writer, Failure> {
+    course.step("write all the time", |_| {
+        let writer = Writer::start(url)?;
+        flows(&writer)?;
+        Ok((writer, "writes are acknowledged".to_string()))
+    })
+}
+
+/// Waits until the service does.
+fn takes_writes(url: &str) -> Result<(), Failure> {
+    let sql = "CREATE TABLE IF NOT EXISTS everhold_drill_back (); \
+               DROP TABLE IF EXISTS everhold_drill_back";
+    let mut last = None;
+    let takes = || query(url, sql).map_err(|failure| last = Some(failure)).is_ok();
+    match wait(FLOWS_WITHIN, takes)? {
+        true => Ok(()),
+        false => Err(last.unwrap_or_else(|| Failure::plain("the service takes no writes"))),
     }
 }
 
 fn flows(writer: &Writer) -> Result<(), Failure> {
-    match writer.flows(50, FLOWS_WITHIN) {
+    match writer.flows(50, FLOWS_WITHIN)? {
         true => Ok(()),
         false => Err(Failure::plain("writes do not flow")),
     }

@@ -100,8 +100,8 @@ impl Report {
             .figures()
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name} {}", value?)));
-        let figures: Vec<String> = figures.collect();
-        format!("drill {} of {}: {how}; {}", self.drill, self.service, figures.join(", "))
+        let figures: String = figures.map(|figure| format!(", {figure}")).collect();
+        format!("drill {} of {}: {how}{figures}", self.drill, self.service)
     }
 
     fn html(&self) -> String {

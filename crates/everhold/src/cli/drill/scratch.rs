@@ -3,8 +3,11 @@
 
 use super::super::client::Client;
 use super::super::failure::{Failure, say};
-use super::super::repository;
-use crate::{backup, secrets};
+use super::super::{recover, repository};
+use super::{INTERRUPTED, LOOK, goes_on};
+use crate::supervisor::STOP_WITHIN;
+use crate::{backup, fault, secrets};
+use everhold_adapters::postgres::Aside;
 use everhold_core::spec::{Location, Spec};
 use everhold_repository::backup::{Info, Progress, Watch};
 use everhold_repository::{Password, PlaceConfig};
@@ -12,16 +15,16 @@ use serde_json::Value;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-const LOOK: Duration = Duration::from_millis(50);
 /// A restore of much data takes its time.
 const PATIENCE: Duration = Duration::from_secs(3_600);
-/// In order; then it is ended with everything in it.
-const ENDS_WITHIN: Duration = Duration::from_secs(30);
+/// In order: its supervisor bounds the end of the gateway and of the store, and of each node twice.
+/// Then it is killed.
+const ENDS_WITHIN: Duration = STOP_WITHIN.saturating_mul(3 + 2 * NODES.len() as u32);
 const PORTS_OF_A_NODE: u16 = 10;
 /// In the middle of the second page.
 const FLIPPED_AT: u64 = 8_192 + 4_096;
@@ -72,9 +75,8 @@ impl Scratch {
             endpoint: None,
             credentials_file: None,
         };
-        let stop = AtomicBool::new(false);
         let progress = |_: Progress| {};
-        let watch = Watch { progress: &progress, stop: &stop };
+        let watch = Watch { progress: &progress, stop: &INTERRUPTED };
         let password = Password::new(&key);
         let to = (&config, &password);
         everhold_repository::backup::copy(&from, &self.service, &newest.id, to, &watch)
@@ -93,6 +95,8 @@ impl Scratch {
         let program = std::env::current_exe().unwrap_or_else(|_| "everhold".into());
         // It ends with the drill, however that ends.
         let mut up = Command::new("setpriv");
+        // Ctrl-C in the terminal reaches the drill alone.
+        up.process_group(0);
         up.args(["--pdeathsig", "INT"]).arg(program).arg("up").arg("--spec").arg(&file);
         up.arg("--data").arg(self.data()).arg("--store-port").arg((base + 33).to_string());
         up.env("EVERHOLD_POINTER", self.dir.join("up.json")).stdin(Stdio::null());
@@ -113,6 +117,10 @@ impl Scratch {
 
     fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    fn pgdata(&self, node: &str) -> PathBuf {
+        self.data().join(node).join(&self.service).join("pgdata")
     }
 
     fn text(&self, base: u16) -> String {
@@ -143,6 +151,12 @@ impl Scratch {
         )
     }
 
+    /// Waits until a recovery has ended that was begun with that answer; the backup it is from.
+    pub fn recovered(&mut self, client: &Client, answer: &Value) -> Result<String, Failure> {
+        let (until, service) = (Instant::now() + PATIENCE, self.service.clone());
+        recover::ended(client, &service, answer, &mut || self.alive(until))
+    }
+
     /// Waits until its status is as wanted.
     pub fn wait(
         &mut self,
@@ -167,6 +181,7 @@ impl Scratch {
     }
 
     fn alive(&mut self, until: Instant) -> Result<(), Failure> {
+        goes_on()?;
         let ended = self.up.as_mut().and_then(|up| up.try_wait().ok().flatten());
         if let Some(status) = ended {
             let log = fs::read_to_string(self.dir.join("up.log")).unwrap_or_default();
@@ -182,7 +197,7 @@ impl Scratch {
     /// Flips a bit of a page of a node that doesn't lead, in a file that nobody uses.
     pub fn flip_a_bit(&self, leader: &str) -> Result<Flipped, Failure> {
         let node = NODES.into_iter().find(|node| *node != leader).unwrap_or(NODES[0]);
-        let pgdata = self.data().join(node).join(&self.service).join("pgdata");
+        let pgdata = self.pgdata(node);
         // Of the template of databases: nothing reads it, so only the disk has it.
         let path = pgdata.join("base/1/2609");
         let flip = || -> std::io::Result<u8> {
@@ -211,8 +226,23 @@ impl Scratch {
                 }
                 std::thread::sleep(LOOK);
             }
+            self.end_what_is_left()?;
         }
         fs::remove_dir_all(&self.dir).map_err(|error| failed("remove", &self.dir, &error))
+    }
+}
+
+impl Scratch {
+    /// What its supervisor could not end, as servers whose agent does not answer.
+    fn end_what_is_left(&self) -> Result<(), Failure> {
+        for pgdata in NODES.map(|node| self.pgdata(node)) {
+            let ended = Aside::clear(&pgdata);
+            ended.map_err(|error| failed("end what runs in", &pgdata, &error))?;
+        }
+        match fault::kill_all(&self.data()) {
+            0 => Ok(()),
+            left => Err(failed("end", &self.dir, &format!("{left} processes stay"))),
+        }
     }
 }
 

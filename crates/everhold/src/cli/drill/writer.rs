@@ -1,6 +1,8 @@
 //! A client that writes all the time and remembers what was acknowledged.
 
-use super::super::failure::Failure;
+use super::super::failure::{Failure, say};
+use super::super::output::plain;
+use super::wait;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -40,7 +42,8 @@ pub struct Writer {
 impl Writer {
     /// Makes its table and begins. `url`: of the service, with the password.
     pub fn start(url: &str) -> Result<Writer, Failure> {
-        query(url, &format!("CREATE TABLE IF NOT EXISTS {TABLE} (n bigint)"))?;
+        // One that an earlier drill left has rows that would hide what is lost.
+        query(url, &format!("DROP TABLE IF EXISTS {TABLE}; CREATE TABLE {TABLE} (n bigint)"))?;
         let (stop, seen) =
             (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let (of, own, told) = (url.to_string(), stop.clone(), seen.clone());
@@ -58,36 +61,38 @@ impl Writer {
     }
 
     /// Waits until so many more writes were acknowledged. False: not in that time.
-    pub fn flows(&self, more: usize, within: Duration) -> bool {
-        let (from, until) = (self.acknowledged(), Instant::now() + within);
-        while self.acknowledged() < from + more {
-            if Instant::now() > until {
-                return false;
-            }
-            std::thread::sleep(AGAIN);
-        }
-        true
+    pub fn flows(&self, more: usize, within: Duration) -> Result<bool, Failure> {
+        let from = self.acknowledged();
+        wait(within, || self.acknowledged() >= from + more)
     }
 
     /// Ends it, and looks what is there of what was acknowledged.
     pub fn finish(mut self) -> Result<Written, Failure> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end();
         let there = query(&self.url, &format!("SELECT n FROM {TABLE}"))?;
         let there: std::collections::BTreeSet<i64> =
             there.iter().filter_map(|text| text.parse().ok()).collect();
-        query(&self.url, &format!("DROP TABLE {TABLE}"))?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let lost = seen.acknowledged.iter().filter(|n| !there.contains(n)).count() as u64;
         Ok(Written { acknowledged: seen.acknowledged.len() as u64, lost, gap: seen.gap })
     }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
+/// However the drill ended, its table is not left behind.
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.end();
+        if let Err(failure) = query(&self.url, &format!("DROP TABLE IF EXISTS {TABLE}")) {
+            let why = failure.get("message").map_or_else(String::new, plain);
+            say(&format!("The table {TABLE} stays: {why}"));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use everhold_core::spec::{ServiceSpec, Spec};
+use everhold_core::spec::Spec;
 use rustix::fs::{
     Access, AtFlags, CWD, PROC_SUPER_MAGIC, StatxAttributes, StatxFlags, accessat, statfs, statx,
 };
@@ -35,7 +35,7 @@ pub(super) fn check(spec: &Spec, local: &Local<'_>, faults: &mut Vec<Fault>) {
         reachable(root, &existing, local, faults);
     }
     for (node, service, _) in instances(spec, local) {
-        let ServiceSpec::Postgres(postgres) = &spec.services[service];
+        let Some(postgres) = spec.postgres(service) else { continue };
         pgdata(&local.layout.pgdata(node, service), postgres.version, local, faults);
     }
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use everhold_core::spec::{ServiceSpec, Spec};
+use everhold_core::spec::{PostgresSpec, Spec};
 
 use super::super::fault::{Code, Fault};
 use super::Local;
@@ -111,12 +111,12 @@ impl Search {
 
     /// Reports what the spec needs and this machine lacks.
     pub(super) fn check(&self, spec: &Spec, local: &Local<'_>, faults: &mut Vec<Fault>) {
-        let here = |it: &&ServiceSpec| it.nodes().iter().any(|node| local.nodes.contains(node));
+        let here = |it: &&PostgresSpec| it.nodes.iter().any(|node| local.nodes.contains(node));
         let versions: BTreeSet<u32> = spec
-            .services
-            .values()
+            .databases()
+            .map(|(_, postgres)| postgres)
             .filter(here)
-            .map(|ServiceSpec::Postgres(postgres)| postgres.version)
+            .map(|postgres| postgres.version)
             .collect();
         faults.extend(versions.into_iter().filter_map(|version| self.postgres(version).err()));
         if local.store.is_some() {

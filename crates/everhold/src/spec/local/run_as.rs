@@ -16,6 +16,7 @@ pub struct RunAs {
     pub uid: u32,
     /// The first one is the user's own.
     pub gids: Vec<u32>,
+    pub home: Option<String>,
 }
 
 impl RunAs {
@@ -33,11 +34,19 @@ impl RunAs {
         let raw = uid.as_raw();
         let entry = passwd.lines().find(|line| line.split(':').nth(2) == Some(&raw.to_string()));
         let name = entry.and_then(|line| line.split(':').next()).unwrap_or("this user").to_owned();
+        let home = entry.and_then(|line| line.split(':').nth(5)).map(str::to_owned);
         let mut gids = vec![rustix::process::getegid().as_raw()];
         gids.extend(
             rustix::process::getgroups().unwrap_or_default().iter().map(|gid| gid.as_raw()),
         );
-        Ok(RunAs { name, uid: raw, gids })
+        Ok(RunAs { name, uid: raw, gids, home })
+    }
+
+    /// The user of that name, as the system's files have it.
+    pub fn of_user(name: &str) -> Option<RunAs> {
+        let passwd = read_to_string("/etc/passwd").unwrap_or_default();
+        let group = read_to_string("/etc/group").unwrap_or_default();
+        RunAs::find(name, &passwd, &group)
     }
 
     /// A user of the system's files.
@@ -57,7 +66,8 @@ impl RunAs {
                 gids.push(gid);
             }
         }
-        Some(RunAs { name: name.to_owned(), uid: number(2)?, gids })
+        let home = entry.get(5).map(|home| (*home).to_owned());
+        Some(RunAs { name: name.to_owned(), uid: number(2)?, gids, home })
     }
 
     /// Whether it is somebody else than we are.
@@ -87,7 +97,8 @@ mod tests {
         let passwd = "root:x:0:0::/root:/bin/sh\npostgres:x:101:104:,,,:/var/lib:/bin/sh\ntorn\n";
         let group = "postgres:x:104:\nssl-cert:x:110:www,postgres\nnot:x:111:postgresql\ntorn:\n";
         let found = RunAs::find("postgres", passwd, group);
-        let expected = RunAs { name: "postgres".into(), uid: 101, gids: vec![104, 110] };
+        let (name, home) = ("postgres".into(), Some("/var/lib".into()));
+        let expected = RunAs { name, uid: 101, gids: vec![104, 110], home };
         assert_eq!(found, Some(expected));
         assert_eq!(RunAs::find("torn", passwd, group), None);
         assert_eq!(RunAs::find("nobody", passwd, group), None);

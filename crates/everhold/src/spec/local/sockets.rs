@@ -12,6 +12,8 @@ use super::super::fault::{Code, Fault};
 
 /// The state of a listening socket in `/proc/net/tcp`.
 const LISTEN: &str = "0A";
+/// More generations lie between an instance and its runner in no sane service.
+const ANCESTORS_MAX: usize = 8;
 
 /// Binds for a moment without listening, so that no client can notice.
 pub(super) fn try_bind(address: SocketAddr) -> Result<(), Errno> {
@@ -60,7 +62,7 @@ pub(super) fn fault(
 pub(super) struct Holder {
     pub pid: u32,
     pub name: String,
-    /// Whether it works in our data directory, or was told of it.
+    /// Whether it works in our data directory, or was told of it; or somebody it descends from was.
     pub ours: bool,
 }
 
@@ -86,21 +88,29 @@ impl Holders {
         };
         let pid = pids.filter(holds).min()?;
         let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        Some(Holder { pid, name: name.trim().to_owned(), ours: self.is_ours(pid) })
-    }
-
-    fn is_ours(&self, pid: u32) -> bool {
         let works_here = fs::read_link(format!("/proc/{pid}/cwd"))
             .is_ok_and(|directory| directory.starts_with(&self.data));
+        let mut line = std::iter::successors(Some(pid), |pid| parent(*pid)).take(ANCESTORS_MAX);
+        let ours = works_here || line.any(|pid| self.is_told(pid));
+        Some(Holder { pid, name: name.trim().to_owned(), ours })
+    }
+
+    fn is_told(&self, pid: u32) -> bool {
         let told = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let told = String::from_utf8_lossy(&told).into_owned();
-        let named = told
-            .split('\0')
+        told.split('\0')
             // Of `--data-dir=PATH` the path.
             .map(|word| word.rsplit('=').next().unwrap_or(word))
-            .any(|word| Path::new(word).starts_with(&self.data));
-        works_here || named
+            .any(|word| Path::new(word).starts_with(&self.data))
     }
+}
+
+/// Who started a process; `None`: the system did.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok().filter(|pid| *pid > 1)
 }
 
 /// The sockets that listen at an address, as `/proc/PID/fd` links to them.

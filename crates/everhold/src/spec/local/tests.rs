@@ -44,6 +44,7 @@ impl Machine {
             name: "us".into(),
             uid: rustix::process::geteuid().as_raw(),
             gids: vec![rustix::process::getegid().as_raw()],
+            home: None,
         };
         let (spec, store) = spec_on_free_ports();
         Machine { directory, run_as, search, spec, store }
@@ -132,8 +133,10 @@ fn spec_on_free_ports() -> (Spec, StorePorts) {
     for (name, node) in &mut spec.nodes {
         // Only the ends are used: the instance's port and Everhold's own.
         node.ports = PortRange { first: next(), last: ends.next().expect("enough") };
-        let everhold_core::spec::ServiceSpec::Postgres(main) =
-            spec.services.get_mut("main").expect("main");
+        let main = spec.services.get_mut("main").expect("main");
+        let everhold_core::spec::ServiceSpec::Postgres(main) = main else {
+            unreachable!("it is PostgreSQL")
+        };
         main.instances.get_mut(name).expect("instance").port = node.ports.first;
     }
     (spec, StorePorts { client: next(), peer: next() })
@@ -243,7 +246,7 @@ fn data_of_another_version_owner_or_mode() {
     );
     machine.pgdata("x\n");
     let us = machine.run_as.uid;
-    machine.run_as = RunAs { name: "them".into(), uid: 12345, gids: vec![12345] };
+    machine.run_as = RunAs { name: "them".into(), uid: 12345, gids: vec![12345], home: None };
     assert_eq!(
         machine.faults(),
         [
@@ -260,7 +263,7 @@ fn directories_that_postgres_cannot_reach() {
     fs::create_dir(&home).expect("home");
     fs::set_permissions(&home, fs::Permissions::from_mode(0o700)).expect("mode");
     assert_eq!(machine.faults_in(&home.join("data")), [""; 0]);
-    machine.run_as = RunAs { name: "them".into(), uid: 12345, gids: vec![12345] };
+    machine.run_as = RunAs { name: "them".into(), uid: 12345, gids: vec![12345], home: None };
     assert_eq!(
         machine.faults_in(&home.join("data")),
         [
@@ -349,4 +352,90 @@ fn programs_of_this_machine() {
     assert!(search.postgres(15).is_ok_and(|it| it.join("pg_rewind").exists()));
     assert!(search.etcd().is_ok_and(|it| it.exists()));
     assert!(!RunAs::discover().expect("user").name.is_empty());
+}
+
+/// A service of one instance on node a, at a port of the test.
+fn with_http(machine: &mut Machine, port: u16, command: &str, user: Option<&str>) {
+    let text = format!(
+        "schema = 1\ncluster = \"local\"\n[service.main]\nkind = \"postgres\"\n\
+         [service.api]\nkind = \"http\"\ninstances = 1\ncommand = [\"{command}\"]\n"
+    );
+    let spec = crate::spec::load_with(&text, "f", StorePorts::default()).expect("valid");
+    let mut api = spec.services["api"].clone();
+    if let everhold_core::spec::ServiceSpec::Http(http) = &mut api
+        && let everhold_core::spec::Source::Run(run) = &mut http.source
+    {
+        run.user = user.map(str::to_owned);
+        run.placed.values_mut().for_each(|it| it.port = port);
+    }
+    machine.spec.services.insert("api".into(), api);
+}
+
+#[test]
+fn http_services_need_a_program_and_a_user() {
+    let mut machine = Machine::new();
+    let bin = machine.directory.path().join("bin");
+    program(&bin.join("serve"), "");
+    write(&bin.join("text"), "");
+    let absolute = bin.join("serve").display().to_string();
+    let mut check = |command: &str, user: Option<&str>, expected: &[&str]| {
+        with_http(&mut machine, 1, command, user);
+        machine.spec.nodes.get_mut("a").expect("a").ports.first = 1;
+        let mut faults = machine.faults();
+        faults.retain(|fault| !fault.starts_with("E115"));
+        assert_eq!(faults, expected, "{command} {user:?}");
+    };
+    check("serve", None, &[]);
+    check(&absolute, None, &[]);
+    check("{instance}", None, &[]);
+    check("text", None, &["E109 text of service api is no program here"]);
+    check("/none/serve", None, &["E109 /none/serve of service api is no program here"]);
+    let none = "E114 there is no user no-such-user, whom service api is to run as";
+    check("serve", Some("no-such-user"), &[none]);
+    let us = RunAs::discover().expect("a user");
+    if !rustix::process::geteuid().is_root() {
+        check("serve", Some(&us.name), &[]);
+        let why = "E114 service api is to run as root, which only root could do";
+        check("serve", Some("root"), &[why]);
+    }
+}
+
+#[test]
+fn an_instance_that_runs_already_is_in_nobodys_way() {
+    let mut machine = Machine::new();
+    program(&machine.directory.path().join("bin/serve"), "");
+    let held = TcpListener::bind("127.0.0.1:0").expect("free port");
+    let port = held.local_addr().expect("address").port();
+    with_http(&mut machine, port, "serve", None);
+    let pid = std::process::id();
+    let taken = |machine: &Machine| {
+        let faults = machine.all_faults_in(&machine.data());
+        faults.into_iter().find(|fault| fault.contains("a.1 of api"))
+    };
+    let by = taken(&machine).expect("a fault");
+    assert!(by.ends_with(&format!("(pid {pid})")), "{by}");
+
+    // One that works elsewhere, below a runner that was told of our data directory.
+    fs::create_dir(machine.data()).expect("data");
+    let mut runner = std::process::Command::new("sh");
+    runner.args(["-c", "exec 3<&0 </dev/null; sleep 60 & exec 3<&-; wait", "runner"]);
+    runner.arg(machine.data()).current_dir("/").stdin(std::os::fd::OwnedFd::from(held));
+    std::os::unix::process::CommandExt::process_group(&mut runner, 0);
+    let spawned = runner.spawn();
+    // It holds the socket as long as it could start another.
+    drop(runner);
+    let mut runner = spawned.expect("sh");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let holds = |pid: u32| fs::read_link(format!("/proc/{pid}/fd/3")).is_ok();
+    let children = format!("/proc/{0}/task/{0}/children", runner.id());
+    let child = || fs::read_to_string(&children).ok()?.trim().parse::<u32>().ok();
+    while holds(runner.id()) || !child().is_some_and(holds) {
+        assert!(std::time::Instant::now() < until, "it does not start");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let found = taken(&machine);
+    let group = rustix::process::Pid::from_child(&runner);
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("killed");
+    runner.wait().expect("ended");
+    assert_eq!(found, None);
 }

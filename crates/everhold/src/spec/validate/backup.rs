@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use everhold_core::backup::schedule::Plan;
 use everhold_core::backup::{Cron, Keep, keep};
-use everhold_core::spec::{self, BackupSpec, Location, ProveSpec, RepositorySpec};
+use everhold_core::spec::{self, BackupSpec, CloneFrom, Location, ProveSpec, RepositorySpec};
 
 use super::super::fault::{Code, Faults};
 use super::super::raw::{Named, RawBackup, RawPostgres, RawRepository, Text};
 use super::super::reader::Part;
 use super::store::endpoint;
-use super::{Known, absolute, bounded, count, name_fault, names};
+use super::{Known, absolute, bounded, count, name_fault, names, word};
 
 pub(super) fn repositories(
     raw: &Named<RawRepository>,
@@ -95,7 +95,10 @@ pub(super) fn of_service(
         faults.add(Code::Count, raw.at, message).next =
             "name a repository, or take the table out".into();
     }
+    let sources = [("leader", CloneFrom::Leader), ("repository", CloneFrom::Repository)];
     Some(BackupSpec {
+        clone_from: word("clone_from", &place, &raw.clone_from, &sources, faults)
+            .unwrap_or_default(),
         copies: copies(&place, raw, &repositories, faults),
         repositories,
         plan: Plan {

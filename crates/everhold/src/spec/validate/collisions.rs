@@ -33,7 +33,7 @@ pub(super) fn check(spec: &Spec, raw: &RawSpec, store: StorePorts, faults: &mut 
         }
     }
     for (name, node) in &spec.nodes {
-        let services = spec.services.values().filter(|it| it.nodes().contains(name)).count();
+        let services = spec.databases().filter(|(_, it)| it.nodes.contains(name)).count();
         if services > node.ports.instances_max() {
             let message = format!(
                 "node {name} has {services} instances and an agent, but only the ports {}",

@@ -1,0 +1,249 @@
+//! On which nodes the instances of HTTP services run.
+//!
+//! They are spread over zones first, then over nodes. What is placed stays, unless its node is gone,
+//! drained or leaving, or a zone (or a node of a zone) has two more than another that could take one:
+//! then as few move as make it even. Nodes without a zone are one zone.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::http::{INSTANCES_MAX, Placed, RunSpec};
+use super::{Duty, HttpSpec, NodeSpec, ServiceSpec, Source, Spec};
+
+impl Spec {
+    /// Gives each instance that is wanted a node and a port. [`Spec::unplaced`] says where there were
+    /// too few ports.
+    pub fn place(&mut self) {
+        self.place_beside(&BTreeSet::new());
+    }
+
+    /// The same; ports that something had until now are taken last, since it may not have ended yet.
+    pub(super) fn place_beside(&mut self, before: &BTreeSet<(String, u16)>) {
+        let names: Vec<String> = self.http_services().map(|(name, _)| name.clone()).collect();
+        for name in names {
+            let Some(run) = self.run_mut(&name) else { continue };
+            let held = std::mem::take(&mut run.placed);
+            let run = run.clone();
+            let mut room = Room::new(self, &name, &run, before);
+            room.hold(held);
+            room.settle(run.instances as usize);
+            let placed = room.placed;
+            if let Some(run) = self.run_mut(&name) {
+                run.placed = placed;
+            }
+        }
+        for service in self.services.values_mut() {
+            if let ServiceSpec::Http(http) = service {
+                http.forget_drained();
+            }
+        }
+    }
+
+    /// Takes over where instances are from the spec in force. The ports that it gave to any.
+    pub(super) fn keep_placed(&mut self, old: &Spec) -> BTreeSet<(String, u16)> {
+        for (name, service) in &old.services {
+            let ServiceSpec::Http(was) = service else { continue };
+            if let Some(ServiceSpec::Http(http)) = self.services.get_mut(name) {
+                http.drained = was.drained.clone();
+            }
+            if let (Some(run), Some(was)) = (self.run_mut(name), was.run()) {
+                run.placed = was.placed.clone();
+            }
+        }
+        old.http_ports()
+    }
+
+    /// The ports of instances of HTTP services, with their nodes.
+    pub(super) fn http_ports(&self) -> BTreeSet<(String, u16)> {
+        let all = self.http_services().flat_map(|(_, http)| http.placed());
+        all.map(|(_, it)| (it.node.clone(), it.port)).collect()
+    }
+
+    /// A service with fewer places than wanted: its name, and how many it has.
+    pub fn unplaced(&self) -> Option<(&str, usize)> {
+        let lacks = |run: &RunSpec| run.placed.len() < run.instances as usize;
+        let run = |http: &HttpSpec| http.run().filter(|run| lacks(run)).map(|run| run.placed.len());
+        self.http_services().find_map(|(name, http)| Some((name.as_str(), run(http)?)))
+    }
+
+    /// Says what is expected of a node from now on; instances go where they may be.
+    pub fn set_duty(&mut self, node: &str, duty: Duty) {
+        if let Some(it) = self.nodes.get_mut(node) {
+            it.duty = duty;
+        }
+        self.place_beside(&self.http_ports());
+    }
+
+    /// The nodes that may run it, if they are active; if none of them is, all of them: a service with
+    /// nowhere to go stays where it is.
+    fn hosts(&self, run: &RunSpec) -> BTreeMap<String, NodeSpec> {
+        let may = |name: &String| run.nodes.is_empty() || run.nodes.contains(name);
+        let all = self.nodes.iter().filter(|(name, _)| may(name));
+        let all: BTreeMap<_, _> = all.map(|(name, it)| (name.clone(), it.clone())).collect();
+        match all.values().any(|node| node.duty.is_active()) {
+            true => all.into_iter().filter(|(_, node)| node.duty.is_active()).collect(),
+            false => all,
+        }
+    }
+
+    fn run_mut(&mut self, service: &str) -> Option<&mut RunSpec> {
+        match self.services.get_mut(service)? {
+            ServiceSpec::Http(HttpSpec { source: Source::Run(run), .. }) => Some(run),
+            ServiceSpec::Http(_) | ServiceSpec::Postgres(_) => None,
+        }
+    }
+}
+
+/// Where the instances of one service are, and could be.
+struct Room<'a> {
+    hosts: BTreeMap<String, NodeSpec>,
+    /// Ports of other services, by node.
+    others: BTreeMap<String, BTreeSet<u16>>,
+    before: &'a BTreeSet<(String, u16)>,
+    placed: BTreeMap<String, Placed>,
+}
+
+/// How full a node is, most important first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Fullness {
+    of_zone: usize,
+    of_node: usize,
+    with_others: usize,
+}
+
+impl<'a> Room<'a> {
+    fn new(
+        spec: &Spec,
+        service: &str,
+        run: &RunSpec,
+        before: &'a BTreeSet<(String, u16)>,
+    ) -> Room<'a> {
+        let hosts = spec.hosts(run);
+        let taken = |node: &String| {
+            let databases = spec.databases().filter_map(|(_, it)| it.port(node));
+            let others = spec.http_services().filter(|(name, _)| *name != service);
+            let others = others.flat_map(|(_, http)| http.placed());
+            databases
+                .chain(others.filter(|(_, it)| it.node == *node).map(|(_, it)| it.port))
+                .collect()
+        };
+        let others = hosts.keys().map(|node| (node.clone(), taken(node))).collect();
+        Room { hosts, others, before, placed: BTreeMap::new() }
+    }
+
+    /// Keeps those that are where they may be.
+    fn hold(&mut self, held: BTreeMap<String, Placed>) {
+        for (id, place) in held {
+            let usable = self.hosts.get(&place.node).is_some_and(|node| node.may_use(place.port));
+            let free = !self.ports_of(&place.node).any(|port| port == place.port);
+            if usable && free && number(&id, &place.node).is_some() {
+                self.placed.insert(id, place);
+            }
+        }
+    }
+
+    /// Takes away, adds and moves until so many are spread evenly, as far as ports go.
+    fn settle(&mut self, wanted: usize) {
+        // Each step takes one away, adds one, or evens zones or nodes out by one.
+        for _ in 0..4 * INSTANCES_MAX {
+            let step = match self.placed.len().cmp(&wanted) {
+                Ordering::Greater => (self.leaving(), None),
+                Ordering::Less => (None, self.takers().first().cloned()),
+                Ordering::Equal => self.uneven().unzip(),
+            };
+            if step == (None, None) {
+                return;
+            }
+            let (leaving, taker) = step;
+            leaving.map(|id| self.placed.remove(&id));
+            if let Some(node) = taker {
+                self.add(&node);
+            }
+        }
+    }
+
+    /// Who leaves when one has to: of the fullest zone and node, the highest number.
+    fn leaving(&self) -> Option<String> {
+        let of = |node: &String| Some((self.fullness(node), self.last(node)?));
+        self.hosts.keys().filter_map(of).max().map(|(_, (_, id))| id)
+    }
+
+    /// Who takes one more, first the emptiest zone and node: those that have a port for it.
+    fn takers(&self) -> Vec<String> {
+        let able = self.hosts.keys().filter(|node| self.port(node).is_some());
+        let mut takers: Vec<_> = able.map(|node| (self.fullness(node), node)).collect();
+        takers.sort();
+        takers.into_iter().map(|(_, node)| node.clone()).collect()
+    }
+
+    /// An instance of a zone, or of a node within one, that has two more than another: it, and the
+    /// node to take it.
+    fn uneven(&self) -> Option<(String, String)> {
+        let mut full: Vec<_> = self.hosts.keys().map(|node| (self.fullness(node), node)).collect();
+        full.sort_by(|a, b| b.cmp(a));
+        let takers: Vec<_> =
+            self.takers().into_iter().map(|node| (self.fullness(&node), node)).collect();
+        full.iter().find_map(|(from, node)| {
+            let evener =
+                |(to, taker): &&(Fullness, String)| match self.zone(node) == self.zone(taker) {
+                    true => from.of_node > to.of_node + 1,
+                    false => from.of_zone > to.of_zone + 1,
+                };
+            let (_, taker) = takers.iter().find(evener)?;
+            Some((self.last(node)?.1, taker.clone()))
+        })
+    }
+
+    /// The instance of a node with the highest number.
+    fn last(&self, node: &str) -> Option<(u32, String)> {
+        let of = self.placed.iter().filter(|(_, place)| place.node == node);
+        of.filter_map(|(id, _)| Some((number(id, node)?, id.clone()))).max()
+    }
+
+    fn add(&mut self, node: &str) {
+        let ids = (1..).map(|n| format!("{node}.{n}"));
+        let free = ids.take(self.placed.len() + 1).find(|id| !self.placed.contains_key(id));
+        if let (Some(id), Some(port)) = (free, self.port(node)) {
+            self.placed.insert(id, Placed { node: node.to_owned(), port });
+        }
+    }
+
+    fn fullness(&self, node: &str) -> Fullness {
+        let count = |same: &dyn Fn(&str) -> bool| {
+            self.placed.values().filter(|place| same(&place.node)).count()
+        };
+        let of_node = count(&|it| it == node);
+        Fullness {
+            of_zone: count(&|it| self.zone(it) == self.zone(node)),
+            of_node,
+            with_others: of_node + self.others.get(node).map_or(0, BTreeSet::len),
+        }
+    }
+
+    fn zone(&self, node: &str) -> Option<&String> {
+        self.hosts.get(node)?.zone.as_ref()
+    }
+
+    /// The first free port of a node; one that something had until now only if there is no other.
+    fn port(&self, node: &str) -> Option<u16> {
+        let spec = self.hosts.get(node)?;
+        let taken: BTreeSet<u16> = self.ports_of(node).collect();
+        let all = (0..spec.ports.instances_max()).filter_map(|index| spec.instance_port(index));
+        let free = || all.clone().filter(|port| !taken.contains(port));
+        let had = |port: &u16| self.before.contains(&(node.to_owned(), *port));
+        free().find(|port| !had(port)).or_else(|| free().next())
+    }
+
+    fn ports_of(&self, node: &str) -> impl Iterator<Item = u16> {
+        let own = self.placed.values().filter(move |it| it.node == node).map(|it| it.port);
+        own.chain(self.others.get(node).into_iter().flatten().copied())
+    }
+}
+
+/// The N of NODE.N.
+fn number(id: &str, node: &str) -> Option<u32> {
+    id.strip_prefix(node)?.strip_prefix('.')?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests;

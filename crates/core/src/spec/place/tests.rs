@@ -1,0 +1,321 @@
+//! Places as text, "a.1 a.2 b.1", and properties over random clusters and changes.
+
+use super::super::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Nodes as NAME:ZONE (or NAME alone) with ten ports each, and one service of so many instances.
+fn spec(nodes: &str, instances: u32) -> Spec {
+    let mut spec = Spec::default_for_one_machine();
+    spec.nodes.clear();
+    spec.services.clear();
+    for (index, node) in (0u16..).zip(nodes.split_whitespace()) {
+        let (name, zone) = node.split_once(':').map_or((node, None), |(it, zone)| (it, Some(zone)));
+        add_node(
+            &mut spec,
+            name,
+            zone,
+            PortRange { first: 2000 + index * 100, last: 2009 + index * 100 },
+        );
+    }
+    spec.gateway.nodes = spec.nodes.keys().cloned().collect();
+    spec.services.insert("api".into(), service(instances));
+    spec.place();
+    spec
+}
+
+fn add_node(spec: &mut Spec, name: &str, zone: Option<&str>, ports: PortRange) {
+    let (address, zone) = (Address::Ip(ADDRESS), zone.map(str::to_owned));
+    let node = NodeSpec { address, region: None, zone, ports, duty: Duty::Active };
+    spec.nodes.insert(name.to_owned(), node);
+}
+
+fn service(instances: u32) -> ServiceSpec {
+    ServiceSpec::Http(HttpSpec {
+        source: Source::Run(RunSpec {
+            instances,
+            command: vec!["serve".into()],
+            env: BTreeMap::new(),
+            user: None,
+            directory: None,
+            stop: StopSpec { signal: StopSignal::Term, grace_ms: GRACE_MS },
+            limits: LimitsSpec::default(),
+            nodes: Vec::new(),
+            placed: BTreeMap::new(),
+        }),
+        balance: Balance::default(),
+        version: Version::default(),
+        affinity: None,
+        health: HealthSpec::default(),
+        slow_start_ms: SLOW_START_MS,
+        timeout_ms: TIMEOUT_MS,
+        try_timeout_ms: None,
+        retries: RETRIES,
+        drained: BTreeSet::new(),
+    })
+}
+
+fn run<'s>(spec: &'s mut Spec, service: &str) -> &'s mut RunSpec {
+    spec.run_mut(service).expect("it is run")
+}
+
+fn placed(spec: &Spec, service: &str) -> BTreeMap<String, Placed> {
+    let http = spec.http(service).expect("it is HTTP");
+    http.placed().map(|(id, it)| (id.clone(), it.clone())).collect()
+}
+
+fn show(spec: &Spec) -> String {
+    placed(spec, "api").keys().cloned().collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn zones_first_then_nodes() {
+    #[rustfmt::skip]
+    let cases = [
+        ("a b c",             3, "a.1 b.1 c.1"),
+        ("a b c",             5, "a.1 a.2 b.1 b.2 c.1"),
+        ("a",                 2, "a.1 a.2"),
+        ("a b c",             0, ""),
+        ("a:x b:x c:y",       2, "a.1 c.1"),
+        ("a:x b:x c:y",       4, "a.1 b.1 c.1 c.2"),
+        ("a:x b:x c:y d",     3, "a.1 c.1 d.1"),
+        // Six ports each.
+        ("a:x b:y",          14, "a.1 a.2 a.3 a.4 a.5 a.6 b.1 b.2 b.3 b.4 b.5 b.6"),
+    ];
+    for (nodes, instances, expected) in cases {
+        assert_eq!(show(&spec(nodes, instances)), expected, "{nodes}, {instances}");
+    }
+    let full = spec("a:x b:y", 14);
+    assert_eq!(full.unplaced(), Some(("api", 12)));
+    assert_eq!(spec("a:x b:y", 12).unplaced(), None);
+}
+
+#[test]
+fn other_services_fill_nodes_too() {
+    let mut spec = spec("a b c", 0);
+    let main = PostgresSpec::default_on(vec!["a".into(), "b".into()]);
+    spec.services.insert("main".into(), ServiceSpec::Postgres(main));
+    spec.assign_ports();
+    run(&mut spec, "api").instances = 4;
+    spec.place();
+    assert_eq!(show(&spec), "a.1 b.1 c.1 c.2");
+    let ports: Vec<u16> = placed(&spec, "api").values().map(|it| it.port).collect();
+    assert_eq!(ports, [2001, 2101, 2200, 2201]);
+}
+
+#[test]
+fn what_is_placed_stays() {
+    let check = |nodes: &str, count: u32, change: &dyn Fn(&mut Spec), expected: &str| {
+        let old = spec(nodes, count);
+        let mut new = old.clone();
+        change(&mut new);
+        new.keep(&old);
+        assert_eq!(show(&new), expected, "{nodes}, {count}");
+    };
+    let count = |n: u32| move |spec: &mut Spec| run(spec, "api").instances = n;
+    check("a b c", 3, &count(4), "a.1 a.2 b.1 c.1");
+    check("a b c", 5, &count(3), "a.1 b.1 c.1");
+    check("a:x b:x c:y", 4, &count(3), "a.1 b.1 c.1");
+    check("a:x b:x c:y", 4, &count(1), "a.1");
+    // A zone of its own takes its share, a node more takes what is more than even.
+    let ports = PortRange { first: 3000, last: 3009 };
+    check("a:x b:x", 4, &|s| add_node(s, "c", Some("y"), ports), "a.1 b.1 c.1 c.2");
+    check("a b", 2, &|s| add_node(s, "c", None, ports), "a.1 b.1");
+    check("a b", 4, &|s| add_node(s, "c", None, ports), "a.1 a.2 b.1 c.1");
+    check("a b c", 3, &|s| run(s, "api").nodes = vec!["c".into(), "b".into()], "b.1 b.2 c.1");
+    // Another service beside it moves nothing.
+    check("a b c", 3, &|s| drop(s.services.insert("aa".into(), service(3))), "a.1 b.1 c.1");
+}
+
+#[test]
+fn a_node_that_is_drained_or_leaves_gives_its_instances_away_and_takes_some_again() {
+    let mut spec = spec("a b c", 3);
+    spec.set_duty("b", Duty::Drained);
+    assert_eq!(show(&spec), "a.1 a.2 c.1");
+    spec.set_duty("a", Duty::Drained);
+    assert_eq!(show(&spec), "c.1 c.2 c.3");
+    // With nowhere to go they stay.
+    spec.set_duty("c", Duty::Drained);
+    assert_eq!(show(&spec), "a.1 b.1 c.1");
+    spec.set_duty("c", Duty::Active);
+    spec.set_duty("a", Duty::Active);
+    spec.set_duty("b", Duty::Active);
+    assert_eq!(show(&spec), "a.1 b.1 c.1");
+
+    let without = spec.without("a").expect("it may go");
+    assert_eq!(show(&without), "b.1 b.2 c.1");
+    run(&mut spec, "api").nodes = vec!["a".into()];
+    spec.place();
+    assert_eq!(spec.without("a").expect_err("it may not"), "no other node may run api");
+    run(&mut spec, "api").nodes.clear();
+    run(&mut spec, "api").instances = 18;
+    spec.place();
+    let why = "api would be left with 12 instances";
+    assert_eq!(spec.without("a").expect_err("it may not"), why);
+}
+
+#[test]
+fn a_port_that_may_still_be_in_use_is_taken_last() {
+    let old = spec("a", 6);
+    let mut new = old.clone();
+    run(&mut new, "api").instances = 4;
+    new.services.insert("web".into(), service(2));
+    new.keep(&old);
+    let ports = |spec: &Spec, name: &str| -> Vec<u16> {
+        placed(spec, name).values().map(|it| it.port).collect()
+    };
+    // There is no other.
+    assert_eq!(ports(&new, "web"), [2004, 2005]);
+    let old = spec("a", 4);
+    let mut new = old.clone();
+    run(&mut new, "api").instances = 3;
+    new.services.insert("web".into(), service(2));
+    new.keep(&old);
+    assert_eq!(ports(&new, "web"), [2004, 2005]);
+}
+
+/// splitmix64.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % n
+    }
+}
+
+#[test]
+fn any_cluster_through_any_changes() {
+    for seed in 0..300 {
+        let mut chance = Chance(seed);
+        let mut old = random(&mut chance);
+        holds(&old, seed);
+        for step in 0..12 {
+            let mut new = old.clone();
+            change(&mut new, &mut chance);
+            new.keep(&old.clone());
+            holds(&new, seed);
+            for name in ["api", "web"] {
+                moves_no_more_than_needed(&old, &new, name, &format!("seed {seed}, step {step}"));
+            }
+            let mut again = new.clone();
+            again.keep(&new);
+            assert_eq!(again, new, "seed {seed}, step {step}");
+            old = new;
+        }
+    }
+}
+
+fn random(chance: &mut Chance) -> Spec {
+    let mut spec = spec("", 0);
+    for index in 0..1 + chance.below(7) {
+        let zone = ["x", "y", "z"].get(chance.below(4) as usize).copied();
+        let first = 2000 + index as u16 * 100;
+        add_node(&mut spec, &format!("n{index}"), zone, PortRange { first, last: first + 40 });
+    }
+    let nodes: Vec<String> = spec.nodes.keys().take(3).cloned().collect();
+    spec.services.insert("main".into(), ServiceSpec::Postgres(PostgresSpec::default_on(nodes)));
+    for name in ["api", "web"] {
+        spec.services.insert(name.into(), service(chance.below(12) as u32));
+    }
+    spec.assign_ports();
+    spec.place();
+    spec
+}
+
+fn change(spec: &mut Spec, chance: &mut Chance) {
+    let nodes: Vec<String> = spec.nodes.keys().cloned().collect();
+    let node = &nodes[chance.below(nodes.len() as u64) as usize];
+    let service = ["api", "web"][chance.below(2) as usize];
+    match chance.below(5) {
+        0 => run(spec, service).instances = chance.below(12) as u32,
+        1 => {
+            let name = format!("n{}", 10 + chance.below(4));
+            let zone = ["x", "y", "z"].get(chance.below(4) as usize).copied();
+            if !spec.nodes.contains_key(&name) {
+                add_node(spec, &name, zone, PortRange { first: 5000, last: 5040 });
+            }
+        }
+        2 => {
+            let duty = [Duty::Active, Duty::Drained, Duty::Leaving][chance.below(3) as usize];
+            spec.set_duty(node, duty);
+        }
+        3 => {
+            let some = nodes.iter().filter(|_| chance.below(2) == 0).cloned().collect();
+            run(spec, service).nodes = some;
+        }
+        _ => {
+            if let Ok(without) = spec.without(node) {
+                *spec = without;
+            }
+        }
+    }
+}
+
+/// The count is right, every place may be used by it alone, zones and their nodes are even.
+fn holds(spec: &Spec, seed: u64) {
+    let mut ports = BTreeSet::new();
+    for (_, main) in spec.databases() {
+        ports.extend(main.instances.iter().map(|(node, it)| (node.clone(), it.port)));
+    }
+    for name in ["api", "web"] {
+        let run = spec.http(name).and_then(HttpSpec::run).expect("it is run");
+        assert_eq!(run.placed.len(), run.instances as usize, "seed {seed}");
+        let hosts = spec.hosts(run);
+        let mut of_node: BTreeMap<&String, usize> = hosts.keys().map(|node| (node, 0)).collect();
+        for (id, place) in &run.placed {
+            assert!(hosts[&place.node].may_use(place.port), "seed {seed}");
+            assert!(super::number(id, &place.node).is_some_and(|n| n > 0), "seed {seed}: {id}");
+            assert!(ports.insert((place.node.clone(), place.port)), "seed {seed}: {id}");
+            *of_node.get_mut(&place.node).expect("it is a host") += 1;
+        }
+        let mut of_zone: BTreeMap<Option<&String>, usize> = BTreeMap::new();
+        for (node, count) in &of_node {
+            *of_zone.entry(hosts[*node].zone.as_ref()).or_default() += count;
+        }
+        let even = |counts: &mut dyn Iterator<Item = usize>| {
+            let counts: Vec<usize> = counts.collect();
+            counts.iter().max().copied() <= counts.iter().min().map(|least| least + 1)
+        };
+        assert!(even(&mut of_zone.values().copied()), "seed {seed}: {of_zone:?}");
+        for zone in of_zone.keys() {
+            let of = of_node.iter().filter(|(node, _)| hosts[**node].zone.as_ref() == *zone);
+            assert!(even(&mut of.map(|(_, count)| *count)), "seed {seed}: {of_node:?}");
+        }
+    }
+}
+
+/// Of those that may stay no more leave a zone, or a node, than have to.
+fn moves_no_more_than_needed(old: &Spec, new: &Spec, name: &str, when: &str) {
+    let run = new.http(name).and_then(HttpSpec::run).expect("it is run");
+    let hosts = new.hosts(run);
+    let mut may = placed(old, name);
+    may.retain(|_, place| hosts.contains_key(&place.node));
+    let count = |places: &BTreeMap<String, Placed>, nodes: &BTreeSet<&String>| {
+        places.values().filter(|it| nodes.contains(&it.node)).count()
+    };
+    let mut zones: BTreeMap<Option<&String>, BTreeSet<&String>> = BTreeMap::new();
+    for (node, spec) in &hosts {
+        zones.entry(spec.zone.as_ref()).or_default().insert(node);
+    }
+    let left = zones.values().map(|it| count(&may, it).saturating_sub(count(&run.placed, it)));
+    let least = surplus(zones.values().map(|it| count(&may, it)).collect(), run.placed.len());
+    assert_eq!(left.sum::<usize>(), least, "{when}: zones");
+
+    let nodes = |it: &BTreeSet<&String>| {
+        it.iter().map(|node| count(&may, &[*node].into())).collect::<Vec<usize>>()
+    };
+    let gone = may.iter().filter(|(id, place)| run.placed.get(*id) != Some(place)).count();
+    let most = zones.values().map(|it| surplus(nodes(it), count(&run.placed, it)));
+    let most: usize = most.sum();
+    assert!(gone <= most, "{when}: {gone} moved, {most} had to");
+}
+
+/// How many have to leave so that the rest is spread evenly with `total` in all.
+fn surplus(mut counts: Vec<usize>, total: usize) -> usize {
+    counts.sort_unstable_by(|a, b| b.cmp(a));
+    let share = |index: usize| (total + counts.len() - 1 - index) / counts.len();
+    counts.iter().enumerate().map(|(index, count)| count.saturating_sub(share(index))).sum()
+}

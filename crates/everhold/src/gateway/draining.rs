@@ -1,0 +1,98 @@
+//! Gateways that were succeeded and still have connections: each leaves a mark beside the node file, by
+//! which the one that serves tells of them.
+
+use crate::children::gateways;
+use crate::clock;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Processes of one gateway that drain at a time; the oldest ends for the next one. Each takes some ten
+/// megabytes, and with a WebSocket open may take its full time. HAProxy has `mworker-max-reloads`
+/// for it.
+const AT_ONCE_MAX: usize = 16;
+
+/// One of them, as `status` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    pub pid: i32,
+    pub since: String,
+    /// That have not ended.
+    pub connections: usize,
+}
+
+/// This process's own; it goes with it.
+pub struct Mark {
+    path: PathBuf,
+    told: Draining,
+}
+
+impl Mark {
+    pub fn new(dir: &Path, connections: usize) -> io::Result<Mark> {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let dir = dir.join("draining");
+        std::fs::create_dir_all(&dir)?;
+        let told = Draining { pid, since: clock::wall(), connections };
+        let mark = Mark { path: dir.join(pid.to_string()), told };
+        mark.write()?;
+        Ok(mark)
+    }
+
+    pub fn tell(&mut self, connections: usize) {
+        if self.told.connections != connections {
+            self.told.connections = connections;
+            // One that is missed is told of in the next.
+            let _ = self.write();
+        }
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        std::fs::write(&new, serde_json::to_string(&self.told)?)?;
+        std::fs::rename(new, &self.path)
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Those that are still there, the one that began first in front. Marks of others are taken away.
+pub fn list(dir: &Path) -> Vec<Draining> {
+    let (alive, dir) = (gateways(dir), dir.join("draining"));
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let told = entries.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.split('.').next()?.parse().ok()?;
+        if !alive.contains(&pid) {
+            let _ = std::fs::remove_file(entry.path());
+            return None;
+        }
+        let text = std::fs::read_to_string(entry.path()).ok()?;
+        serde_json::from_str(&text).ok().filter(|_| entry.path().extension().is_none())
+    });
+    let mut all: Vec<Draining> = told.collect();
+    all.sort_by(|a, b| (&a.since, a.pid).cmp(&(&b.since, b.pid)));
+    all
+}
+
+/// Processes of this gateway that don't drain, but for this one.
+pub fn others(dir: &Path) -> Vec<i32> {
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    let draining = list(dir);
+    let is_other = |pid: &i32| *pid != own && draining.iter().all(|it| it.pid != *pid);
+    gateways(dir).into_iter().filter(is_other).collect()
+}
+
+/// Ends those that are too many.
+pub fn bound(dir: &Path) {
+    let all = list(dir);
+    for old in &all[..all.len().saturating_sub(AT_ONCE_MAX)] {
+        tracing::warn!(pid = old.pid, connections = old.connections, "too many drain; it is ended");
+        if let Some(pid) = Pid::from_raw(old.pid) {
+            let _ = kill_process(pid, Signal::TERM);
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! What became of requests: counted for metrics, the last ones kept for who asks about one, and a line
+//! each for the access log. A thread writes its own; whoever reads, reads all threads'.
+
+use super::access::Lines;
+use super::id::{RequestId, Short};
+use super::request::Method;
+use everhold_core::spec::RETRIES_MAX;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Upper bounds in seconds: OpenTelemetry's for `http.server.request.duration`.
+pub const BOUNDS_S: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Combinations of route, method and status that are told apart; an instance that makes up statuses
+/// can't fill the memory.
+const SERIES_MAX: usize = 2_000;
+/// The last requests of a thread, and the last that went wrong: half a kilobyte each.
+const RECENT_MAX: usize = 4_096;
+const WRONG_MAX: usize = 1_024;
+/// Tries of one request that are told of.
+const TRIES_MAX: usize = RETRIES_MAX as usize + 1;
+
+/// How long things took.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Histogram {
+    /// By [`BOUNDS_S`], and what is above; not added up.
+    pub buckets: [u64; BOUNDS_S.len() + 1],
+    pub sum_us: u64,
+    pub count: u64,
+}
+
+impl Histogram {
+    fn add(&mut self, took_us: u64) {
+        let took_s = took_us as f64 / 1e6;
+        self.buckets[BOUNDS_S.partition_point(|bound| *bound < took_s)] += 1;
+        self.sum_us += took_us;
+        self.count += 1;
+    }
+
+    fn merge(&mut self, other: &Histogram) {
+        for (mine, others) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += others;
+        }
+        self.sum_us += other.sum_us;
+        self.count += other.count;
+    }
+}
+
+/// By which requests are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Series {
+    /// Empty: no route.
+    pub route: Arc<str>,
+    pub method: Method,
+    pub status: u16,
+}
+
+/// By which tries are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Of {
+    pub service: Arc<str>,
+    pub backend: Arc<str>,
+    pub ok: bool,
+}
+
+/// One try of a request.
+#[derive(Debug, Clone)]
+pub struct Try {
+    pub backend: Arc<str>,
+    /// Why that one.
+    pub why: &'static str,
+    /// Since the request came.
+    pub after_us: u64,
+    /// Until the head of the answer, or the failure.
+    pub took_us: u64,
+    pub ok: bool,
+    /// `answered`, or why not.
+    pub outcome: &'static str,
+}
+
+/// The tries of one request. Nearly all have one, for which nothing is allocated.
+#[derive(Debug, Clone, Default)]
+pub struct Tries {
+    first: Option<Try>,
+    more: Vec<Try>,
+}
+
+impl Tries {
+    fn push(&mut self, one: Try) {
+        match self.first {
+            None => self.first = Some(one),
+            Some(_) if self.more.len() + 1 < TRIES_MAX => self.more.push(one),
+            Some(_) => {}
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Try> {
+        self.first.iter().chain(&self.more)
+    }
+
+    pub fn count(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+}
+
+/// One request and what became of it.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    pub id: RequestId,
+    pub peer: IpAddr,
+    pub listener: Arc<str>,
+    pub method: Method,
+    pub host: Short<64>,
+    pub path: Short<128>,
+    /// Empty: no route.
+    pub route: Arc<str>,
+    pub service: Arc<str>,
+    pub tries: Tries,
+    /// 0: the client was gone.
+    pub status: u16,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub took_us: u64,
+    pub outcome: &'static str,
+}
+
+/// Of one thread.
+#[derive(Default)]
+pub struct Ledger(Mutex<Books>);
+
+#[derive(Default)]
+struct Books {
+    requests: Histograms<Series>,
+    tries: Histograms<Of>,
+    recent: VecDeque<Record>,
+    wrong: VecDeque<Record>,
+    lines: Option<Lines>,
+    /// Of logs that were given up.
+    lines_lost: u64,
+}
+
+/// Histograms by what they are of; the last one is found without a search.
+struct Histograms<K> {
+    by: BTreeMap<K, usize>,
+    all: Vec<Histogram>,
+    last: Option<(K, usize)>,
+}
+
+impl<K> Default for Histograms<K> {
+    fn default() -> Histograms<K> {
+        Histograms { by: BTreeMap::new(), all: Vec::new(), last: None }
+    }
+}
+
+impl<K: Ord + Clone> Histograms<K> {
+    /// `is`: whether a key is the one; `key`: makes it.
+    fn add(&mut self, is: impl Fn(&K) -> bool, key: impl FnOnce() -> K, took_us: u64) {
+        let index = match &self.last {
+            Some((last, index)) if is(last) => *index,
+            _ => {
+                let key = key();
+                let index = match self.by.get(&key) {
+                    Some(index) => *index,
+                    None if self.all.len() < SERIES_MAX => {
+                        self.all.push(Histogram::default());
+                        self.by.insert(key.clone(), self.all.len() - 1);
+                        self.all.len() - 1
+                    }
+                    None => return,
+                };
+                self.last = Some((key, index));
+                index
+            }
+        };
+        self.all[index].add(took_us);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&K, &Histogram)> {
+        self.by.iter().map(|(key, index)| (key, &self.all[*index]))
+    }
+}
+
+/// Of all threads.
+#[derive(Debug, Clone, Default)]
+pub struct Sums {
+    pub requests: BTreeMap<Series, Histogram>,
+    pub tries: BTreeMap<Of, Histogram>,
+    /// Lines of the access log for which there was no room.
+    pub lines_lost: u64,
+}
+
+impl Ledger {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn write(&self, record: Record) {
+        let mut books = self.books();
+        let Books { requests, tries, recent, wrong, lines, lines_lost: _ } = &mut *books;
+        let Record { route, method, status, .. } = &record;
+        let is = |it: &Series| {
+            Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
+        };
+        let series = || Series { route: route.clone(), method: *method, status: *status };
+        requests.add(is, series, record.took_us);
+        for one in record.tries.iter() {
+            let is = |it: &Of| Arc::ptr_eq(&it.backend, &one.backend) && it.ok == one.ok;
+            let (service, backend) = (&record.service, &one.backend);
+            let of = || Of { service: service.clone(), backend: backend.clone(), ok: one.ok };
+            tries.add(is, of, one.took_us);
+        }
+        if let Some(lines) = lines {
+            lines.add(&record);
+        }
+        let went_wrong = record.status >= 500 || record.status == 0 || record.tries.count() > 1;
+        let (kept, most) = if went_wrong { (wrong, WRONG_MAX) } else { (recent, RECENT_MAX) };
+        if kept.len() >= most {
+            kept.pop_front();
+        }
+        kept.push_back(record);
+    }
+
+    /// Goes on with another access log, or with none; the one it had gets what is its own.
+    pub fn turn_log(&self, lines: Option<Lines>) {
+        let mut books = self.books();
+        if let Some(mut last) = std::mem::replace(&mut books.lines, lines) {
+            last.flush();
+            books.lines_lost += last.lost();
+        }
+    }
+
+    /// Hands on what the access log was not told yet.
+    pub fn flush(&self) {
+        if let Some(lines) = &mut self.books().lines {
+            lines.flush();
+        }
+    }
+
+    /// The newest request of that name that is remembered.
+    pub fn find(&self, id: &[u8]) -> Option<Record> {
+        let books = self.books();
+        let all = books.recent.iter().chain(&books.wrong);
+        all.filter(|record| record.id.as_bytes() == id).max_by_key(|it| it.at_ms).cloned()
+    }
+
+    pub fn add_to(&self, sums: &mut Sums) {
+        let books = self.books();
+        for (series, histogram) in books.requests.iter() {
+            sums.requests.entry(series.clone()).or_default().merge(histogram);
+        }
+        for (of, histogram) in books.tries.iter() {
+            sums.tries.entry(of.clone()).or_default().merge(histogram);
+        }
+        sums.lines_lost += books.lines_lost + books.lines.as_ref().map_or(0, Lines::lost);
+    }
+}
+
+/// What a request has gone through so far.
+pub struct Trail {
+    pub route: Arc<str>,
+    pub service: Arc<str>,
+    pub tries: Tries,
+    pub outcome: &'static str,
+}
+
+impl Default for Trail {
+    fn default() -> Trail {
+        let nothing: Arc<str> = Arc::from("");
+        Trail { route: nothing.clone(), service: nothing, tries: Tries::default(), outcome: "" }
+    }
+}
+
+impl Trail {
+    pub fn begin(&mut self, nothing: &Arc<str>) {
+        (self.route, self.service) = (nothing.clone(), nothing.clone());
+        self.outcome = "";
+        self.tries = Tries::default();
+    }
+
+    pub fn tried(&mut self, one: Try) {
+        self.tries.push(one);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: &[u8], status: u16, took_us: u64) -> Record {
+        let name: Arc<str> = Arc::from("r");
+        Record {
+            at_ms: 7,
+            id: RequestId::of(id),
+            peer: IpAddr::from([127, 0, 0, 1]),
+            listener: name.clone(),
+            method: Method::Get,
+            host: Short::of(b"h"),
+            path: Short::of(b"/p"),
+            route: name.clone(),
+            service: name.clone(),
+            tries: Tries {
+                first: Some(Try {
+                    backend: name,
+                    why: "its turn",
+                    after_us: 1,
+                    took_us,
+                    ok: status < 500,
+                    outcome: "answered",
+                }),
+                more: Vec::new(),
+            },
+            status,
+            bytes_in: 0,
+            bytes_out: 1,
+            took_us,
+            outcome: "",
+        }
+    }
+
+    #[test]
+    fn requests_are_counted_and_the_last_ones_remembered() {
+        let ledger = Ledger::default();
+        for (status, took_us) in [(200, 5_000), (200, 5_001), (200, 20_000_000), (502, 1)] {
+            ledger.write(record(b"first", status, took_us));
+        }
+        for _ in 0..RECENT_MAX {
+            ledger.write(record(b"later", 200, 0));
+        }
+        let mut sums = Sums::default();
+        ledger.add_to(&mut sums);
+        let of = |status| {
+            let (_, histogram) =
+                sums.requests.iter().find(|(series, _)| series.status == status).expect("counted");
+            let Histogram { buckets, count, .. } = histogram;
+            (buckets[0], buckets[1], buckets[14], *count)
+        };
+        assert_eq!(of(200), (1 + RECENT_MAX as u64, 1, 1, 3 + RECENT_MAX as u64));
+        assert_eq!(of(502), (1, 0, 0, 1));
+        assert_eq!(ledger.find(b"first").expect("it went wrong").status, 502);
+        assert_eq!(ledger.find(b"later").expect("it is recent").status, 200);
+        assert!(ledger.find(b"never").is_none());
+    }
+}

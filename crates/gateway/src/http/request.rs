@@ -1,0 +1,698 @@
+//! The head of a request, read strictly and rewritten for the instance that gets it.
+//!
+//! By RFC 9110 and 9112. Whatever two parsers could read differently is refused: the instance behind
+//! must never see another request than the one that was judged here. What is forwarded is the
+//! *canonical* head: a request line in origin form, one `Host`, end-to-end fields as they were, and what
+//! the gateway adds. Fields that belong to one connection are not in it, and of the framing only a
+//! `Content-Length` that was understood.
+
+use super::body::{Framing, lines_are_whole};
+use super::heads::bears_trailers;
+use super::id::{Ids, RequestId, is_id, is_traceparent};
+use everhold_core::http::hash::hash;
+use everhold_core::spec::HashKey;
+use http::header::COOKIE;
+use httparse::{Header, Status};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
+
+/// More fields than any browser or client sends.
+pub const FIELDS_MAX: usize = 100;
+
+/// Why a request is not served, and what is said of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub status: u16,
+    pub why: &'static str,
+}
+
+pub const fn refuse<T>(status: u16, why: &'static str) -> Result<T, Refusal> {
+    Err(Refusal { status, why })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Patch,
+    Other,
+}
+
+impl Method {
+    pub fn of(name: &[u8]) -> Method {
+        match name {
+            b"GET" => Method::Get,
+            b"HEAD" => Method::Head,
+            b"POST" => Method::Post,
+            b"PUT" => Method::Put,
+            b"DELETE" => Method::Delete,
+            b"OPTIONS" => Method::Options,
+            b"PATCH" => Method::Patch,
+            _ => Method::Other,
+        }
+    }
+
+    /// As metrics and logs call it: `_OTHER` is OpenTelemetry's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Head => "HEAD",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+            Method::Delete => "DELETE",
+            Method::Options => "OPTIONS",
+            Method::Patch => "PATCH",
+            Method::Other => "_OTHER",
+        }
+    }
+
+    /// By RFC 9110 section 9.2.2: twice is as good as once.
+    pub fn is_idempotent(self) -> bool {
+        match self {
+            Method::Get | Method::Head | Method::Put | Method::Delete | Method::Options => true,
+            Method::Post | Method::Patch | Method::Other => false,
+        }
+    }
+}
+
+/// One request, judged. Its memory is used again for the next one of its connection.
+pub struct Request {
+    pub method: Method,
+    /// The canonical head, without the empty line.
+    pub head: Vec<u8>,
+    /// Within `head`.
+    method_end: usize,
+    path_end: usize,
+    target_end: usize,
+    /// In small letters, without a port.
+    pub host: String,
+    pub framing: Framing,
+    /// The client speaks HTTP/1.0: no chunks, no interim responses.
+    pub old: bool,
+    pub keep_alive: bool,
+    /// It asks for another protocol.
+    pub upgrade: bool,
+    /// It goes no further: RFC 9110 section 7.6.2.
+    pub is_last: bool,
+    /// It bears fields after the answer's body.
+    pub trailers: bool,
+    /// The hash of the client's address.
+    peer: u64,
+    pub id: RequestId,
+}
+
+impl Default for Request {
+    fn default() -> Request {
+        Request {
+            method: Method::Other,
+            head: Vec::new(),
+            method_end: 0,
+            path_end: 0,
+            target_end: 0,
+            host: String::new(),
+            framing: Framing::None,
+            old: false,
+            keep_alive: false,
+            upgrade: false,
+            is_last: false,
+            trailers: false,
+            peer: 0,
+            id: RequestId::default(),
+        }
+    }
+}
+
+/// What every request of a connection is told to the instance with: fields that end with CR LF.
+pub struct From {
+    pub fields: Vec<u8>,
+    /// The hash of its address.
+    peer: u64,
+    pub ip: IpAddr,
+    pub tls: bool,
+}
+
+/// What a field is to the gateway.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Of this connection alone, or what the gateway says itself.
+    Own,
+    EndToEnd,
+    Host,
+    Connection,
+    ContentLength,
+    TransferEncoding,
+    Upgrade,
+    Te,
+    MaxForwards,
+    TraceParent,
+    TraceState,
+    RequestId,
+}
+
+/// To a program behind CGI or WSGI `_` is `-`: a name that only differs by it is nobody's to give.
+fn kind(name: &str) -> Kind {
+    match known(name) {
+        Kind::EndToEnd => Kind::EndToEnd,
+        _ if name.contains('_') => Kind::Own,
+        kind => kind,
+    }
+}
+
+fn known(name: &str) -> Kind {
+    let is = |other: &str| is_like(name, other);
+    match name.len() {
+        2 if is("te") => Kind::Te,
+        4 if is("host") => Kind::Host,
+        // An old CGI takes it for the environment's variable of that name.
+        5 if is("proxy") => Kind::Own,
+        7 if is("upgrade") => Kind::Upgrade,
+        9 if is("forwarded") => Kind::Own,
+        10 if is("connection") => Kind::Connection,
+        10 if is("keep-alive") => Kind::Own,
+        10 if is("tracestate") => Kind::TraceState,
+        11 if is("traceparent") => Kind::TraceParent,
+        12 if is("max-forwards") => Kind::MaxForwards,
+        12 if is("x-request-id") => Kind::RequestId,
+        14 if is("content-length") => Kind::ContentLength,
+        14 if is("http2-settings") => Kind::Own,
+        16 if is("proxy-connection") => Kind::Own,
+        17 if is("transfer-encoding") => Kind::TransferEncoding,
+        13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
+        _ => Kind::EndToEnd,
+    }
+}
+
+/// Whether a name is that one, in small letters, or could be taken for it.
+pub fn is_like(name: &str, other: &str) -> bool {
+    let alike = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+    name.len() == other.len() && name.bytes().zip(other.bytes()).all(alike)
+}
+
+/// Whether a field is neither read nor replaced by the gateway.
+pub fn is_end_to_end(name: &str) -> bool {
+    kind(name) == Kind::EndToEnd
+}
+
+impl Request {
+    /// Reads the head at the beginning of `input`. `Ok(None)`: it isn't whole yet. Otherwise how long
+    /// it is.
+    pub fn read(
+        &mut self,
+        input: &[u8],
+        from: &From,
+        ids: &mut Ids,
+    ) -> Result<Option<usize>, Refusal> {
+        let mut space = [const { MaybeUninit::<Header<'_>>::uninit() }; FIELDS_MAX];
+        let mut parsed = httparse::Request::new(&mut []);
+        // Of what can't be read nothing is known, least of all from the request before it.
+        (self.method, self.framing) = (Method::Other, Framing::None);
+        (self.trailers, self.is_last) = (false, false);
+        let length = match parsed.parse_with_uninit_headers(input, &mut space) {
+            Ok(Status::Complete(length)) => length,
+            Ok(Status::Partial) => return Ok(None),
+            Err(httparse::Error::TooManyHeaders) => return refuse(431, "too many fields"),
+            Err(httparse::Error::Version) => return other_version(input),
+            Err(_) => return refuse(400, "the head is malformed"),
+        };
+        // At most one empty line before it is borne, as section 2.2 asks for.
+        let begin = if input.starts_with(b"\r\n") { 2 } else { 0 };
+        if matches!(input.get(begin), Some(b'\r' | b'\n')) || !lines_are_whole(&input[..length]) {
+            return refuse(400, "a line that ends without both CR and LF");
+        }
+        let (Some(method), Some(target), Some(version)) =
+            (parsed.method, parsed.path, parsed.version)
+        else {
+            return refuse(400, "the head is malformed");
+        };
+        self.old = version == 0;
+        self.method = Method::of(method.as_bytes());
+        let (authority, target) = split_target(method, target)?;
+        let fields = &*parsed.headers;
+
+        let mut kinds = [Kind::EndToEnd; FIELDS_MAX];
+        let (mut host, mut lengths, mut codings) = (None, None, 0_usize);
+        let (mut close, mut keep, mut wants_upgrade, mut nominates) = (false, false, false, false);
+        let (mut upgrade, mut http2, mut traces, mut traced, mut id) =
+            (false, false, 0, false, None);
+        for (field, kind_of) in fields.iter().zip(&mut kinds) {
+            *kind_of = kind(field.name);
+            match *kind_of {
+                Kind::EndToEnd | Kind::Own | Kind::TraceState | Kind::MaxForwards => {}
+                Kind::Host => {
+                    if host.replace(field.value).is_some() {
+                        return refuse(400, "more than one Host");
+                    }
+                }
+                Kind::ContentLength => {
+                    if lengths.replace(number(field.value)?).is_some() {
+                        return refuse(400, "more than one Content-Length");
+                    }
+                }
+                Kind::TransferEncoding => {
+                    codings += 1;
+                    if !field.value.eq_ignore_ascii_case(b"chunked") {
+                        // Section 6.3: where such a body ends nobody can say.
+                        let last = tokens(field.value).last();
+                        return match last.is_some_and(|it| it.eq_ignore_ascii_case(b"chunked")) {
+                            true => refuse(501, "a transfer coding beside chunked"),
+                            false => refuse(400, "a transfer coding that does not end"),
+                        };
+                    }
+                }
+                Kind::Te => self.trailers |= bears_trailers(field.value),
+                Kind::Connection => {
+                    for token in tokens(field.value) {
+                        match () {
+                            () if token.eq_ignore_ascii_case(b"close") => close = true,
+                            () if token.eq_ignore_ascii_case(b"keep-alive") => keep = true,
+                            () if token.eq_ignore_ascii_case(b"upgrade") => wants_upgrade = true,
+                            () => nominates = true,
+                        }
+                    }
+                }
+                // To HTTP/2 in the clear no instance may be talked over.
+                Kind::Upgrade => {
+                    upgrade = true;
+                    http2 |= tokens(field.value).any(is_http);
+                }
+                Kind::TraceParent => {
+                    traces += 1;
+                    traced = traces == 1 && is_traceparent(field.value);
+                }
+                Kind::RequestId => id = is_id(field.value).then_some(field.value),
+            }
+        }
+        self.framing = match (lengths, codings) {
+            (None, 0) => Framing::None,
+            (Some(length), 0) => Framing::Length(length),
+            (None, 1) if !self.old => Framing::Chunked,
+            (None, 1) => return refuse(400, "chunks in HTTP/1.0"),
+            (None, _) => return refuse(400, "more than one transfer coding"),
+            (Some(_), _) => return refuse(400, "both Content-Length and Transfer-Encoding"),
+        };
+        if host.is_some_and(|host| host_name(host).is_none()) {
+            return refuse(400, "a malformed Host");
+        }
+        let host = match (authority, host) {
+            (_, None) if !self.old => return refuse(400, "no Host"),
+            (Some(authority), _) => authority.as_bytes(),
+            (None, host) => host.unwrap_or_default(),
+        };
+        self.keep_alive = !close && (!self.old || keep);
+        self.upgrade =
+            upgrade && !http2 && wants_upgrade && !self.old && self.framing == Framing::None;
+        self.id = id.map_or_else(|| ids.request(), RequestId::of);
+
+        self.begin(length, method, target, host)?;
+        for (field, kind) in fields.iter().zip(&kinds) {
+            let passes = match kind {
+                Kind::EndToEnd => !nominates || !is_nominated(fields, &kinds, field.name),
+                Kind::ContentLength => true,
+                Kind::MaxForwards => self.goes_on(field.value)?,
+                Kind::Upgrade => self.upgrade,
+                Kind::TraceParent | Kind::TraceState => traced,
+                Kind::Own
+                | Kind::Host
+                | Kind::Connection
+                | Kind::TransferEncoding
+                | Kind::Te
+                | Kind::RequestId => false,
+            };
+            if passes {
+                self.field(field.name.as_bytes(), field.value);
+            }
+        }
+        if self.upgrade {
+            self.head.extend_from_slice(b"Connection: Upgrade\r\n");
+        }
+        self.finish(from, traced, ids);
+        Ok(Some(length))
+    }
+
+    /// Takes over what a stream of HTTP/2 asks. What is not of HTTP/2 was refused with its frame.
+    pub fn take(
+        &mut self,
+        parts: &http::request::Parts,
+        over: bool,
+        from: &From,
+        ids: &mut Ids,
+    ) -> Result<(), Refusal> {
+        // Of what can't be taken nothing is known, least of all from the request before it.
+        (self.method, self.framing) = (Method::Other, Framing::None);
+        (self.trailers, self.is_last) = (false, false);
+        (self.old, self.keep_alive, self.upgrade) = (false, true, false);
+        let (mut host, mut length, mut id) = (None, None, None);
+        let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
+        for (name, value) in &parts.headers {
+            let value = value.as_bytes();
+            match kind(name.as_str()) {
+                Kind::EndToEnd if name == COOKIE => crumbs.push(value),
+                Kind::EndToEnd | Kind::Own | Kind::TraceState | Kind::MaxForwards => {}
+                Kind::Connection | Kind::TransferEncoding | Kind::Upgrade => {}
+                Kind::Te => self.trailers |= bears_trailers(value),
+                Kind::Host => {
+                    if host.replace(value).is_some() {
+                        return refuse(400, "more than one Host");
+                    }
+                }
+                // Of several that are alike one is enough; that they are was seen to with the frame.
+                Kind::ContentLength => length = Some(number(value)?),
+                Kind::TraceParent => {
+                    traces += 1;
+                    traced = traces == 1 && is_traceparent(value);
+                }
+                Kind::RequestId => id = id.or(is_id(value).then_some(value)),
+            }
+        }
+        let host = match (parts.uri.authority(), host) {
+            (Some(authority), Some(host)) if authority.as_str().as_bytes() != host => {
+                return refuse(400, "a Host that is not the authority");
+            }
+            (Some(authority), _) => authority.as_str().as_bytes(),
+            (None, Some(host)) => host,
+            (None, None) => return refuse(400, "no authority"),
+        };
+        let method = parts.method.as_str();
+        let target = parts.uri.path_and_query().map_or("/", |it| it.as_str());
+        let (_, target) = split_target(method, target)?;
+        self.framing = match (over, length) {
+            (true, _) => Framing::None,
+            (false, Some(length)) => Framing::Length(length),
+            (false, None) => Framing::End,
+        };
+        self.method = Method::of(method.as_bytes());
+        self.id = id.map_or_else(|| ids.request(), RequestId::of);
+        self.begin(512, method, target, host)?;
+        for (name, value) in &parts.headers {
+            let passes = match kind(name.as_str()) {
+                Kind::EndToEnd => name != COOKIE,
+                Kind::MaxForwards => self.goes_on(value.as_bytes())?,
+                Kind::TraceParent | Kind::TraceState => traced,
+                Kind::Own
+                | Kind::Host
+                | Kind::Connection
+                | Kind::ContentLength
+                | Kind::TransferEncoding
+                | Kind::Upgrade
+                | Kind::Te
+                | Kind::RequestId => false,
+            };
+            if passes {
+                self.field(name.as_str().as_bytes(), value.as_bytes());
+            }
+        }
+        // However often it was said.
+        if let Some(length) = length {
+            self.field(b"content-length", length.to_string().as_bytes());
+        }
+        // Its crumbs are one line in HTTP/1: RFC 9113 section 8.2.3.
+        if !crumbs.is_empty() {
+            self.field(b"cookie", &crumbs.join(&b"; "[..]));
+        }
+        self.finish(from, traced, ids);
+        Ok(())
+    }
+
+    /// Counts the gateways that an OPTIONS may still pass; says whether the field passes as it is.
+    fn goes_on(&mut self, most: &[u8]) -> Result<bool, Refusal> {
+        if self.method != Method::Options {
+            return Ok(true);
+        }
+        match number(most).ok() {
+            None => return refuse(400, "a Max-Forwards that is no number"),
+            Some(0) => self.is_last = true,
+            Some(most) => self.field(b"Max-Forwards", (most - 1).to_string().as_bytes()),
+        }
+        Ok(false)
+    }
+
+    /// Starts the canonical head.
+    fn begin(
+        &mut self,
+        length: usize,
+        method: &str,
+        target: &str,
+        host: &[u8],
+    ) -> Result<(), Refusal> {
+        self.head.clear();
+        self.head.reserve(length + 512);
+        self.head.extend_from_slice(method.as_bytes());
+        self.method_end = self.head.len();
+        self.head.push(b' ');
+        self.head.extend_from_slice(target.as_bytes());
+        self.target_end = self.head.len();
+        self.path_end = match memchr::memchr(b'?', target.as_bytes()) {
+            Some(at) => self.method_end + 1 + at,
+            None => self.target_end,
+        };
+        if has_dots(self.path()) {
+            return refuse(400, "a path with dot segments");
+        }
+        self.head.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+        self.head.extend_from_slice(host);
+        self.head.extend_from_slice(b"\r\n");
+        self.host.clear();
+        let Some(name) = host_name(host) else { return refuse(400, "a malformed Host") };
+        // The same name as a route has it.
+        let name = name.strip_suffix(b".").unwrap_or(name);
+        self.host.extend(name.iter().map(|byte| char::from(byte.to_ascii_lowercase())));
+        Ok(())
+    }
+
+    fn field(&mut self, name: &[u8], value: &[u8]) {
+        self.head.extend_from_slice(name);
+        self.head.extend_from_slice(b": ");
+        self.head.extend_from_slice(value);
+        self.head.extend_from_slice(b"\r\n");
+    }
+
+    /// What the gateway adds.
+    fn finish(&mut self, from: &From, traced: bool, ids: &mut Ids) {
+        if !traced {
+            self.head.extend_from_slice(b"traceparent: ");
+            ids.traceparent(&mut self.head);
+            self.head.extend_from_slice(b"\r\n");
+        }
+        self.head.extend_from_slice(b"X-Request-Id: ");
+        self.head.extend_from_slice(self.id.as_bytes());
+        self.head.extend_from_slice(b"\r\n");
+        self.head.extend_from_slice(&from.fields);
+        self.peer = from.peer;
+    }
+
+    pub fn method_name(&self) -> &[u8] {
+        &self.head[..self.method_end]
+    }
+
+    /// It can't be taken, and what stands here is of the one before it.
+    pub fn forget(&mut self) {
+        self.head.clear();
+        self.head.push(b' ');
+        self.host.clear();
+        (self.method_end, self.path_end, self.target_end) = (0, 1, 1);
+        self.keep_alive = false;
+    }
+
+    /// Without the query.
+    pub fn path(&self) -> &[u8] {
+        &self.head[self.method_end + 1..self.path_end]
+    }
+
+    pub fn target(&self) -> &[u8] {
+        &self.head[self.method_end + 1..self.target_end]
+    }
+
+    /// What it is shared out by; `None`: it has no such thing.
+    pub fn key(&self, by: &HashKey) -> Option<u64> {
+        Some(match by {
+            HashKey::ClientIp => self.peer,
+            HashKey::Path => hash(self.path()),
+            HashKey::Header(name) => hash(self.value(name)?),
+            HashKey::Cookie(name) => hash(self.cookie(name)?),
+        })
+    }
+
+    /// The value of a cookie.
+    pub fn cookie(&self, name: &str) -> Option<&[u8]> {
+        let all = lines(&self.head).filter(|(it, _)| it.eq_ignore_ascii_case(b"cookie"));
+        let mut pairs = all.flat_map(|(_, value)| value.split(|byte| *byte == b';'));
+        pairs.find_map(|pair| {
+            let pair = pair.trim_ascii();
+            pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+        })
+    }
+
+    /// The first field of that name, given in small letters.
+    pub fn value(&self, name: &str) -> Option<&[u8]> {
+        value(&self.head, name)
+    }
+}
+
+/// The first field of that name in a canonical head.
+pub fn value<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
+    lines(head).find(|(it, _)| it.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+}
+
+/// The fields of a canonical head.
+pub fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
+    let mut rest = &head[first..];
+    std::iter::from_fn(move || {
+        let end = memchr::memchr(b'\n', rest)?;
+        let line = &rest[..end.saturating_sub(1)];
+        rest = &rest[end + 1..];
+        let colon = memchr::memchr(b':', line)?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii_start()))
+    })
+}
+
+fn is_nominated(fields: &[Header<'_>], kinds: &[Kind], name: &str) -> bool {
+    let connections = fields.iter().zip(kinds).filter(|(_, kind)| **kind == Kind::Connection);
+    connections
+        .flat_map(|(field, _)| tokens(field.value))
+        .any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// What is said to a request line that ends with no version that is spoken here: nothing, before all
+/// of it is there.
+fn other_version(input: &[u8]) -> Result<Option<usize>, Refusal> {
+    let line = input.strip_prefix(b"\r\n").unwrap_or(input);
+    let Some(end) = memchr::memchr(b'\n', line) else { return Ok(None) };
+    let mut words = line[..end].strip_suffix(b"\r").unwrap_or_default().split(|byte| *byte == b' ');
+    let version = words.nth(2).and_then(|it| it.strip_prefix(b"HTTP/"));
+    match (version, words.next()) {
+        (Some([b'0'..=b'9', b'.', b'0'..=b'9']), None) => refuse(505, "not HTTP/1.0 or HTTP/1.1"),
+        _ => refuse(400, "the head is malformed"),
+    }
+}
+
+/// Whether it is a protocol over which no instance may be talked to by an upgrade: HTTP/2 in the clear
+/// would carry requests that nobody judges.
+fn is_http(protocol: &[u8]) -> bool {
+    let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+    [&b"h2c"[..], b"h2", b"http"].iter().any(|it| name.eq_ignore_ascii_case(it))
+}
+
+/// The elements of a list.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// A length: digits and nothing else. With a zero before them it is octal to some.
+pub fn number(value: &[u8]) -> Result<u64, Refusal> {
+    let digits = value.iter().all(u8::is_ascii_digit) && !matches!(value, [b'0', _, ..]);
+    let text = std::str::from_utf8(value).ok().filter(|_| digits);
+    match text.and_then(|text| text.parse().ok()) {
+        Some(length) => Ok(length),
+        None => refuse(400, "a Content-Length that is no number"),
+    }
+}
+
+/// Who is asked, where the target says it, and the target in origin form.
+fn split_target<'t>(method: &str, target: &'t str) -> Result<(Option<&'t str>, &'t str), Refusal> {
+    if !target.bytes().all(|byte| matches!(byte, b'!'..=b'~') && byte != b'#') {
+        return refuse(400, "a character in the target that must be encoded");
+    }
+    match method {
+        "CONNECT" => return refuse(501, "this is no forward proxy"),
+        // It would show fields that the gateway and those before it have added.
+        "TRACE" => return refuse(405, "TRACE is not served"),
+        "OPTIONS" if target == "*" => return Ok((None, target)),
+        _ => {}
+    }
+    if target.starts_with('/') {
+        return Ok((None, target));
+    }
+    let Some((scheme, rest)) = target.split_once("://") else {
+        return refuse(400, "a target that is no path");
+    };
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return refuse(400, "a target of another scheme");
+    }
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    if authority.is_empty() || path.starts_with('?') {
+        return refuse(400, "a target without host or path");
+    }
+    let nothing = if method == "OPTIONS" { "*" } else { "/" };
+    Ok((Some(authority), if path.is_empty() { nothing } else { path }))
+}
+
+/// The name in `NAME[:PORT]`; `None`: it is none.
+pub fn host_name(host: &[u8]) -> Option<&[u8]> {
+    let name_end = match host {
+        [b'[', ..] => memchr::memchr(b']', host)? + 1,
+        _ => memchr::memchr(b':', host).unwrap_or(host.len()),
+    };
+    let (name, port) = host.split_at(name_end);
+    let inner = name.strip_prefix(b"[").and_then(|it| it.strip_suffix(b"]"));
+    let fits = match inner {
+        Some(inner) => {
+            !inner.is_empty()
+                && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
+        }
+        None => name
+            .iter()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')),
+    };
+    let port_fits = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    (fits && port_fits).then_some(name)
+}
+
+/// Whether a segment of the path is `.` or `..`, encoded or not: a route would be chosen by another
+/// path than the instance serves. Some take an encoded slash for one before they look for dots, and
+/// some cut off what follows a semicolon.
+pub fn has_dots(path: &[u8]) -> bool {
+    let mut suspicious = memchr::memchr2_iter(b'.', b'%', path);
+    if !suspicious.any(|at| {
+        let before = at.checked_sub(1).map(|before| path[before]);
+        path[at] == b'%' || matches!(before, None | Some(b'/' | b'\\'))
+    }) {
+        return false;
+    }
+    let mut dots = Some(0_u32);
+    let mut rest = path;
+    loop {
+        let (byte, after) = match rest {
+            [] => return matches!(dots, Some(1 | 2)),
+            [b'%', high, low, after @ ..] => match [*high, low.to_ascii_lowercase()] {
+                [b'2', b'e'] => (b'.', after),
+                [b'2', b'f'] | [b'5', b'c'] => (b'/', after),
+                [b'3', b'b'] => (b';', after),
+                _ => (b'%', after),
+            },
+            [byte, after @ ..] => (*byte, after),
+        };
+        rest = after;
+        match (byte, dots) {
+            (b'/' | b'\\' | b';', Some(1 | 2)) => return true,
+            (b'/' | b'\\', _) => dots = Some(0),
+            (b'.', Some(before)) => dots = Some(before + 1),
+            (_, _) => dots = None,
+        }
+    }
+}
+
+impl From {
+    /// What is said of a client at that address.
+    pub fn of(peer: SocketAddr, tls: bool) -> From {
+        let (ip, proto) = (peer.ip().to_canonical(), if tls { "https" } else { "http" });
+        let node = match ip {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("\"[{ip}]\""),
+        };
+        let fields = format!(
+            "X-Forwarded-For: {ip}\r\nX-Forwarded-Proto: {proto}\r\n\
+             Forwarded: for={node};proto={proto}\r\nVia: 1.1 everhold\r\n"
+        );
+        From { fields: fields.into_bytes(), peer: hash(ip.to_string().as_bytes()), ip, tls }
+    }
+}

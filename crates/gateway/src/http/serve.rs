@@ -1,0 +1,415 @@
+//! A client's connection in HTTP/1: one request after the other.
+
+use super::Open;
+use super::backend::{Active, Backend, Conn};
+use super::exchange::{Carried, Client, Failure, answer, ask, carry};
+use super::id::Short;
+use super::io::Io;
+use super::ledger::{Record, Try};
+use super::live::Live;
+use super::request::{From, Refusal};
+use super::streams::{self, Begun};
+use super::tunnel;
+use super::world::{Picked, Route, Seat, World};
+use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
+use everhold_core::spec::RETRIES_MAX;
+use std::future::poll_fn;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// What each connection of HTTP/2 begins with.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// A connection on which nothing is asked is closed after this, as nginx does.
+const IDLE: Duration = Duration::from_secs(75);
+/// A head has to be whole within this of its first byte.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+/// A body that does not move for so long is given up.
+const STALLED: Duration = Duration::from_secs(60);
+/// One attempt to connect: see `Limits::connect_max`.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// What the gateway says itself is taken within this.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// What a client still sends after it was told that nobody reads it.
+const LINGER_FOR: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 256 << 10;
+
+/// Serves a client until it or the gateway wants no more.
+pub async fn serve(
+    io: Io,
+    peer: SocketAddr,
+    (listener, open): (Arc<str>, &Open),
+    world: Rc<World>,
+) {
+    let from = From::of(peer, matches!(io, Io::Tls(_)));
+    let mut client = Client::new(io);
+    let mut seat = world.seat(&listener, &open.0);
+    if !matches!(client.io, Io::Tls(_)) && speaks_http2(&mut client).await {
+        let Client { io, buf, .. } = client;
+        return streams::serve(Begun { io, buf }, peer, (listener, open), world).await;
+    }
+    loop {
+        match next(&mut client, &from, &world).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(refusal) => {
+                turn_away(&mut client, &seat, &world, &from, refusal).await;
+                return linger(&mut client).await;
+            }
+        }
+        match exchange(&mut client, &mut seat, &world, &from).await {
+            After::Next => {}
+            After::Close => return linger(&mut client).await,
+            After::Drop => return,
+            After::Tunnel(conn, live) => return tunnel::run(client, conn, &live).await,
+        }
+    }
+}
+
+/// Whether a connection begins as one of HTTP/2 that was agreed on beforehand.
+async fn speaks_http2(client: &mut Client) -> bool {
+    let Client { io, buf, timer, .. } = client;
+    let until = Instant::now() + IDLE;
+    poll_fn(|cx| {
+        loop {
+            let seen = buf.data();
+            let common = seen.len().min(PREFACE.len());
+            if seen[..common] != PREFACE[..common] {
+                return Poll::Ready(false);
+            }
+            if common == PREFACE.len() {
+                return Poll::Ready(true);
+            }
+            match io.poll_read(cx, buf) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return timer.poll(cx, until).map(|()| false),
+            }
+        }
+    })
+    .await
+}
+
+/// What becomes of the client's connection.
+pub enum After {
+    Next,
+    /// It was told so.
+    Close,
+    /// It can't be told anything.
+    Drop,
+    Tunnel(Conn, Arc<Live>),
+}
+
+/// Answers by itself; what becomes of the connection.
+pub async fn refuse(client: &mut Client, status: u16, why: &str) -> After {
+    match answer(client, status, why, Instant::now() + ANSWER_WITHIN).await {
+        true if client.request.keep_alive => After::Next,
+        true => After::Close,
+        false => After::Drop,
+    }
+}
+
+/// What can't be taken as a request is told of, too.
+pub async fn turn_away(
+    client: &mut Client,
+    seat: &Seat,
+    world: &World,
+    from: &From,
+    refusal: Refusal,
+) -> After {
+    let begun = Instant::now();
+    client.request.forget();
+    client.request.id = world.ids.borrow_mut().request();
+    client.trail.begin(&world.nothing);
+    client.trail.outcome = refusal.why;
+    let after = refuse(client, refusal.status, refusal.why).await;
+    world.ledger.write(client.record(seat, world, from, begun));
+    after
+}
+
+/// One request: where it goes, what comes of it, and a record of that.
+pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from: &From) -> After {
+    let begun = Instant::now();
+    client.trail.begin(&world.nothing);
+    client.response.status = 0;
+    // To close while nothing is asked would meet the next request on its way; so it is answered, and
+    // told that it was the last.
+    client.request.keep_alive &= !world.is_leaving();
+    let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
+        _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) => along(client, &route, world, begun).await,
+        Some(None) => refuse(client, 404, "no route leads there").await,
+        None => {
+            client.request.keep_alive = false;
+            refuse(client, 503, "this listener is closing").await
+        }
+    };
+    seat.counters.bytes_in.fetch_add(client.up.bytes, Ordering::Relaxed);
+    seat.counters.bytes_out.fetch_add(client.down.bytes, Ordering::Relaxed);
+    world.ledger.write(client.record(seat, world, from, begun));
+    after
+}
+
+/// Tries instance after instance.
+async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant) -> After {
+    let service = &route.service;
+    client.trail.route = route.name.clone();
+    client.trail.service = service.name.clone();
+    let deadline = begun + route.timeout;
+    let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
+    service.budget.borrow_mut().request(world.ms(begun));
+    let mut tried = [usize::MAX; RETRIES_MAX as usize + 1];
+    let mut anew = false;
+    let mut last = (503, "no instance is there");
+    for index in 0..tried.len() {
+        let now = if index == 0 { begun } else { Instant::now() };
+        let now_ms = world.ms(now);
+        let picked = service.pick(world, &client.request, &tried[..index], now_ms);
+        let Some(Picked { index: chosen, set_cookie, why }) = picked else {
+            return unserved(client, last).await;
+        };
+        tried[index] = chosen;
+        let backend = &service.backends[chosen];
+        let until = per_try.map_or(deadline, |per_try| deadline.min(now + per_try));
+        let result = one_try(client, backend, anew, (now, until)).await;
+        let ended = Instant::now();
+        client.trail.tried(Try {
+            backend: backend.name.clone(),
+            why,
+            after_us: (now - begun).as_micros() as u64,
+            took_us: (ended - now).as_micros() as u64,
+            ok: result.is_ok(),
+            outcome: result.as_ref().err().map_or("answered", |it| it.failure.word()),
+        });
+        let failed = match result {
+            Ok(mut conn) => {
+                // What it can't do says something of it; what the client did wrong doesn't.
+                match client.response.status {
+                    500.. => alarm(world, backend.live.fail(true)),
+                    _ => backend.live.succeed(),
+                }
+                backend.took(ended - now, world.ms(ended));
+                if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
+                    client.response.head.extend_from_slice(field.as_bytes());
+                }
+                let _active = Active::new(&backend.live);
+                return match carry(client, &mut conn, STALLED).await {
+                    Carried::Whole { reusable } => {
+                        if reusable {
+                            backend.keep(conn, Instant::now());
+                        }
+                        match client.request.keep_alive {
+                            true => After::Next,
+                            false => After::Close,
+                        }
+                    }
+                    Carried::Upgraded => After::Tunnel(conn, backend.live.clone()),
+                    Carried::Cut => {
+                        client.trail.outcome = "cut";
+                        After::Drop
+                    }
+                };
+            }
+            Err(failed) => failed,
+        };
+        let sent;
+        (sent, last) = match failed.failure {
+            Failure::Client { malformed: Some(why) } => {
+                client.request.keep_alive = false;
+                return refuse(client, 400, why).await;
+            }
+            Failure::Slow => {
+                client.request.keep_alive = false;
+                return refuse(client, 408, "the body took too long").await;
+            }
+            Failure::Client { malformed: None } => {
+                client.response.status = 0;
+                client.trail.outcome = "client gone";
+                return After::Drop;
+            }
+            Failure::Connect(_) => (Sent::Nothing, (502, "the instance can't be reached")),
+            Failure::Refused { .. } => (Sent::Nothing, (503, "the instance takes no more")),
+            Failure::Broken(_) => (Sent::Request, (502, "the instance broke off")),
+            Failure::Bad(_) => (Sent::Response, (502, "the instance's answer is none")),
+            Failure::Timeout => (Sent::Request, (504, "the instance does not answer in time")),
+        };
+        // An idle connection that was closed says nothing of the instance, which has seen nothing: it
+        // may be asked again, over a new one.
+        if failed.stale {
+            (tried[index], anew) = (usize::MAX, true);
+        } else {
+            // That this process may open no more files says nothing of the instance.
+            if !failed.failure.is_ours() {
+                alarm(world, backend.live.fail(sent != Sent::Nothing));
+            }
+        }
+        let left = deadline.saturating_duration_since(ended).as_millis() as u64;
+        let method = String::from_utf8_lossy(client.request.method_name());
+        let failed = Failed {
+            method: &method,
+            sent,
+            body: client.body(),
+            tries: index as u32 + 1,
+            retries: service.spec.retries,
+            remaining_ms: left,
+        };
+        let verdict = may_retry(&failed, &mut service.budget.borrow_mut(), world.ms(ended));
+        if let Verdict::No(why) = verdict {
+            drop(method);
+            client.trail.outcome = not_again(why);
+            return unserved(client, last).await;
+        }
+    }
+    unserved(client, last).await
+}
+
+/// Why there was no further try, as `explain` says it.
+fn not_again(why: Why) -> &'static str {
+    match why {
+        Why::Answered => "not tried again: an answer had begun",
+        Why::BodyGone => "not tried again: its body was gone",
+        Why::Method => "not tried again: the method may not be repeated",
+        Why::Tries => "not tried again: so many tries were all",
+        Why::Deadline => "not tried again: no time was left",
+        Why::Budget => "not tried again: no retries were left in the budget",
+    }
+}
+
+impl Client {
+    fn record(&mut self, seat: &Seat, world: &World, from: &From, begun: Instant) -> Record {
+        let Client { request, response, up, down, trail, .. } = self;
+        Record {
+            at_ms: world.unix_ms(begun),
+            id: request.id,
+            peer: from.ip,
+            listener: seat.name.clone(),
+            method: request.method,
+            host: Short::of(request.host.as_bytes()),
+            path: Short::of(request.path()),
+            route: trail.route.clone(),
+            service: trail.service.clone(),
+            tries: std::mem::take(&mut trail.tries),
+            status: response.status,
+            bytes_in: up.bytes,
+            bytes_out: down.bytes,
+            took_us: begun.elapsed().as_micros() as u64,
+            outcome: trail.outcome,
+        }
+    }
+}
+
+/// Nobody answers the client but the gateway.
+async fn unserved(client: &mut Client, (status, why): (u16, &str)) -> After {
+    // What of the body was read is gone, what wasn't is still to come.
+    client.request.keep_alive &= client.body() == Body::None;
+    refuse(client, status, why).await
+}
+
+fn alarm(world: &World, is_due: bool) {
+    if is_due {
+        world.shared.alarm.notify_one();
+    }
+}
+
+/// A try that came to nothing.
+struct NoAnswer {
+    failure: Failure,
+    /// Over a connection that had been idle and broke without a word, or takes no more.
+    stale: bool,
+}
+
+/// Sends the request to one instance; what comes back is the connection on which it answers.
+async fn one_try(
+    client: &mut Client,
+    backend: &Backend,
+    anew: bool,
+    (now, until): (Instant, Instant),
+) -> Result<Conn, NoAnswer> {
+    let _active = Active::new(&backend.live);
+    let must_be_fresh = !client.request.method.is_idempotent();
+    let mut conn = match backend.reuse(now, must_be_fresh, anew) {
+        Some(conn) => conn,
+        None => {
+            let connected = timeout_at(until.min(now + CONNECT_WITHIN), backend.connect()).await;
+            let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
+            let failed = |error| NoAnswer { failure: Failure::Connect(error), stale: false };
+            connected.map_err(failed)?
+        }
+    };
+    match ask(client, &mut conn, until).await {
+        Ok(()) => Ok(conn),
+        Err(failure) => {
+            let stale = match failure {
+                Failure::Broken(_) => conn.reused,
+                // It goes on over another one.
+                Failure::Refused { leaving } => leaving,
+                Failure::Connect(_)
+                | Failure::Bad(_)
+                | Failure::Timeout
+                | Failure::Client { .. }
+                | Failure::Slow => false,
+            };
+            Err(NoAnswer { failure, stale })
+        }
+    }
+}
+
+/// The next request; `false`: the client has no more.
+async fn next(client: &mut Client, from: &From, world: &World) -> Result<bool, Refusal> {
+    let mut until = None;
+    let Client { io, buf, request, up, timer, .. } = client;
+    loop {
+        if !buf.is_empty() {
+            let read = request.read(buf.data(), from, &mut world.ids.borrow_mut())?;
+            if let Some(length) = read {
+                buf.consume(length);
+                // Whoever answers before the body is read knows by this that it isn't.
+                up.begin(request.framing, false);
+                return Ok(true);
+            }
+            if buf.is_full() {
+                return Err(Refusal { status: 431, why: "the head is too long" });
+            }
+            until.get_or_insert_with(|| Instant::now() + HEAD_WITHIN);
+        }
+        let deadline = until.unwrap_or_else(|| Instant::now() + IDLE);
+        let read = poll_fn(|cx| match io.poll_read(cx, buf) {
+            Poll::Ready(read) => Poll::Ready(Some(read)),
+            Poll::Pending => timer.poll(cx, deadline).map(|()| None),
+        });
+        match read.await {
+            Some(Ok(0)) | Some(Err(_)) => return Ok(false),
+            Some(Ok(_)) => {}
+            None if until.is_some() => {
+                return Err(Refusal { status: 408, why: "the head took too long" });
+            }
+            None => return Ok(false),
+        }
+    }
+}
+
+/// Lets the client read what it was told before the connection is reset for what it still sends.
+async fn linger(client: &mut Client) {
+    let Client { io, buf, timer, .. } = client;
+    let until = Instant::now() + LINGER_FOR;
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        if io.poll_shutdown(cx).is_pending() {
+            return timer.poll(cx, until);
+        }
+        loop {
+            buf.consume(buf.data().len());
+            match io.poll_read(cx, buf) {
+                Poll::Ready(Ok(count)) if count > 0 && count <= left => left -= count,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return timer.poll(cx, until),
+            }
+        }
+    })
+    .await;
+}

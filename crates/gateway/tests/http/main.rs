@@ -1,0 +1,23 @@
+//! HTTP over real sockets: raw bytes from clients through a gateway to instances that record what
+//! they get.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod bodies;
+mod curl;
+mod fields;
+mod fixture;
+mod framing;
+mod gone;
+mod keep;
+mod leave;
+mod links;
+mod loads;
+mod log;
+mod pairs;
+mod pressure;
+mod responses;
+mod retries;
+mod second;
+mod upgrade;
+mod zones;
