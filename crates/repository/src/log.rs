@@ -16,7 +16,7 @@ pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, m
 
 use crate::backup::{Watch, announced};
 use crate::{Put, Repository, RepositoryError, Sealed};
-use coverage::{doubled, gathered, gatherings, plan, unneeded};
+use coverage::{doubled, gathered, gatherings, is_unbroken, plan, unneeded};
 use everhold_core::backup::keep;
 use everhold_core::ids::{Epoch, Lsn, Tli};
 use everhold_core::term::{Branch, line_to};
@@ -29,7 +29,8 @@ use std::path::{Path, PathBuf};
 
 /// Pieces read at once: 64 MB in memory at most.
 const READ_AHEAD: usize = 4;
-/// How often pieces that went while they were read are looked for anew, gathered in larger ones.
+/// How often pieces that went while they were listed or read are looked for anew, gathered in larger
+/// ones.
 const ANEW_MAX: u32 = 3;
 /// Pieces that are dropped between two looks whether a backup is under way.
 const DROPPED_AT_ONCE: usize = 64;
@@ -101,7 +102,21 @@ impl<'r> Log<'r> {
     }
 
     /// The pieces that at least `copies` places have, in order of branch and place.
+    ///
+    /// While a place is listed, pieces may go that were gathered in one it had passed by then: where a
+    /// hole is seen it is listed anew.
     pub fn pieces(&self, copies: usize) -> Result<Vec<Piece>, RepositoryError> {
+        let mut pieces = self.listed(copies)?;
+        for _ in 0..ANEW_MAX {
+            if is_unbroken(&pieces) {
+                break;
+            }
+            pieces = self.listed(copies)?;
+        }
+        Ok(pieces)
+    }
+
+    fn listed(&self, copies: usize) -> Result<Vec<Piece>, RepositoryError> {
         let listed = self.repository.list(&self.prefix)?;
         let enough = listed.into_iter().filter(|(_, has)| *has >= copies);
         Ok(enough.filter_map(|(name, _)| Piece::parse(name.strip_prefix(&self.prefix)?)).collect())

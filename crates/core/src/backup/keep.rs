@@ -89,8 +89,9 @@ pub struct Run {
     pub goes_on: bool,
 }
 
-/// Whether it is time to forget: a day after the last time, and after each full backup; sooner while
-/// the places are `uneven`, since each run also makes them level.
+/// Whether it is time to forget: a day after the last time, and after each full backup, which may be
+/// what the last run waited for; sooner while the places are `uneven`, since each run also makes them
+/// level.
 pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, uneven: bool, now_s: u64) -> bool {
     let Some(Run { at_s, whole, goes_on }) = last else { return true };
     // One of the future was a wrong clock's.
@@ -101,8 +102,7 @@ pub fn is_due(last: Option<Run>, newest_full_s: Option<u64>, uneven: bool, now_s
         (true, true) => UNEVEN_S,
         (true, false) => DAY_S,
     };
-    now_s >= at_s + wait
-        || (whole && newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full)))
+    now_s >= at_s + wait || newest_full_s.is_some_and(|full| (at_s..=now_s).contains(&full))
 }
 
 /// Why each backup is kept; without a reason it may go.
@@ -338,7 +338,8 @@ mod tests {
             (run(86_400, true),     None,             true),
             (run(60, true),         Some(NOW - 61),   false),
             (run(60, true),         Some(NOW - 30),   true),
-            (run(599, false),       Some(NOW - 30),   false),
+            (run(599, false),       Some(NOW - 600),  false),
+            (run(599, false),       Some(NOW - 30),   true),
             (run(600, false),       None,             true),
             // Clocks that ran ahead.
             (run(-900_000, true),   None,             false),

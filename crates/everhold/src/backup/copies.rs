@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 /// Between two looks whether there is something new.
 const LOOK: Duration = Duration::from_secs(5);
-/// After a try that failed, or that not all places took part in.
+/// After a try that failed, or that not all places took part in, if there is nothing newer.
 const AGAIN: Duration = Duration::from_secs(60);
 /// What fails for longer is shown.
 const SHOWN_S: u64 = 120;
@@ -54,7 +54,7 @@ struct Seen {
 /// Tends the copies for as long as this node coordinates.
 pub async fn tend(cluster: &Cluster) {
     let mut done = Seen::default();
-    let mut failed: Option<Instant> = None;
+    let mut failed: Option<(Seen, Instant)> = None;
     let mut told: Option<Copied> = None;
     loop {
         tokio::time::sleep(LOOK).await;
@@ -66,20 +66,25 @@ pub async fn tend(cluster: &Cluster) {
         let newest = word.backups.iter();
         let newest = newest.filter_map(|(name, it)| Some((name.clone(), it.newest.clone()?)));
         let seen = Seen { spec: text, backups: newest.collect() };
-        if (seen == done && failed.is_none()) || failed.is_some_and(|at| at.elapsed() < AGAIN) {
+        let waits = match &failed {
+            None => seen == done,
+            // A backup since then means that there are places now.
+            Some((tried, at)) => *tried == seen && at.elapsed() < AGAIN,
+        };
+        if waits {
             continue;
         }
         let before = told.take().or(word.copied).unwrap_or_default();
         let (copied, error) = match copy(cluster, spec, &seen, &done).await {
             Ok((spec_s, store_s, error)) => {
-                done = seen;
+                done = seen.clone();
                 let store_s = store_s.or(before.store_s);
                 (Copied { spec_s: Some(spec_s), store_s, ..Copied::default() }, error)
             }
             Err(error) => (Copied { error: None, ..before.clone() }, Some(error)),
         };
         let now_s = clock::unix_s();
-        failed = error.is_some().then(Instant::now);
+        failed = error.is_some().then(|| (seen, Instant::now()));
         let failing_s = error.is_some().then(|| before.failing_s.unwrap_or(now_s));
         let long = failing_s.is_some_and(|since| now_s >= since + SHOWN_S);
         let error = error.filter(|_| long).map(|error| format!("{error:#}"));
@@ -198,7 +203,7 @@ impl Copied {
     pub fn shown(&self) -> Value {
         json!({
             "spec_at": self.spec_s.map(time), "store_at": self.store_s.map(time),
-            "error": self.error,
+            "failing_since": self.failing_s.map(time), "error": self.error,
         })
     }
 

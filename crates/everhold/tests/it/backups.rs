@@ -215,6 +215,7 @@ fn a_database_is_backed_up_and_comes_back() {
     assert_eq!(look(&stack, &stack.dir().join("latest"), &[], points), "1 2");
     assert_eq!(look(&stack, &stack.dir().join("then"), &["--time", &between], points), "1");
     // By what the repository has of the spec, as where the machines are gone.
+    stack.wait("a copy of the spec", |status| status["copies"]["spec_at"].is_string());
     let place = format!("file://{}", vault(&stack).display());
     let key = stack.dir().join("vault.key").display().to_string();
     let record = stack.dir().join("record.json");

@@ -75,11 +75,6 @@ fn what_nothing_needs_goes_by_itself_and_the_rest_stays() {
     let (mut stack, repository) = start();
     let first = ids(&stack)[0].clone();
     let begin = log_start(&repository);
-    // A run that meets a backup under way comes again only after ten minutes.
-    stack.wait("a run of its own", |status| {
-        let forgotten = &status["services"]["main"]["backup"]["forgotten"];
-        forgotten["waiting_for"].as_array().is_some_and(Vec::is_empty)
-    });
     let second = another(&mut stack);
     let third = another(&mut stack);
     // After the full backup, without being asked.

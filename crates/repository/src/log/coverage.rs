@@ -84,6 +84,21 @@ pub fn coverage(pieces: &[Piece], line: &[Branch]) -> Vec<Range<Lsn>> {
     joined(parts(pieces, line).into_iter().map(|(_, part)| part))
 }
 
+/// Whether no branch has a hole, of pieces in order.
+pub fn is_unbroken(pieces: &[Piece]) -> bool {
+    let mut end: Option<(BranchId, Lsn)> = None;
+    pieces.iter().all(|piece| match end {
+        Some((branch, at)) if branch == piece.branch => {
+            end = Some((branch, at.max(piece.end)));
+            piece.start <= at
+        }
+        _ => {
+            end = Some((piece.branch, piece.end));
+            true
+        }
+    })
+}
+
 /// Adds a range to such ranges.
 pub fn cover(covered: &mut Vec<Range<Lsn>>, range: Range<Lsn>) {
     covered.push(range);

@@ -244,3 +244,24 @@ fn what_is_dropped_takes_its_line_along() {
     );
     assert_eq!(log.newest_line().expect("a line"), Some((2, line())));
 }
+
+#[test]
+fn who_lists_while_pieces_are_gathered_sees_no_hole() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = repository(dir.path());
+    let log = Log::new(&repository, "main", SYSID);
+    let branch = &line()[0];
+    // More than one read of a directory gives.
+    for at in 0..1_200 {
+        put(&log, branch, at * 8..at * 8 + 8, 1);
+    }
+    let whole = Lsn(0)..Lsn(1_200 * 8);
+    std::thread::scope(|scope| {
+        let gathering = scope.spawn(|| log.compact().expect("gathered"));
+        while !gathering.is_finished() {
+            let seen = coverage(&log.pieces(1).expect("listed"), &line()[..1]);
+            assert_eq!(seen, [whole.clone()], "a hole that is none");
+        }
+    });
+    assert!(log.pieces(2).expect("listed").len() < 200);
+}
