@@ -19,7 +19,7 @@ up: build
 
 # Everything but the long suites. The stacks of the end-to-end tests run one at a time by themselves.
 test: setup
-	@scripts/setup haproxy promtool:prometheus curl
+	@scripts/setup haproxy promtool:prometheus curl chromium etcdctl:etcd-client
 	@scripts/setup-s3
 	cargo test --workspace --bins --lib --tests
 	cargo test --workspace --doc

@@ -58,6 +58,12 @@ impl RouteTable {
         RouteTable { revision, http, ..self }
     }
 
+    /// Where its listeners are.
+    pub fn binds(&self) -> impl Iterator<Item = SocketAddr> {
+        let http = self.http.listeners.values().map(|it| it.bind);
+        self.listeners.values().map(|it| it.bind).chain(http)
+    }
+
     /// The table with what `other`, of the same gateway, knows of later epochs.
     pub fn at_least(mut self, other: &RouteTable) -> RouteTable {
         let mut later = false;

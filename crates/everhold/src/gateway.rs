@@ -5,7 +5,6 @@
 mod draining;
 mod handover;
 
-use crate::agent;
 use crate::facts::{Word, facts};
 use crate::layout::Layout;
 use crate::link::{self, Hold, Report, Tls};
@@ -13,6 +12,7 @@ use crate::links::Links;
 use crate::machine;
 use crate::names::Names;
 use crate::node_file::NodeFile;
+use crate::own_socket::OwnSocket;
 use crate::spec::record;
 use crate::{clock, disk, keeper, log, plain, requests, secrets, spec_store, web};
 use anyhow::Context;
@@ -40,6 +40,8 @@ use tokio::task::JoinSet;
 
 /// Facts grow old without a message, so the table is made anew this often.
 const REMAKE: Duration = Duration::from_millis(500);
+/// Between two tries to open the access log.
+const LOG_AGAIN: Duration = Duration::from_secs(5);
 /// Listeners are opened without the addresses that had no answer by then.
 const NAMES_WITHIN: Duration = Duration::from_secs(2);
 /// A gateway that is gone leaves the list of gateways after this.
@@ -54,6 +56,9 @@ const WARM_UP_LOOK: Duration = Duration::from_millis(20);
 /// What has not ended by then is cut off. Pools replace their connections within half an hour, long
 /// jobs mostly end; it bounds for how long an old program carries traffic.
 const DRAIN_MAX: Duration = Duration::from_secs(3600);
+/// Who drains and hears no agent for so long would not learn of a new leader either: newer agents may
+/// speak what an old program doesn't understand.
+const DEAF_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at what has not ended.
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
@@ -87,17 +92,22 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let kept = dir.join("table.json");
     let spec = find_spec(&node.cluster, &store, &copy).await?;
     let on = plain::gateway::node_of(&node.name, &spec).context("E221 the spec has no node")?;
-    let address = agent::resolve(&on.address.to_string(), on.gateway_port())?;
+    let (address, port) = (on.address.with_port(on.gateway_port()), on.gateway_port());
     let mut taken = handover::take(dir).await;
     let (sockets, last) = match &mut taken {
         Some(taken) => (std::mem::take(&mut taken.sockets), taken.table.take()),
         None => (Vec::new(), None),
     };
-    let is_port = |it: &TcpListener| it.local_addr().is_ok_and(|at| at == address);
-    let (mut ports, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(is_port);
     let last = last.or_else(|| last_table(&kept));
+    let routed = |at: &SocketAddr| last.as_ref().is_some_and(|last| last.binds().any(|it| it == *at));
+    let is_port =
+        |it: &TcpListener| it.local_addr().is_ok_and(|at| at.port() == port && !routed(&at));
+    let (mut ports, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(is_port);
     let table = route::build(&spec.listeners, &BTreeMap::new(), last.as_ref());
     let names = Names::default();
+    for (host, address) in last.iter().flat_map(|last| web::known(&spec, last)) {
+        names.seed(host, address);
+    }
     look_up(&spec, &names);
     web_table(&spec, &web::Told::new(), &node.name, &names);
     names.settle(NAMES_WITHIN).await;
@@ -118,6 +128,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let keeps = move || keeps.load(Ordering::Relaxed);
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy.clone(), keeps);
     let (tables, to_keep) = watch::channel(table.clone());
+    let (logs, wants_log) = watch::channel(spec.gateway.access_log);
     let trouble = plain::gateway::Trouble::default();
     let mut router = Router {
         me: node.name.clone(),
@@ -130,22 +141,33 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         words: BTreeMap::new(),
         told: web::Told::new(),
         names,
-        log: dir.join("access.log"),
+        logs,
+        open: false,
+        heard: Instant::now(),
         trouble: trouble.clone(),
         hear,
         new_spec,
         remake: tokio::time::interval(REMAKE),
     };
+    // Before it serves: who serves and can't be found could not be succeeded.
+    let door = handover::bind(dir);
     match taken {
-        None => gateway.accept().context("E223 open the listeners")?,
+        None => {
+            gateway.set_table(to_keep.borrow().clone()).context("E223 open the listeners")?;
+            gateway.accept().context("E223 open the listeners")?;
+        }
         Some(taken) => {
             router.take_over(taken).await.context("E223 take over the listeners")?;
             in_charge.store(true, Ordering::Relaxed);
-            if let Err(error) = disk::write_whole(&copy, &record::to_json(&router.spec)?) {
-                tracing::warn!(%error, "cannot keep a copy of the spec");
-            }
+            let text = record::to_json(&router.spec)?;
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = disk::write_whole(&copy, &text) {
+                    tracing::warn!(%error, "cannot keep a copy of the spec");
+                }
+            });
         }
     }
+    let door = door.and_then(OwnSocket::open);
 
     let desk = plain::gateway::Desk {
         node: node.clone(),
@@ -158,10 +180,18 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         tracing::warn!(%error, path = %asked.display(), "`explain request` will know of nothing");
     }
     let mut duties = JoinSet::new();
-    duties.spawn(tell_presence(node, dir.to_path_buf(), store, gateway.clone(), trouble));
+    duties.spawn(tell_presence(
+        node,
+        dir.to_path_buf(),
+        store,
+        gateway.clone(),
+        trouble.clone(),
+    ));
     duties.spawn(keep_tables(kept, to_keep.clone()));
+    // It writes down its last request, too.
+    tokio::spawn(write_down(gateway.clone(), dir.join("access.log"), wants_log, trouble));
     let desk = handover::Desk { gateway, tables: to_keep, port };
-    let mark = match handover::wait(dir, desk) {
+    let mark = match door.and_then(|door| handover::wait(door, dir, desk)) {
         Ok(mut over) => loop {
             tokio::select! {
                 Ok(mark) = &mut over => break mark,
@@ -177,7 +207,8 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     };
     in_charge.store(false, Ordering::Relaxed);
     duties.shutdown().await;
-    draining::bound(dir);
+    let here = dir.to_path_buf();
+    tokio::task::spawn_blocking(move || draining::bound(&here));
     router.drain(mark).await;
     Ok(())
 }
@@ -236,8 +267,12 @@ struct Router {
     words: BTreeMap<String, BTreeMap<String, (Arc<Status>, u64)>>,
     told: web::Told,
     names: Names,
-    /// Where requests are written down, if they are to be.
-    log: PathBuf,
+    /// Whether requests are to be written down.
+    logs: watch::Sender<bool>,
+    /// All listeners of the table are.
+    open: bool,
+    /// An agent, the last time.
+    heard: Instant,
     trouble: plain::gateway::Trouble,
     hear: mpsc::Receiver<(String, Arc<Report>)>,
     new_spec: mpsc::Receiver<Spec>,
@@ -249,6 +284,7 @@ impl Router {
     async fn step(&mut self) {
         tokio::select! {
             Some((node, report)) = self.hear.recv() => {
+                self.heard = Instant::now();
                 let mut news = false;
                 for (service, status) in &report.services {
                     let words = self.words.entry(service.clone()).or_default();
@@ -273,20 +309,29 @@ impl Router {
     /// Becomes as wise as the process that serves, then serves in its place.
     async fn take_over(&mut self, mut taken: Taken) -> anyhow::Result<()> {
         let until = Instant::now() + WARM_UP_MAX;
-        while !self.is_warm() && Instant::now() < until {
+        let mut alone = false;
+        while !alone && !self.is_warm() && Instant::now() < until {
             let _ = tokio::time::timeout(WARM_UP_LOOK, self.step()).await;
+            alone = taken.is_alone()?;
         }
-        // Who hears nobody would never learn of the next leader.
-        let hears = self.links.nodes().is_empty() || !self.told.is_empty();
-        anyhow::ensure!(hears, "no agent was heard in {} s", WARM_UP_MAX.as_secs());
-        let answer = tokio::task::spawn_blocking(move || (taken.ready(), taken)).await?;
-        let (last, taken) = answer;
-        if let Some(last) = last? {
-            self.publish((*self.table).clone().at_least(&last));
+        if !alone {
+            // Who hears nobody would never learn of the next leader.
+            let hears = self.links.nodes().is_empty() || !self.told.is_empty();
+            anyhow::ensure!(hears, "no agent was heard in {} s", WARM_UP_MAX.as_secs());
+            let last;
+            (last, taken) = tokio::task::spawn_blocking(move || (taken.ready(), taken)).await?;
+            match last {
+                Ok(Some(last)) => self.publish((*self.table).clone().at_least(&last)),
+                Ok(None) => {}
+                Err(error) => alone = gone(&taken, error)?,
+            }
+        }
+        // It is said first: the old one can't come back to its sockets then.
+        if !alone && let Err(error) = taken.serving() {
+            alone = gone(&taken, error)?;
         }
         self.gateway.accept()?;
-        taken.serving()?;
-        tracing::info!(warm = self.is_warm(), "this process serves in place of another");
+        tracing::info!(warm = self.is_warm(), alone, "this process serves in place of another");
         Ok(())
     }
 
@@ -303,27 +348,34 @@ impl Router {
 
     /// Stays with its clients until they are gone. It goes on hearing who leads, since a client that
     /// is left with a deposed leader would be worse off than one that is cut.
-    async fn drain(&mut self, mut mark: Mark) {
+    async fn drain(&mut self, mark: Mark) {
         self.gateway.leave();
         tracing::info!(connections = self.gateway.connections(), "succeeded; it drains");
+        tokio::spawn(mark.follow(self.gateway.clone()));
         let until = Instant::now() + DRAIN_MAX;
         let mut look = tokio::time::interval(DRAIN_LOOK);
-        loop {
+        let left = loop {
             tokio::select! {
                 () = self.step() => {}
                 _ = look.tick() => {
-                    let connections = self.gateway.connections();
-                    mark.tell(connections);
-                    if connections == 0 || Instant::now() > until {
-                        return tracing::info!(connections, "drained");
+                    let left = self.gateway.connections();
+                    let deaf = !self.links.nodes().is_empty() && self.heard.elapsed() > DEAF_MAX;
+                    if left == 0 || deaf || Instant::now() > until {
+                        break left;
                     }
                 }
             }
-        }
+        };
+        tracing::info!(connections = left, "drained");
+        self.logs.send_replace(false);
+        tokio::time::sleep(DRAIN_LOOK).await;
     }
 
     fn take_spec(&mut self, spec: Spec) {
         look_up(&spec, &self.names);
+        self.logs.send_if_modified(|wants| {
+            std::mem::replace(wants, spec.gateway.access_log) != spec.gateway.access_log
+        });
         self.links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
         if spec.is_spread() {
             let here = self.me.strip_prefix("gateway.").unwrap_or(&self.me);
@@ -354,17 +406,20 @@ impl Router {
         let table = table.with_http(web_table(&self.spec, &self.told, &self.me, &self.names));
         self.publish(table);
         self.gateway.set_loads(&web::loads(&self.told));
-        // Last: a disk that hangs must not hold up who is routed where.
-        self.write_down();
     }
 
     fn publish(&mut self, table: RouteTable) {
-        if table == *self.table {
+        let same = table == *self.table;
+        if same && self.open {
             return;
         }
         self.table = Arc::new(table);
-        if let Err(error) = self.gateway.set_table(self.table.clone()) {
-            tracing::error!(%error, "a listener can't be opened; the others serve");
+        let opened = self.gateway.set_table(self.table.clone());
+        self.open = opened.is_ok();
+        let fault = opened.err().map(|error| keeper::chain(&error));
+        self.trouble.note("listener", fault, "the address is free; the others serve");
+        if same {
+            return;
         }
         self.kept.send_replace(self.table.clone());
         tracing::info!(
@@ -375,13 +430,30 @@ impl Router {
     }
 }
 
-impl Router {
-    /// As the spec says; a log that can't be opened is tried again at the next table.
-    fn write_down(&self) {
-        let log = self.spec.gateway.access_log.then_some(self.log.as_path());
-        let fault = self.gateway.set_access_log(log).err().map(|error| keeper::chain(&error));
+/// After a word that did not come through.
+fn gone(taken: &Taken, error: std::io::Error) -> anyhow::Result<bool> {
+    anyhow::ensure!(taken.is_alone()?, error);
+    Ok(true)
+}
+
+/// Writes requests down while that is wanted; a log that can't be opened is tried again.
+async fn write_down(
+    gateway: Arc<Gateway>,
+    path: PathBuf,
+    mut wanted: watch::Receiver<bool>,
+    trouble: plain::gateway::Trouble,
+) {
+    loop {
+        let (gateway, log) = (gateway.clone(), wanted.borrow_and_update().then(|| path.clone()));
+        let set = move || gateway.set_access_log(log.as_deref());
+        let Ok(set) = tokio::task::spawn_blocking(set).await else { return };
+        let fault = set.err().map(|error| keeper::chain(&error));
+        let again = if fault.is_some() { LOG_AGAIN } else { Duration::MAX };
         let unblocks = "what the error names is mended; requests are carried all the same";
-        self.trouble.note("access-log", fault, unblocks);
+        trouble.note("access-log", fault, unblocks);
+        if let Ok(Err(_)) = tokio::time::timeout(again, wanted.changed()).await {
+            return;
+        }
     }
 }
 

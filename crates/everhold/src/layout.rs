@@ -23,6 +23,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+/// Of a gateway's socket beside its node file.
+pub const HANDOVER: &str = "handover";
+
 /// The version of `cluster.json`; a newer one is refused.
 pub const CLUSTER_RECORD_VERSION: u32 = 1;
 
@@ -92,6 +95,11 @@ impl Layout {
 
     pub fn requests(&self) -> PathBuf {
         self.node(GATEWAY).join("requests")
+    }
+
+    /// Where a gateway is asked for its listening sockets.
+    pub fn handover(&self) -> PathBuf {
+        self.node(GATEWAY).join(HANDOVER)
     }
 
     pub fn node(&self, node: &str) -> PathBuf {

@@ -36,6 +36,7 @@ mod machine;
 mod minder;
 mod names;
 mod node_file;
+mod own_socket;
 mod nodes;
 mod notify;
 mod plain;

@@ -43,6 +43,14 @@ impl Names {
         known.address.map(|address| SocketAddr::new(address, port))
     }
 
+    /// What was known of a name before, until there is an answer.
+    pub fn seed(&self, host: &str, address: IpAddr) {
+        self.find(host, 0);
+        if let Some(known) = self.known().get_mut(host) {
+            known.address.get_or_insert(address);
+        }
+    }
+
     /// Waits until another address stands for some name.
     pub async fn changed(&self) {
         self.0.changed.notified().await;

@@ -1,12 +1,12 @@
 //! What became of a request: a gateway tells it over a socket that only its own user may open, to the
 //! agent of its machine. A line comes, `request ID`, and a line of JSON goes back.
 
+use crate::own_socket::OwnSocket;
 use everhold_gateway::Gateway;
 use everhold_gateway::http::{Record, id};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,14 +25,9 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 /// Answers at that path until the process ends.
 pub fn serve(path: &Path, name: &str, gateway: Arc<Gateway>) -> io::Result<()> {
     // Whoever had the path before is gone, or goes: it is taken over as a whole.
-    let new = path.with_extension("new");
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&new)?;
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&new, path)?;
+    let listener = OwnSocket::bind(path)?.open()?;
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
     let name = name.rsplit('.').next().unwrap_or(name).to_string();
     tokio::spawn(async move {
         loop {
@@ -98,6 +93,7 @@ fn told(gateway: &str, record: &Record) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
     use everhold_core::route::RouteTable;
     use everhold_gateway::Config;
 

@@ -2,11 +2,12 @@
 
 use everhold_core::http::HttpTable;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
+use everhold_core::route::RouteTable;
 use everhold_core::run::{Instance, RunState};
 use everhold_core::spec::{Address, HttpSpec, Protocol, ServiceSpec, Source, Spec};
 use everhold_gateway::http::Loads;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What a node tells of its instances: by service and the instance's id.
 pub type Services = BTreeMap<String, BTreeMap<String, Instance>>;
@@ -60,6 +61,33 @@ pub fn table(
         zone: spec.nodes.get(here).and_then(|node| node.zone.clone()),
         gateways,
     }
+}
+
+/// The addresses that an earlier table has for hosts with names.
+pub fn known<'s>(spec: &'s Spec, last: &RouteTable) -> BTreeMap<&'s str, IpAddr> {
+    let mut known = BTreeMap::new();
+    let mut learn = |address: Option<&'s Address>, at: SocketAddr| {
+        if let Some(Address::Host(host)) = address {
+            known.insert(host.as_str(), at.ip());
+        }
+    };
+    let of_node = |node: &str| spec.nodes.get(node).map(|it| &it.address);
+    for instance in last.listeners.values().flat_map(|it| &it.backends) {
+        learn(of_node(&instance.name), instance.address);
+    }
+    for (name, service) in &last.http.services {
+        let Some(ServiceSpec::Http(http)) = spec.services.get(name) else { continue };
+        for backend in &service.backends {
+            let address = match &http.source {
+                Source::Run(run) => run.placed.get(&backend.name).and_then(|it| of_node(&it.node)),
+                Source::Addresses(all) => {
+                    all.iter().find(|it| it.name() == backend.name).map(|it| &it.address)
+                }
+            };
+            learn(address, backend.address);
+        }
+    }
+    known
 }
 
 /// How busy instances are, as their nodes tell it.

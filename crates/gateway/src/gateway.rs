@@ -98,13 +98,16 @@ impl Config {
 impl Gateway {
     /// Opens all listeners, then serves. If one cannot be opened, none is.
     pub fn start(config: Config) -> Result<Gateway, GatewayError> {
+        let table = Arc::clone(&config.table);
         let gateway = Gateway::succeed(config, Vec::new())?;
+        gateway.set_table(table)?;
         gateway.accept()?;
         Ok(gateway)
     }
 
     /// The same with `sockets` of a gateway that it succeeds, for listeners at their addresses. It
-    /// checks instances already, and takes no connection before [`Gateway::accept`].
+    /// checks instances already, and takes no connection before [`Gateway::accept`]. Other listeners
+    /// are opened if they can be: [`Gateway::set_table`] tries again, and says why not.
     pub fn succeed(config: Config, sockets: Vec<TcpListener>) -> Result<Gateway, GatewayError> {
         socket::allow_many();
         let shared = Arc::new(Shared::new(config.limits, config.secret));
@@ -156,7 +159,9 @@ impl Gateway {
             threads,
             access_log: Mutex::default(),
         };
-        gateway.set_listeners(&config.table, sockets)?;
+        if let Err(error) = gateway.set_listeners(&config.table, sockets) {
+            tracing::debug!(%error, "a listener is missing yet");
+        }
         Ok(gateway)
     }
 
@@ -205,8 +210,8 @@ impl Gateway {
     /// to a deposed primary, opens and closes listeners. A listener that stays keeps its socket, so
     /// that no connection is refused.
     ///
-    /// If a new listener cannot be opened, the table is in force for the others, nothing is closed,
-    /// and the next table tries again.
+    /// If a new listener cannot be opened, the table is in force for the others; the one that it is to
+    /// replace stays open, and the next call tries again.
     pub fn set_table(&self, table: Arc<RouteTable>) -> Result<(), GatewayError> {
         // Before the sockets: to cut and to reroute is urgent, and cannot fail.
         self.shared.http.adopt(&table.http);
@@ -366,8 +371,8 @@ impl Gateway {
         table.http.listeners.iter().map(one).collect()
     }
 
-    /// Opens all sockets that are missing, unless one of `inherited` is it, and only if that went well
-    /// serves on them and closes those that are not in the table.
+    /// Opens all sockets that are missing, unless one of `inherited` is it, serves on them and closes
+    /// those that are not in the table. One that can't be opened keeps none of the others from it.
     fn set_listeners(
         &self,
         table: &RouteTable,
@@ -390,7 +395,7 @@ impl Gateway {
             leaving.map(|(_, it)| (it.bind, it.socket.try_clone())).collect();
         let at = |socket: TcpListener| Some((socket.local_addr().ok()?, Ok(socket)));
         there.extend(inherited.into_iter().filter_map(at));
-        let mut fresh = Vec::new();
+        let (mut fresh, mut failed) = (Vec::new(), BTreeMap::new());
         for (name, (bind, protocol)) in &wanted {
             let (bind, protocol) = (*bind, *protocol);
             if listeners.get(*name).is_some_and(|listener| stays(name, listener)) {
@@ -399,22 +404,29 @@ impl Gateway {
             let known = there.remove(&bind).filter(|_| bind.port() != 0);
             let socket = known.unwrap_or_else(|| socket::listen(bind));
             let opened = socket.and_then(|socket| Ok((socket.local_addr()?, socket)));
-            let (bound, socket) = opened.map_err(|source| GatewayError::Listen {
-                listener: name.to_string(),
-                address: bind,
-                source,
-            })?;
-            let listener = OpenListener { bind, protocol, bound, socket, acceptor: None };
-            fresh.push((name.to_string(), listener));
+            match opened {
+                Ok((bound, socket)) => {
+                    let listener = OpenListener { bind, protocol, bound, socket, acceptor: None };
+                    fresh.push((name.to_string(), listener));
+                }
+                Err(source) => {
+                    let listener = name.to_string();
+                    failed.insert(
+                        listener.clone(),
+                        GatewayError::Listen { listener, address: bind, source },
+                    );
+                }
+            }
         }
-        listeners.retain(|name, listener| stays(name, listener));
+        let free = |it: &OpenListener| wanted.values().all(|(bind, _)| *bind != it.bind);
+        listeners.retain(|name, it| stays(name, it) || (failed.contains_key(name) && free(it)));
         listeners.extend(fresh);
         if *stage == Stage::Accepting {
             for (name, listener) in listeners {
                 self.serve(name, listener)?;
             }
         }
-        Ok(())
+        failed.into_values().next().map_or(Ok(()), Err)
     }
 
     /// Accepts on it, unless that is done already.

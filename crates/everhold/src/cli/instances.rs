@@ -211,9 +211,15 @@ pub fn drain(
     let answer = client.post(&path, &json!({ "drained": !undo, "force": force }))?;
     if !undo && !no_wait {
         say("Waiting; Ctrl-C ends the waiting, not the act.");
-        operations::watch(client, |status| {
-            await_drain(&status["services"][service]["instances"][instance]["drain"])
-        })?;
+        let mut known = false;
+        let drain = |status: &Value| {
+            status["services"][service]["instances"][instance]["drain"].clone()
+        };
+        let last = operations::watch(client, |status| await_drain(&drain(status), &mut known))?;
+        if drain(&last)["state"] != "out" {
+            let text = format!("{instance} was taken back meanwhile");
+            return Err(Failure::new(Code::NotInTime, text, "`everhold journal` says by whom"));
+        }
     }
     if client.json {
         return print_json(&answer);
@@ -227,11 +233,15 @@ pub fn drain(
     })
 }
 
-/// `None`: it is out, or back; else what is waited for.
-fn await_drain(drain: &Value) -> Option<String> {
-    if drain["state"] != "leaving" {
+/// `None`: it is out, or back; else what is waited for. `known`: the drain was seen.
+fn await_drain(drain: &Value, known: &mut bool) -> Option<String> {
+    if drain["state"] == "out" || (drain.is_null() && *known) {
         return None;
     }
+    if drain.is_null() {
+        return Some("the nodes are told".to_string());
+    }
+    *known = true;
     let silent: Vec<String> = drain["silent"].as_array().into_iter().flatten().map(plain).collect();
     Some(match (silent.is_empty(), drain["requests"].as_u64()) {
         (false, _) => format!("nothing is heard of {}", silent.join(", ")),
@@ -299,6 +309,17 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_leaves_is_waited_for_until_it_is_out_or_back() {
+        let leaving = json!({ "state": "leaving", "requests": 3, "silent": [] });
+        let mut known = false;
+        // A status from before the act says nothing of it.
+        assert!(await_drain(&Value::Null, &mut known).is_some());
+        assert_eq!(await_drain(&leaving, &mut known), Some("3 under way".to_string()));
+        assert!(await_drain(&Value::Null, &mut known).is_none());
+        assert!(await_drain(&json!({ "state": "out" }), &mut false).is_none());
+    }
 
     #[test]
     fn what_was_printed_is_not_printed_again() {

@@ -129,7 +129,7 @@ fn await_rollout(rollout: &Value, began: &Value) -> Option<String> {
 /// Looks again and again until there is nothing to wait for; says each new thing that there is.
 pub(super) fn watch(
     client: &Client,
-    waits_for: impl Fn(&Value) -> Option<String>,
+    mut waits_for: impl FnMut(&Value) -> Option<String>,
 ) -> Result<Value, Failure> {
     let mut said = String::new();
     let mut heard = Instant::now();

@@ -3,15 +3,20 @@
 
 use crate::children::gateways;
 use crate::clock;
+use everhold_gateway::Gateway;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Processes of one gateway that drain at a time; the oldest ends for the next one. Each takes some ten
 /// megabytes, and with a WebSocket open may take its full time. HAProxy has `mworker-max-reloads`
 /// for it.
 const AT_ONCE_MAX: usize = 16;
+/// Between two words of how many connections are left.
+const TELL: Duration = Duration::from_millis(500);
 
 /// One of them, as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,11 +44,30 @@ impl Mark {
         Ok(mark)
     }
 
-    pub fn tell(&mut self, connections: usize) {
-        if self.told.connections != connections {
+    /// Takes away what an earlier process with this one's number left.
+    pub fn forget(dir: &Path) {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        let _ = std::fs::remove_file(dir.join("draining").join(own.to_string()));
+    }
+
+    /// Tells how many are left for as long as it is polled. A disk that hangs holds up nobody else.
+    pub async fn follow(mut self, gateway: Arc<Gateway>) {
+        loop {
+            tokio::time::sleep(TELL).await;
+            let connections = gateway.connections();
+            if self.told.connections == connections {
+                continue;
+            }
             self.told.connections = connections;
-            // One that is missed is told of in the next.
-            let _ = self.write();
+            let write = move || {
+                // One that is missed is told of in the next.
+                let _ = self.write();
+                self
+            };
+            match tokio::task::spawn_blocking(write).await {
+                Ok(mark) => self = mark,
+                Err(_) => return,
+            }
         }
     }
 

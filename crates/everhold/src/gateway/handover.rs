@@ -7,38 +7,39 @@
 //! new: take       old: offer, with its table, and then its sockets
 //!                 new: hears the agents and checks the instances; the old one serves
 //! new: ready      old: stops accepting, and says last, its newest table
-//! new: accepts, and says serving
+//! new: serving, and accepts
 //!                 old: leaves its clients
 //! ```
 //!
 //! The sockets are the same ones in both processes, so at no moment is there none, and what is queued
-//! on them is lost with neither. A connection that ends before `serving` means that the new one came
-//! to nothing: the old one goes on. An old one that does not answer is ended by the new one.
+//! on them is lost with neither. A connection that ends before `serving` means that the other one came
+//! to nothing: the old one goes on; the new one only if the old one's process is gone. An old one that
+//! does not answer is ended by the new one.
 
 use super::draining::{Mark, others};
-use crate::children::end_process;
+use crate::children::{end_process, gateways};
+use crate::layout::HANDOVER;
+use crate::own_socket::OwnSocket;
 use crate::plain::gateway::Port;
 use everhold_core::records::{decode, encode};
 use everhold_core::route::RouteTable;
 use everhold_gateway::Gateway;
+use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg, sockopt,
+    SendAncillaryMessage, SendFlags, Shutdown as Ends, recv, recvmsg, sendmsg, shutdown, sockopt,
 };
 use serde::{Deserialize, Serialize};
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 
-/// Of the socket, beside the node file.
-const SOCKET: &str = "handover";
 /// For the next word of a process that has nothing to wait for. It has a thread of its own for it.
 const WORD_WITHIN: Duration = Duration::from_secs(5);
 /// For a new process to be ready: it takes [`super::WARM_UP_MAX`] and its start.
@@ -72,32 +73,41 @@ pub struct Desk {
     pub port: Port,
 }
 
+/// Where successors will ask. It is found when it is opened.
+pub fn bind(dir: &Path) -> io::Result<OwnSocket> {
+    OwnSocket::bind(&dir.join(HANDOVER))
+}
+
 /// Waits on a thread of its own for a successor. The answer comes when one serves: this process is
 /// marked as draining then, and accepts nothing any more.
-pub fn wait(dir: &Path, desk: Desk) -> io::Result<oneshot::Receiver<Mark>> {
-    let (path, new) = (dir.join(SOCKET), dir.join(format!("{SOCKET}.new")));
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(&new)?;
-    std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&new, path)?;
+pub fn wait(listener: UnixListener, dir: &Path, desk: Desk) -> io::Result<oneshot::Receiver<Mark>> {
     let (over, told) = oneshot::channel();
     let dir = dir.to_path_buf();
     let has = Arc::new(Mutex::new(Some((desk, over))));
+    let listener = Arc::new(listener);
     let run = move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                std::thread::sleep(AGAIN);
-                continue;
+        loop {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                // All is given away.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => return,
+                Err(_) => {
+                    std::thread::sleep(AGAIN);
+                    continue;
+                }
             };
-            // Who comes while another is served, or once all is given away, tries again later.
+            // Who comes while another is served tries again later.
             let Some((desk, over)) = lock(&has).take() else { continue };
-            let (dir, has) = (dir.clone(), has.clone());
+            let (dir, has, listener) = (dir.clone(), has.clone(), listener.clone());
             std::thread::spawn(move || match hand_over(stream, &dir, &desk) {
-                // Nobody hears it only if the process ends.
-                Ok(mark) => drop(over.send(mark)),
+                Ok(mark) => {
+                    // Who asks here from now on is to learn at once that nobody serves.
+                    if let Err(error) = shutdown(&*listener, Ends::Both) {
+                        tracing::warn!(%error, "its socket stays open");
+                    }
+                    // Nobody hears it only if the process ends.
+                    drop(over.send(mark));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "nobody took over; this process goes on");
                     while let Err(error) = desk.gateway.accept() {
@@ -133,13 +143,21 @@ fn hand_over(mut stream: UnixStream, dir: &Path, desk: &Desk) -> io::Result<Mark
     let mark = Mark::new(dir, desk.gateway.connections())?;
     desk.gateway.pause();
     say(&mut stream, &Word::Last { table: table() })?;
-    let Word::Serving = hear(&mut stream, WORD_WITHIN)? else { return Err(unexpected()) };
+    let word = hear(&mut stream, WORD_WITHIN).or_else(|_| {
+        // It can't say it any more from here on, but it may have said it until now.
+        stream.shutdown(Shutdown::Read)?;
+        hear(&mut stream, WORD_WITHIN)
+    });
+    let Word::Serving = word? else { return Err(unexpected()) };
     Ok(mark)
 }
 
 /// What was taken over from a process that still serves.
 pub struct Taken {
     stream: UnixStream,
+    dir: PathBuf,
+    /// The process that serves.
+    pid: i32,
     pub sockets: Vec<TcpListener>,
     /// `None`: its form is newer than this version.
     pub table: Option<RouteTable>,
@@ -147,15 +165,18 @@ pub struct Taken {
 
 /// Takes over what a process that serves from that directory has. `None`: there is nobody any more.
 pub async fn take(dir: &Path) -> Option<Taken> {
+    Mark::forget(dir);
     let until = Instant::now() + FREE_WITHIN;
     while Instant::now() < until {
-        let path = dir.join(SOCKET);
-        let taken = tokio::task::spawn_blocking(move || ask(&path)).await;
+        let here = dir.to_path_buf();
+        let taken = tokio::task::spawn_blocking(move || ask(here)).await;
         match taken.unwrap_or_else(|error| Err(io::Error::other(error))) {
             Ok(taken) => return Some(taken),
             Err(error) => match error.kind() {
                 ErrorKind::NotFound | ErrorKind::ConnectionRefused => break,
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => break,
+                // The path is too long for a socket: nobody can wait there.
+                ErrorKind::InvalidInput => break,
                 _ => tracing::info!(%error, "the process that serves can't be succeeded yet"),
             },
         }
@@ -171,8 +192,9 @@ pub async fn take(dir: &Path) -> Option<Taken> {
     None
 }
 
-fn ask(path: &Path) -> io::Result<Taken> {
-    let mut stream = UnixStream::connect(path)?;
+fn ask(dir: PathBuf) -> io::Result<Taken> {
+    let mut stream = UnixStream::connect(dir.join(HANDOVER))?;
+    let pid = sockopt::socket_peercred(&stream)?.pid.as_raw_nonzero().get();
     stream.set_write_timeout(Some(WORD_WITHIN))?;
     say(&mut stream, &Word::Take)?;
     let Word::Offer { sockets: count, table } = hear(&mut stream, WORD_WITHIN)? else {
@@ -185,7 +207,7 @@ fn ask(path: &Path) -> io::Result<Taken> {
     while sockets.len() < count {
         receive(&stream, &mut sockets)?;
     }
-    Ok(Taken { stream, sockets, table: read(&table) })
+    Ok(Taken { stream, dir, pid, sockets, table: read(&table) })
 }
 
 impl Taken {
@@ -199,8 +221,24 @@ impl Taken {
     }
 
     /// The old process may go.
-    pub fn serving(mut self) -> io::Result<()> {
+    pub fn serving(&mut self) -> io::Result<()> {
         say(&mut self.stream, &Word::Serving)
+    }
+
+    /// Whether the old process has ended, so that nobody serves. An error: it goes on without this
+    /// one.
+    pub fn is_alone(&self) -> io::Result<bool> {
+        let mut byte = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match recv(&self.stream, &mut byte, flags) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Ok((_, 1..)) => Ok(false),
+            // Its sockets are closed after its memory is given back, with which its name goes.
+            Ok(_) | Err(_) if gateways(&self.dir).contains(&self.pid) => Err(io::Error::other(
+                "the process that serves has given this one up",
+            )),
+            Ok(_) | Err(_) => Ok(true),
+        }
     }
 }
 
@@ -216,8 +254,8 @@ fn unexpected() -> io::Error {
 fn say(stream: &mut UnixStream, word: &Word) -> io::Result<()> {
     let text = serde_json::to_vec(word)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
-    stream.write_all(&length.to_be_bytes())?;
-    stream.write_all(&text)
+    // At once: who stops hearing has all of it or nothing.
+    stream.write_all(&[&length.to_be_bytes(), &text[..]].concat())
 }
 
 fn hear(stream: &mut UnixStream, within: Duration) -> io::Result<Word> {
@@ -266,4 +304,80 @@ fn receive(stream: &UnixStream, sockets: &mut Vec<TcpListener>) -> io::Result<()
         return Err(ErrorKind::UnexpectedEof.into());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::route::ListenerRoute;
+    use everhold_core::spec::Role;
+    use everhold_gateway::Config;
+
+    /// A gateway with one listener that waits for a successor, and where the listener is.
+    fn serving(dir: &Path) -> (Arc<Gateway>, oneshot::Receiver<Mark>, std::net::SocketAddr) {
+        let listener = ListenerRoute {
+            bind: "127.0.0.1:0".parse().expect("an address"),
+            service: "main".to_string(),
+            role: Role::Primary,
+            max_lag_ms: 0,
+            epoch: 0,
+            backends: Vec::new(),
+            primary: None,
+            all: Vec::new(),
+        };
+        let listeners = [("main".to_string(), listener)].into();
+        let table = Arc::new(RouteTable { revision: 1, listeners, ..RouteTable::default() });
+        let gateway = Gateway::start(Config::new(table.clone())).expect("a gateway");
+        let gateway = Arc::new(gateway);
+        let port = Port::closed();
+        let desk = Desk { gateway: gateway.clone(), tables: watch::channel(table).1, port };
+        let listener = bind(dir).and_then(OwnSocket::open).expect("a socket");
+        let over = wait(listener, dir, desk).expect("it waits");
+        let at = gateway.snapshot().listeners["main"].bind;
+        (gateway, over, at)
+    }
+
+    fn accepts(gateway: &Gateway, at: std::net::SocketAddr) -> bool {
+        let before = gateway.snapshot().listeners["main"].accepted;
+        let _client = std::net::TcpStream::connect(at).expect("a socket is there");
+        let until = Instant::now() + WORD_WITHIN;
+        while gateway.snapshot().listeners["main"].accepted == before {
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        true
+    }
+
+    #[test]
+    fn who_has_given_all_away_can_not_be_asked_any_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (gateway, over, _) = serving(dir.path());
+        let mut taken = ask(dir.path().to_path_buf()).expect("taken");
+        assert_eq!(taken.sockets.len(), 1);
+        assert!(!taken.is_alone().expect("it is there"));
+        assert!(taken.ready().expect("a last word").is_some());
+        taken.serving().expect("said");
+        let _mark = over.blocking_recv().expect("it is over");
+        gateway.leave();
+        // The successor died before it could be asked itself: the next one is not kept waiting.
+        let asked = ask(dir.path().to_path_buf()).err().expect("nobody");
+        assert_eq!(asked.kind(), ErrorKind::ConnectionRefused, "{asked}");
+        // The process has ended, as far as who has its sockets can know.
+        assert!(taken.is_alone().expect("nobody serves"));
+    }
+
+    #[test]
+    fn who_is_too_late_does_not_serve_beside_the_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (gateway, mut over, at) = serving(dir.path());
+        let mut taken = ask(dir.path().to_path_buf()).expect("taken");
+        taken.ready().expect("a last word");
+        std::thread::sleep(WORD_WITHIN + Duration::from_secs(1));
+        assert!(taken.serving().is_err(), "the old one serves again");
+        assert!(accepts(&gateway, at));
+        assert!(over.try_recv().is_err());
+        assert!(ask(dir.path().to_path_buf()).is_ok(), "it can be asked again");
+    }
 }

@@ -48,7 +48,7 @@ pub fn start(address: SocketAddr, desk: Desk) {
     let (report, journal) = (desk.report.clone(), desk.journal.clone());
     let router = Router::new().fallback(handle).with_state(Arc::new(desk));
     let told = move |fault| show(&report, &journal, fault);
-    serve(address, Socket::default(), router, told, std::future::pending());
+    serve(address.to_string(), Socket::default(), router, told, std::future::pending());
 }
 
 /// A port that can't be opened is a hold until it is.

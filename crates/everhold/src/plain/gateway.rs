@@ -16,7 +16,7 @@ use everhold_core::spec::{NodeSpec, Role, Spec};
 use everhold_gateway::http::{BOUNDS_S, Histogram, Judged};
 use everhold_gateway::{Gateway, ListenerState};
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{oneshot, watch};
 
@@ -86,9 +86,17 @@ impl Port {
     }
 }
 
-/// Serves until the port is dropped, on a `socket` that was taken over if there is one.
+#[cfg(test)]
+impl Port {
+    /// One that could not be opened.
+    pub fn closed() -> Port {
+        Port { socket: Socket::default(), _serves: oneshot::channel().0 }
+    }
+}
+
+/// Serves `HOST:PORT` until the port is dropped, on a `socket` that was taken over if there is one.
 pub fn start(
-    address: SocketAddr,
+    address: String,
     socket: Option<TcpListener>,
     desk: Desk,
     trouble: Trouble,

@@ -18,7 +18,6 @@ use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use page::Page;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -36,9 +35,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 type Socket = Arc<Mutex<Option<std::net::TcpListener>>>;
 
 /// Serves on a thread of its own, on the socket if there is one, until that `ends`. `told` hears why
-/// the port can't be opened, and `None` when it is.
+/// the port, `HOST:PORT`, can't be opened, and `None` when it is.
 fn serve(
-    address: SocketAddr,
+    address: String,
     socket: Socket,
     router: Router,
     told: impl Fn(Option<String>) + Send + 'static,
@@ -49,7 +48,7 @@ fn serve(
         match runtime {
             Ok(runtime) => runtime.block_on(async {
                 tokio::select! {
-                    () = listen(address, &socket, router, told) => {}
+                    () = listen(&address, &socket, router, told) => {}
                     () = ends => {
                         drop(socket.lock().unwrap_or_else(PoisonError::into_inner).take());
                         tokio::time::sleep(ENDS_WITHIN).await;
@@ -60,12 +59,12 @@ fn serve(
         }
     };
     if let Err(error) = std::thread::Builder::new().name("plain".into()).spawn(run) {
-        tracing::error!(%error, %address, "no thread for health paths and metrics");
+        tracing::error!(%error, "no thread for health paths and metrics");
     }
 }
 
 async fn listen(
-    address: SocketAddr,
+    address: &str,
     socket: &Socket,
     router: Router,
     told: impl Fn(Option<String>),
@@ -82,7 +81,7 @@ async fn listen(
     }
 }
 
-async fn open(address: SocketAddr, socket: &Socket) -> io::Result<TcpListener> {
+async fn open(address: &str, socket: &Socket) -> io::Result<TcpListener> {
     let known = socket.lock().unwrap_or_else(PoisonError::into_inner).take();
     let known = match known {
         Some(known) => known,
@@ -145,7 +144,7 @@ mod tests {
         let told_of = move |fault| sender.send(fault).unwrap_or_default();
         let (stays, ends) = tokio::sync::oneshot::channel::<()>();
         let ends = async { drop(ends.await) };
-        serve(address, Socket::default(), router, told_of, ends);
+        serve(address.to_string(), Socket::default(), router, told_of, ends);
         let wait = Duration::from_secs(20);
         let fault = told.recv_timeout(wait).expect("told").expect("a fault");
         assert!(fault.starts_with(&format!("E212 cannot listen on {address}: ")), "{fault}");

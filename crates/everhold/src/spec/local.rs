@@ -78,14 +78,13 @@ fn instances<'s>(spec: &'s Spec, local: &Local<'_>) -> Vec<(&'s str, &'s str, u1
 }
 
 fn socket_paths(spec: &Spec, local: &Local<'_>, faults: &mut Vec<Fault>) {
-    let length = |(node, service, port): &(&str, &str, u16)| {
-        local.layout.socket(node, service, *port).as_os_str().len()
-    };
+    let postgres = instances(spec, local).into_iter();
+    let postgres = postgres.map(|(node, service, port)| local.layout.socket(node, service, port));
     // They differ only in names; the longest says it all.
-    let Some(longest) = instances(spec, local).into_iter().max_by_key(length) else { return };
-    let bytes = length(&longest);
+    let paths = postgres.chain([local.layout.handover().with_extension("new")]);
+    let Some(path) = paths.max_by_key(|path| path.as_os_str().len()) else { return };
+    let bytes = path.as_os_str().len();
     if bytes > SOCKET_PATH_MAX {
-        let path = local.layout.socket(longest.0, longest.1, longest.2);
         let message = format!(
             "the socket path {} has {bytes} bytes, the system allows {SOCKET_PATH_MAX}",
             path.display()

@@ -32,3 +32,4 @@ mod stack;
 mod store;
 mod tidy;
 mod web;
+mod web_clients;

@@ -2,7 +2,7 @@
 //! WebSocket and no session ends.
 
 use crate::stack::{Stack, Wanted, signal};
-use crate::web::{Load, answered, port, spec, whole};
+use crate::web::{Client, Load, answered, port, spec, whole};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -359,4 +359,52 @@ fn a_gateway_outlives_its_successor_and_is_not_waited_for() {
         gateway(status)["pid"].as_i64().is_some_and(|pid| pid != next)
     });
     answered(port, &["a.1", "b.1", "c.1"]);
+}
+
+/// The gateways of a stack, whatever they do.
+fn gateways(stack: &Stack) -> Vec<i64> {
+    let dir = stack.data().join("gateway");
+    let is_ours = |pid: &i64| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        words.nth(1) == Some(b"gateway")
+            && words.any(|word| word.starts_with(dir.as_os_str().as_encoded_bytes()))
+    };
+    let entries = fs::read_dir("/proc").expect("processes").flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_ours).collect()
+}
+
+/// The old process dies while the new one is not ready yet: what comes meanwhile waits for it.
+#[test]
+fn a_gateway_that_dies_before_its_successor_is_ready_refuses_nobody() {
+    let (mut stack, _) = started();
+    let (port, pid) = (port(&stack), gateway_pid(&mut stack));
+    signal("HUP", &[stack.up_pid().expect("it runs")]);
+    let until = Instant::now() + PATIENCE;
+    let new = loop {
+        if let Some(new) = gateways(&stack).into_iter().find(|it| *it != pid) {
+            break new;
+        }
+        assert!(Instant::now() < until, "no new gateway: {}", stack.said());
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    // It takes the sockets at once, and more than 300 ms for its checks.
+    let taken = |pid: i64| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.filter(|to| to.to_string_lossy().starts_with("socket:")).collect::<Vec<_>>()
+    };
+    let had = taken(pid);
+    while !taken(new).iter().any(|socket| had.contains(socket)) {
+        assert!(Instant::now() < until, "nothing is taken: {}", stack.said());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signal("KILL", &[i32::try_from(pid).expect("a pid")]);
+    let served = Client::new(port).ask("GET");
+    assert!(served.is_ok(), "who comes now waits, and is served: {served:?}");
+    let status = stack.wait("the new gateway", |status| {
+        gateway(status)["pid"].as_i64().is_some_and(|it| it != pid)
+    });
+    assert_eq!(gateway(&status)["pid"], json!(new), "the very process that took the sockets");
 }

@@ -37,18 +37,18 @@ pub fn port(stack: &Stack) -> u16 {
 }
 
 /// One connection, kept for the next request.
-struct Client {
+pub struct Client {
     port: u16,
     stream: Option<BufReader<TcpStream>>,
 }
 
 impl Client {
-    fn new(port: u16) -> Client {
+    pub fn new(port: u16) -> Client {
         Client { port, stream: None }
     }
 
     /// Who answered, if it was answered with 200.
-    fn ask(&mut self, method: &str) -> io::Result<String> {
+    pub fn ask(&mut self, method: &str) -> io::Result<String> {
         let answer = self.try_ask(method);
         if answer.is_err() {
             self.stream = None;

@@ -5,7 +5,7 @@ use super::ledger::Record;
 use jiff::Timestamp;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
@@ -128,21 +128,23 @@ fn write(mut file: Turned, batches: &Receiver<Vec<u8>>) {
     }
 }
 
+/// A process that drains writes to the same one as who succeeded it.
 struct Turned {
     path: PathBuf,
     file: File,
-    bytes: u64,
 }
 
 impl Turned {
     fn open(path: &Path) -> std::io::Result<Turned> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Turned { path: path.to_path_buf(), file, bytes })
+        Ok(Turned { path: path.to_path_buf(), file })
     }
 
     fn write(&mut self, batch: &[u8]) -> std::io::Result<()> {
-        if self.bytes >= FILE_BYTES {
+        let own = self.file.metadata()?;
+        let there = std::fs::metadata(&self.path);
+        let is_own = there.is_ok_and(|it| (it.dev(), it.ino()) == (own.dev(), own.ino()));
+        if is_own && own.len() >= FILE_BYTES {
             let numbered = |number: usize| {
                 let mut name = self.path.clone().into_os_string();
                 name.push(format!(".{number}"));
@@ -152,16 +154,13 @@ impl Turned {
                 // There may be fewer yet.
                 let _ = std::fs::rename(numbered(number), numbered(number + 1));
             }
-            match std::fs::rename(&self.path, numbered(1)) {
-                // Somebody took it away: a new one begins.
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+            std::fs::rename(&self.path, numbered(1))?;
+        }
+        // Somebody else turned it over, or took it away: a new one has begun, or begins.
+        if !is_own || own.len() >= FILE_BYTES {
             *self = Turned::open(&self.path)?;
         }
-        self.file.write_all(batch)?;
-        self.bytes += batch.len() as u64;
-        Ok(())
+        self.file.write_all(batch)
     }
 }
 
@@ -196,6 +195,25 @@ mod tests {
         assert_eq!(oldest[..2], *b"2\n");
         let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn two_that_write_to_one_log_turn_it_over_once() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("access.log");
+        let mut one = Turned::open(&path).expect("opened");
+        let mut other = Turned::open(&path).expect("opened");
+        one.write(b"one\n").expect("written");
+        other.write(b"other\n").expect("written");
+        one.file.set_len(FILE_BYTES).expect("a hole");
+        other.write(b"first\n").expect("written");
+        one.write(b"second\n").expect("written");
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "first\nsecond\n");
+        assert_eq!(std::fs::read_dir(dir.path()).expect("a directory").count(), 2);
+        // And so it is where another program takes it away.
+        std::fs::rename(&path, dir.path().join("away")).expect("moved");
+        other.write(b"third\n").expect("written");
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "third\n");
     }
 
     #[test]

@@ -106,3 +106,44 @@ fn a_renamed_listener_keeps_its_socket() {
     session.write_all(&crate::fixture::STARTUP).unwrap();
     assert_eq!(name(&mut session), "a");
 }
+
+#[test]
+fn a_port_that_is_taken_keeps_no_other_listener_from_its_own() {
+    let a = Fake::start("a", Mode::Echo);
+    let [from, other] = [free_port(), free_port()];
+    let first = table(&[("moves", spec(from, Role::Primary))], &a, None);
+    let gateway = Gateway::start(config(&first, Limits::default())).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = taken.local_addr().unwrap().port();
+    let specs = [("moves", spec(to, Role::Primary)), ("new", spec(other, Role::Primary))];
+    let second = Arc::new(table(&specs, &a, Some(&first)));
+    assert!(gateway.set_table(second.clone()).is_err());
+    let ports = || {
+        let listeners = gateway.snapshot().listeners;
+        ["moves", "new"].map(|name| listeners[name].bind.port())
+    };
+    assert_eq!(ports(), [from, other], "the one is where it was, the other is open");
+    for port in [from, other] {
+        client(([127, 0, 0, 1], port).into());
+    }
+    drop(taken);
+    gateway.set_table(second).unwrap();
+    assert_eq!(ports(), [to, other]);
+    crate::fixture::eventually("its old port is closed", || {
+        TcpStream::connect(("127.0.0.1", from)).is_err()
+    });
+
+    // Who succeeds it takes what there is, and opens the rest when it can.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let specs = [("moves", spec(to, Role::Primary)), ("more", spec(port, Role::Primary))];
+    let third = table(&specs, &a, None);
+    let sockets = gateway.sockets().unwrap();
+    let next = Gateway::succeed(config(&third, Limits::default()), sockets).unwrap();
+    gateway.leave();
+    next.accept().unwrap();
+    client(([127, 0, 0, 1], to).into());
+    drop(taken);
+    next.set_table(Arc::new(third)).unwrap();
+    client(([127, 0, 0, 1], port).into());
+}
