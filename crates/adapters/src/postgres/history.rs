@@ -8,8 +8,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Lower than any real fork, so that no standby ever adopts the number.
-const PLACEHOLDER_FORK: &str = "0/1000028";
+/// Lower than any real fork, so that no standby ever adopts the number: PostgreSQL writes nothing
+/// into the first segment, however large segments are, and 0/0 would mean no place at all.
+const PLACEHOLDER_FORK: &str = "0/28";
 
 pub fn file_name(tli: Tli) -> String {
     format!("{tli:08X}.history")

@@ -367,3 +367,36 @@ async fn a_standby_keeps_the_log_that_another_one_lacks() {
     c.run(PgAction::SetSource { source: Some(c.source(&b)) }).await;
     c.await_replay(b.facts().await.lsn).await;
 }
+
+/// A server that is as young as can be looks for new timelines while a number is taken out of use.
+#[tokio::test]
+async fn a_number_out_of_use_is_adopted_by_nobody() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    for node in [&a, &b] {
+        node.run(PgAction::Bootstrap).await;
+        node.start(&line(&[1]), None).await;
+    }
+    let (end, _) = a.park().await;
+    a.promote(3, 1, end, &[2], &[]).await;
+    let placeholder = a.pg_wal().join("00000002.history");
+    let there = b.pg_wal().join("00000002.history");
+    std::fs::copy(&placeholder, &there).expect("copied");
+    if let Some((uid, gid)) = b.config.run_as {
+        std::os::unix::fs::chown(&there, Some(uid), Some(gid)).expect("given away");
+    }
+    let seen = "new timeline 2 forked off current database system timeline 1 before current";
+    let begun = Instant::now();
+    while !b.log().contains(seen) {
+        assert!(!b.log().contains("new target timeline is 2"), "{}", b.log());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{}", b.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // So what it promotes to comes from where it was.
+    let (end, tli) = b.park().await;
+    assert_eq!(tli, 1);
+    let promoted = b.promote(3, 1, end, &[2], &[]).await;
+    assert_eq!(promoted, PgOutcome::Promoted { tli: 3, parent: 1, fork: end });
+    b.stop(StopMode::Immediate).await;
+    b.start(&line(&[1, 3]), None).await;
+}

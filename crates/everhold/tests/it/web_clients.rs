@@ -11,7 +11,8 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tungstenite::Message;
+use tungstenite::protocol::Role;
+use tungstenite::{Message, WebSocket};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -190,31 +191,31 @@ fn instance(end: &End) -> u16 {
 }
 
 fn serve(stream: TcpStream, (said, all_said): &End) -> std::io::Result<()> {
-    let mut peeked = [0; 4_096];
-    let length = stream.peek(&mut peeked)?;
-    if peeked[..length].to_ascii_lowercase().windows(18).any(|it| it == b"upgrade: websocket") {
-        let mut socket = tungstenite::accept(stream).map_err(std::io::Error::other)?;
-        while let Ok(Message::Text(text)) = socket.read() {
-            let answer = Message::text(format!("echo {text}"));
-            socket.send(answer).map_err(std::io::Error::other)?;
-        }
-        return Ok(());
-    }
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
     loop {
-        let (mut head, mut length) = (String::new(), 0);
+        let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            let from = head.len();
             if reader.read_line(&mut head)? == 0 {
                 return Ok(());
             }
-            let line = head[from..].to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(std::io::Error::other)?;
-            }
         }
-        let mut body = vec![0; length];
+        let field = |name: &str| {
+            let lines = head.lines().filter_map(|line| line.split_once(": "));
+            let mut lines = lines.filter(|(key, _)| key.eq_ignore_ascii_case(name));
+            lines.next().map(|(_, value)| value)
+        };
+        if let Some(key) = field("sec-websocket-key") {
+            let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+            write!(
+                stream,
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
+                 connection: upgrade\r\nsec-websocket-accept: {accept}\r\n\r\n"
+            )?;
+            return echo(WebSocket::from_raw_socket(stream, Role::Server, None));
+        }
+        let length = field("content-length").map_or(Ok(0), str::parse);
+        let mut body = vec![0; length.map_err(std::io::Error::other)?];
         reader.read_exact(&mut body)?;
         let text = match head.split(' ').nth(1).unwrap_or_default() {
             "/" => PAGE.to_string(),
@@ -228,7 +229,7 @@ fn serve(stream: TcpStream, (said, all_said): &End) -> std::io::Result<()> {
                 let _ = all_said.recv_timeout(Duration::from_secs(30));
                 String::new()
             }
-            path if path.starts_with("/item/") => length.to_string(),
+            path if path.starts_with("/item/") => body.len().to_string(),
             _ => String::new(),
         };
         let kind = if text.starts_with('<') { "text/html" } else { "text/plain" };
@@ -238,6 +239,15 @@ fn serve(stream: TcpStream, (said, all_said): &End) -> std::io::Result<()> {
             text.len()
         )?;
     }
+}
+
+/// Until the other end closes it.
+fn echo(mut socket: WebSocket<TcpStream>) -> std::io::Result<()> {
+    while let Ok(Message::Text(text)) = socket.read() {
+        let answer = Message::text(format!("echo {text}"));
+        socket.send(answer).map_err(std::io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// What a browser makes of a page.
