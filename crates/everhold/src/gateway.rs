@@ -99,7 +99,8 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         None => (Vec::new(), None),
     };
     let last = last.or_else(|| last_table(&kept));
-    let routed = |at: &SocketAddr| last.as_ref().is_some_and(|last| last.binds().any(|it| it == *at));
+    let routed =
+        |at: &SocketAddr| last.as_ref().is_some_and(|last| last.binds().any(|it| it == *at));
     let is_port =
         |it: &TcpListener| it.local_addr().is_ok_and(|at| at.port() == port && !routed(&at));
     let (mut ports, sockets): (Vec<_>, Vec<_>) = sockets.into_iter().partition(is_port);
@@ -180,13 +181,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         tracing::warn!(%error, path = %asked.display(), "`explain request` will know of nothing");
     }
     let mut duties = JoinSet::new();
-    duties.spawn(tell_presence(
-        node,
-        dir.to_path_buf(),
-        store,
-        gateway.clone(),
-        trouble.clone(),
-    ));
+    duties.spawn(tell_presence(node, dir.to_path_buf(), store, gateway.clone(), trouble.clone()));
     duties.spawn(keep_tables(kept, to_keep.clone()));
     // It writes down its last request, too.
     tokio::spawn(write_down(gateway.clone(), dir.join("access.log"), wants_log, trouble));

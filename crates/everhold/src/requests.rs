@@ -93,9 +93,9 @@ fn told(gateway: &str, record: &Record) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
     use everhold_core::route::RouteTable;
     use everhold_gateway::Config;
+    use std::os::unix::fs::PermissionsExt;
 
     #[tokio::test]
     async fn a_gateway_is_asked_over_a_socket_of_its_own_user() {

@@ -212,9 +212,8 @@ pub fn drain(
     if !undo && !no_wait {
         say("Waiting; Ctrl-C ends the waiting, not the act.");
         let mut known = false;
-        let drain = |status: &Value| {
-            status["services"][service]["instances"][instance]["drain"].clone()
-        };
+        let drain =
+            |status: &Value| status["services"][service]["instances"][instance]["drain"].clone();
         let last = operations::watch(client, |status| await_drain(&drain(status), &mut known))?;
         if drain(&last)["state"] != "out" {
             let text = format!("{instance} was taken back meanwhile");

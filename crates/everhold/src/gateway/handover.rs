@@ -234,9 +234,9 @@ impl Taken {
             Err(Errno::AGAIN | Errno::INTR) => Ok(false),
             Ok((_, 1..)) => Ok(false),
             // Its sockets are closed after its memory is given back, with which its name goes.
-            Ok(_) | Err(_) if gateways(&self.dir).contains(&self.pid) => Err(io::Error::other(
-                "the process that serves has given this one up",
-            )),
+            Ok(_) | Err(_) if gateways(&self.dir).contains(&self.pid) => {
+                Err(io::Error::other("the process that serves has given this one up"))
+            }
             Ok(_) | Err(_) => Ok(true),
         }
     }

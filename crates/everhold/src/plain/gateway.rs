@@ -95,12 +95,7 @@ impl Port {
 }
 
 /// Serves `HOST:PORT` until the port is dropped, on a `socket` that was taken over if there is one.
-pub fn start(
-    address: String,
-    socket: Option<TcpListener>,
-    desk: Desk,
-    trouble: Trouble,
-) -> Port {
+pub fn start(address: String, socket: Option<TcpListener>, desk: Desk, trouble: Trouble) -> Port {
     let socket = Arc::new(Mutex::new(socket));
     let router = Router::new().fallback(handle).with_state(Arc::new(desk));
     let (_serves, ends) = oneshot::channel();

@@ -63,12 +63,7 @@ fn serve(
     }
 }
 
-async fn listen(
-    address: &str,
-    socket: &Socket,
-    router: Router,
-    told: impl Fn(Option<String>),
-) {
+async fn listen(address: &str, socket: &Socket, router: Router, told: impl Fn(Option<String>)) {
     loop {
         match open(address, socket).await {
             Ok(listener) => {
