@@ -111,6 +111,19 @@ impl Failure {
         matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
     }
 
+    /// Nothing came in the time that there was.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Failure::Connect(error) => error.kind() == io::ErrorKind::TimedOut,
+            Failure::Timeout => true,
+            Failure::Refused { .. }
+            | Failure::Broken(_)
+            | Failure::Bad(_)
+            | Failure::Client { .. }
+            | Failure::Slow => false,
+        }
+    }
+
     /// As `explain` says it.
     pub fn word(&self) -> &'static str {
         match self {
