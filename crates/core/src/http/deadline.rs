@@ -57,7 +57,7 @@ pub fn push_grpc(out: &mut Vec<u8>, left: Duration) {
 
 /// The same in the other's.
 pub fn push_expected(out: &mut Vec<u8>, left: Duration) {
-    let _ = write!(out, "{}", left.as_millis());
+    let _ = write!(out, "{}", u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
 }
 
 #[cfg(test)]

@@ -148,7 +148,7 @@ async fn work(mut job: Job, world: Rc<World>) {
     let desk = Rc::new(Desk::default());
     loop {
         stream(job, &mut client, &world).await;
-        client.renew(Stream::default());
+        client.clear();
         if !world.desks.wait(&desk) {
             return;
         }
@@ -167,7 +167,7 @@ async fn stream(job: Job, client: &mut Client, world: &World) {
     let Job { request, respond, from, mut seat } = job;
     let (parts, receive) = request.into_parts();
     let over = receive.is_end_stream();
-    client.renew(Stream::of_client(receive, respond, from.tls));
+    client.take(Stream::of_client(receive, respond, from.tls));
     let taken = client.request.take(&parts, over, &from, &mut world.ids.borrow_mut());
     let after = match taken {
         Ok(()) => {

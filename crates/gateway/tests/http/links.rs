@@ -481,9 +481,10 @@ fn who_speaks_no_http2_is_not_asked() {
     assert!((0..4).all(|_| gateway.ask(POST).status == 200));
     let used = || {
         let judged = gateway.gateway.judged();
-        ["i0", "i1"].map(|name| judged["main"].backends[name].used)
+        // The judge may not have come to say anything.
+        judged.get("main").map(|it| ["i0", "i1"].map(|name| it.backends[name].used))
     };
-    eventually("the check finds out", || used() == [false, true]);
+    eventually("the check finds out", || used() == Some([false, true]));
     assert!(second.targets().iter().any(|it| it.starts_with("GET")), "it is checked in HTTP/2");
     let never = first.seen().iter().all(|it| it.head.starts_with("PRI") || it.head == "SM\r\n");
     assert!(never, "{:?}", first.seen());
