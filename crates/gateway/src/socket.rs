@@ -5,7 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, sockopt};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpStream;
 
@@ -70,4 +71,10 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 pub fn reset_on_close(stream: &TcpStream) {
     // It can fail only for a socket that is already closed, which is what is wanted.
     let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
+}
+
+/// Whether anything came, or an end. The kernel is asked, and not what it said last.
+pub fn has_spoken(socket: &TcpStream) -> bool {
+    let seen = recv(socket, &mut [0; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    seen != Err(Errno::AGAIN)
 }

@@ -2,8 +2,8 @@
 //! healthy, what may be tried again.
 //!
 //! For a request: `route` finds the service, `affinity` the backend of its session, else `zone` the
-//! zone and `balance` one of its backends; `retry` says what becomes of a try that failed. Beside
-//! that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
+//! zone and `balance` one of its backends; `deadline` is how long the client waits, `retry` says what
+//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
 //! traffic, and `zone` where it goes from here.
 //!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
@@ -11,10 +11,12 @@
 
 pub mod affinity;
 pub mod balance;
+pub mod deadline;
 pub mod ewma;
 pub mod hash;
 pub mod outlier;
 pub mod probe;
+pub mod pulse;
 pub mod retry;
 pub mod ring;
 pub mod route;

@@ -127,15 +127,6 @@ impl Judge {
         }
     }
 
-    /// When the next ejection ends.
-    pub fn due_ms(&self) -> Option<u64> {
-        let until = |record: &Record| match record.state {
-            State::Out { until_ms, .. } => Some(until_ms),
-            State::In | State::Trial { .. } | State::Back { .. } => None,
-        };
-        self.backends.iter().filter_map(until).min()
-    }
-
     /// What a second or so brought. `counts` and `alive` are in the table's order; `alive` are those
     /// that would be used if nobody was ejected: see [`alive`](super::usable::alive).
     pub fn step(
@@ -173,25 +164,6 @@ impl Judge {
             changes.extend(self.eject(backend, cause, now_ms, alive, random));
         }
         changes
-    }
-
-    /// A failure that may eject before the next step, with which it is counted too: the gateway
-    /// counted `run` of them in a row. On trial the first that finds no connection is enough.
-    pub fn failed(
-        &mut self,
-        backend: usize,
-        run: Run,
-        now_ms: u64,
-        alive: &[bool],
-        random: u64,
-    ) -> Option<Change> {
-        let record = self.backends.get_mut(backend)?;
-        record.run = run;
-        if run.length < RUN && !run.unreachable {
-            return None;
-        }
-        let cause = record.cause(now_ms, true)?;
-        self.eject(backend, cause, now_ms, alive, random)
     }
 
     /// Ends an ejection, because its time is over or a check clears it.
@@ -330,8 +302,8 @@ mod tests {
     use std::fmt::Write;
 
     /// Backends a, b, c, …; steps as `SECOND: WORDS`, one after another. `a+9` succeeded and `a-9`
-    /// failed that often, `a!9` found no connection that often (told at once), `~a` is dead from then
-    /// on, as its checks say, and `^a` is back. What came of it: `a out CAUSE SECONDS`, `a back`.
+    /// failed that often, `a!9` found no connection that often, `~a` is dead from then on, as its
+    /// checks say, and `^a` is back. What came of it: `a out CAUSE SECONDS`, `a back`.
     fn check(backends: &str, script: &str, expected: &str) {
         let n = backends.len();
         let mut judge = Judge::new(n);
@@ -342,7 +314,6 @@ mod tests {
             let (second, words) = step.split_once(':').unwrap();
             let now_ms = second.trim().parse::<u64>().unwrap() * 1_000;
             let mut counts = vec![Counts::default(); n];
-            let mut changes = Vec::new();
             for word in words.split_whitespace() {
                 let (first, rest) = word.split_at(1);
                 if let "~" | "^" = first {
@@ -366,15 +337,11 @@ mod tests {
                         runs[i] = Run { length: runs[i].length + number, unreachable };
                     }
                 }
-                if kind == "!" {
-                    changes.extend(judge.failed(i, runs[i], now_ms, &alive, u64::MAX / 2));
-                }
             }
             for i in 0..n {
                 counts[i].run = runs[i];
             }
-            changes.extend(judge.step(now_ms, &alive, &counts, u64::MAX / 2));
-            for change in changes {
+            for change in judge.step(now_ms, &alive, &counts, u64::MAX / 2) {
                 let name = |i: usize| backends.chars().nth(i).unwrap();
                 let separator = if text.is_empty() { "" } else { ", " };
                 match change {
@@ -391,6 +358,11 @@ mod tests {
             }
         }
         assert_eq!(text, expected, "{backends}: {script}");
+    }
+
+    /// Of a backend that failed so often that it is ejected for that.
+    fn in_a_row(unreachable: bool) -> Counts {
+        Counts { succeeded: 0, failed: RUN, run: Run { length: RUN, unreachable } }
     }
 
     #[test]
@@ -462,12 +434,12 @@ mod tests {
         let mut judge = Judge::new(2);
         let mut now_ms = 0;
         for times in 1..40 {
-            let run = Run { length: RUN, unreachable: false };
-            let change = judge.failed(0, run, now_ms, &[true, true], u64::MAX / 2);
+            let counts = [in_a_row(false), Counts::default()];
+            let changes = judge.step(now_ms, &[true, true], &counts, u64::MAX / 2);
             let length_ms = (times * EJECTED_MS).min(EJECTED_MS_MAX);
             let until_ms = now_ms + length_ms;
-            assert!(matches!(change, Some(Change::Ejected { until_ms: u, .. }) if u == until_ms));
-            assert_eq!(judge.due_ms(), Some(until_ms));
+            assert!(matches!(changes[..], [Change::Ejected { until_ms: u, .. }] if u == until_ms));
+            assert_eq!(judge.ejection(0).map(|(since_ms, _)| since_ms), Some(now_ms));
             now_ms = until_ms;
             assert_eq!(judge.lift(0, now_ms), Some(Change::Back { backend: 0 }));
             assert_eq!(judge.lift(0, now_ms), None);
@@ -477,8 +449,8 @@ mod tests {
     #[test]
     fn a_new_table_keeps_what_is_known() {
         let mut judge = Judge::new(3);
-        let run = Run { length: RUN, unreachable: true };
-        judge.failed(2, run, 5_000, &[true; 3], 0).unwrap();
+        let counts = [Counts::default(), Counts::default(), in_a_row(true)];
+        assert_eq!(judge.step(5_000, &[true; 3], &counts, 0).len(), 1);
         let moved = judge.moved(&[Some(2), None, Some(0), Some(9)]);
         let ejected: Vec<bool> = (0..5).map(|i| moved.ejected(i)).collect();
         assert_eq!(ejected, [true, false, false, false, false]);
@@ -503,19 +475,19 @@ mod tests {
                     unreachable: chance.below(2) == 0,
                 };
                 let before: Vec<bool> = (0..n).map(|i| judge.ejected(i)).collect();
-                let changes = if chance.below(2) == 0 {
-                    let (i, run) = (chance.below(n), run(&mut chance));
-                    judge.failed(i, run, now_ms, &alive, chance.next()).into_iter().collect()
-                } else {
-                    let counts: Vec<Counts> = (0..n)
-                        .map(|_| Counts {
+                // At times of one alone, as when it fails so often that nobody waits for the next step.
+                let only = (chance.below(2) == 0).then(|| chance.below(n));
+                let counts: Vec<Counts> = (0..n)
+                    .map(|i| match only {
+                        Some(only) if only != i => Counts::default(),
+                        Some(_) | None => Counts {
                             succeeded: chance.below(20) as u32,
                             failed: chance.below(20) as u32,
                             run: run(&mut chance),
-                        })
-                        .collect();
-                    judge.step(now_ms, &alive, &counts, chance.next())
-                };
+                        },
+                    })
+                    .collect();
+                let changes = judge.step(now_ms, &alive, &counts, chance.next());
                 for change in &changes {
                     match change {
                         Change::Ejected { backend, until_ms, .. } => {

@@ -169,12 +169,14 @@ impl Matcher {
         if let Some(found) = paths.exact.get(asked.path).and_then(first) {
             return Some(found);
         }
-        let path = asked.path.as_bytes();
+        // What is asked of all of a host goes where the rest of it goes, as with HAProxy.
+        let path = if asked.path == "*" { "/" } else { asked.path };
+        let (text, path) = (path, path.as_bytes());
         if !paths.prefix.is_empty() && path.first() == Some(&b'/') {
             let ends = (0..=path.len().min(paths.prefix_max)).rev();
             let found = ends
                 .filter(|end| path.get(*end).is_none_or(|byte| *byte == b'/'))
-                .filter_map(|end| paths.prefix.get(&asked.path[..end]))
+                .filter_map(|end| paths.prefix.get(&text[..end]))
                 .find_map(first);
             if found.is_some() {
                 return found;
@@ -305,7 +307,10 @@ mod tests {
             (&["/v1/"],                                      "x /v1 GET",           "/v1/"),
             (&["/v1"],                                       "x /v1//y GET",        "/v1"),
             (&["/"],                                         "x /any GET",          "/"),
-            (&["/"],                                         "x * OPTIONS",         "-"),
+            // All of a host is where nothing else is.
+            (&["/v1", "=/", "/"],                            "x * OPTIONS",         "/"),
+            (&["/v1", "=/"],                                 "x * OPTIONS",         "-"),
+            (&["/ GET", "OPTIONS"],                          "x * OPTIONS",         "OPTIONS"),
             (&["x"],                                         "x * OPTIONS",         "x"),
             (&["/é"],                                        "x /éa/b GET",         "-"),
             // A name below is a name.
@@ -375,7 +380,10 @@ mod tests {
             Some(PathMatch::Exact(path)) => (path == asked.path).then_some(PathRank::Exact)?,
             Some(PathMatch::Prefix(prefix)) => {
                 let prefix = prefix.trim_end_matches('/');
-                let covers = asked.path == prefix || asked.path.starts_with(&format!("{prefix}/"));
+                let covers = match asked.path {
+                    "*" => prefix.is_empty(),
+                    path => path == prefix || path.starts_with(&format!("{prefix}/")),
+                };
                 covers.then_some(PathRank::Prefix(prefix.len()))?
             }
         };

@@ -22,6 +22,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A stack that isn't ready, or not whole again, after this is broken.
@@ -522,15 +523,18 @@ fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
 }
 
 /// The first of so many consecutive ports that nobody listens on, below where Linux takes outgoing
-/// ones from.
+/// ones from. None is given twice: whom it is for may not listen yet.
 pub fn free_ports(count: u16) -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut tried = BTreeSet::new();
     loop {
         let base = 16_000 + (random::seed() % 14_000) as u16;
         assert!(tried.len() < 1_000, "no {count} free ports in a row");
         tried.insert(base);
-        let free = (base..base + count).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok());
-        if free {
+        let free = |port| !given.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok();
+        if (base..base + count).all(free) {
+            given.extend(base..base + count);
             return base;
         }
     }

@@ -19,10 +19,21 @@ use tokio::time::Instant;
 /// Idle connections to one instance, of one thread.
 const IDLE_MAX: usize = 256;
 /// Instances that close idle connections commonly do so after 5 s or more.
-const IDLE_FOR: Duration = Duration::from_secs(4);
+pub const IDLE_FOR: Duration = Duration::from_secs(4);
 /// A request that must not be sent twice goes over a connection that was used within this: one that the
 /// instance is closing at this moment would lose it.
-const FRESH: Duration = Duration::from_secs(1);
+pub const FRESH: Duration = Duration::from_secs(1);
+
+/// How good a connection has to be for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Whatever is there.
+    Good,
+    /// It must not be sent twice.
+    Fresh,
+    /// One that had been idle has just broken.
+    New,
+}
 
 /// A connection to an instance, or a stream on one.
 pub struct Conn {
@@ -65,15 +76,17 @@ impl Backend {
         Arc::ptr_eq(&self.live, live) && speaks == version
     }
 
-    /// A connection that is there and still good. Of idle ones the one used last, so that the others
-    /// may be closed; `anew`: none of those.
-    pub fn reuse(&self, now: Instant, must_be_fresh: bool, anew: bool) -> Option<Conn> {
+    /// A connection that is there and as good as that. Of idle ones the one used last, so that the
+    /// others may be closed.
+    pub fn reuse(&self, need: Need, now: Instant) -> Option<Conn> {
         if let Some(links) = &self.links {
-            return links.reuse().map(Conn::on);
+            return links.reuse(need, now).map(Conn::on);
         }
-        if anew {
-            return None;
-        }
+        let must_be_fresh = match need {
+            Need::Good => false,
+            Need::Fresh => true,
+            Need::New => return None,
+        };
         let mut idle = self.idle.borrow_mut();
         while let Some((conn, since)) = idle.pop() {
             let age = now.saturating_duration_since(since);
@@ -100,9 +113,9 @@ impl Backend {
         self.cost.set(cost);
     }
 
-    pub async fn connect(&self) -> io::Result<Conn> {
+    pub async fn connect(&self, need: Need) -> io::Result<Conn> {
         if let Some(links) = &self.links {
-            return links.connect().await.map(Conn::on);
+            return links.connect(need).await.map(Conn::on);
         }
         let io = Io::Plain(socket::connect(self.live.address).await?);
         Ok(Conn { io, buf: Buf::default(), reused: false })

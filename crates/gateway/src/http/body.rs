@@ -256,16 +256,11 @@ impl Decoder {
 /// Whether each line ends with CR LF and there is neither without the other. The parser takes a bare
 /// LF for an end, others don't.
 pub fn lines_are_whole(text: &[u8]) -> bool {
-    let mut crs = 0;
-    let mut lfs = 0;
-    for at in memchr::memchr2_iter(b'\r', b'\n', text) {
-        match text[at] {
-            b'\r' => crs += 1,
-            _ if at > 0 && text[at - 1] == b'\r' => lfs += 1,
-            _ => return false,
-        }
-    }
-    crs == lfs
+    let pairs = text.iter().zip(text.get(1..).unwrap_or_default());
+    // Without a way out in between, so that many bytes are compared at once.
+    let whole =
+        pairs.fold(true, |whole, (one, next)| whole & ((*one == b'\r') == (*next == b'\n')));
+    whole && text.first() != Some(&b'\n') && text.last() != Some(&b'\r')
 }
 
 #[cfg(test)]

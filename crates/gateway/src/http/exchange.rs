@@ -57,12 +57,17 @@ impl Client {
         }
     }
 
-    /// Memory for another stream, without anything of the last one.
-    pub fn renew(&mut self, stream: Stream) {
+    /// Memory for a stream.
+    pub fn take(&mut self, stream: Stream) {
         match &mut self.io {
             Io::Stream(io) => **io = stream,
             io @ (Io::Plain(_) | Io::Tls(_)) => *io = Io::Stream(Box::new(stream)),
         }
+    }
+
+    /// The same for another one, without anything of this one.
+    pub fn clear(&mut self) {
+        self.take(Stream::default());
         self.buf.consume(self.buf.data().len());
         self.up.clear();
         self.down.clear();
@@ -109,6 +114,19 @@ impl Failure {
     pub fn is_ours(&self) -> bool {
         let Failure::Connect(error) = self else { return false };
         matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+    }
+
+    /// Nothing came in the time that there was.
+    pub fn is_late(&self) -> bool {
+        match self {
+            Failure::Connect(error) => error.kind() == io::ErrorKind::TimedOut,
+            Failure::Timeout => true,
+            Failure::Refused { .. }
+            | Failure::Broken(_)
+            | Failure::Bad(_)
+            | Failure::Client { .. }
+            | Failure::Slow => false,
+        }
     }
 
     /// As `explain` says it.

@@ -8,13 +8,11 @@ use std::net::SocketAddr;
 
 /// Each request has its own, which is not worth a place in the tables of HPACK.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Room for the fields of most messages.
-const FIELDS: usize = 24;
-
 /// The fields of a canonical head but for those that are skipped. They share one copy of it.
 pub fn fields(head: &[u8], skip: impl Fn(&[u8]) -> bool) -> HeaderMap {
     let shared = Bytes::copy_from_slice(head);
-    let mut fields = HeaderMap::with_capacity(FIELDS);
+    // No more than there are: a small piece of memory is had for much less than a large one.
+    let mut fields = HeaderMap::with_capacity(memchr::memchr_iter(b'\n', head).count());
     for (name, value) in request::lines(&shared).filter(|(name, _)| !skip(name)) {
         let Ok(mut value) = HeaderValue::from_maybe_shared(shared.slice_ref(value)) else {
             continue;

@@ -2,8 +2,6 @@
 
 use super::stream::Stream;
 use crate::socket;
-use rustix::io::Errno;
-use rustix::net::{RecvFlags, recv};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -133,21 +131,19 @@ impl Io {
     /// Whether anything came, or an end, while nobody was to say anything.
     /// `surely`: the kernel is asked, at the price of a system call, and not what it said last.
     pub fn has_spoken(&self, surely: bool) -> bool {
-        let socket = match self {
+        let io = match self {
             Io::Plain(io) => io,
             Io::Tls(io) => io.get_ref().0,
             Io::Stream(_) => return false,
         };
-        let mut one = [0; 1];
         if surely {
-            let seen = recv(socket, &mut one, RecvFlags::PEEK | RecvFlags::DONTWAIT);
-            return seen != Err(Errno::AGAIN);
+            return socket::has_spoken(io);
         }
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        if socket.poll_read_ready(&mut cx).is_pending() {
+        if io.poll_read_ready(&mut cx).is_pending() {
             return false;
         }
         // Readiness may be left over from what was read.
-        !matches!(socket.try_read(&mut one), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+        !matches!(io.try_read(&mut [0; 1]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 }

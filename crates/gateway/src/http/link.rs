@@ -1,9 +1,11 @@
 //! Connections in HTTP/2 to one instance, of one thread. Each carries many requests: as many at once
 //! as the instance bears. There is another one as soon as those there are carry so many.
 
+use super::backend::{FRESH, IDLE_FOR, Need};
 use super::stream::Stream;
 use crate::socket;
 use bytes::Bytes;
+use everhold_core::http::pulse::{Beat, Pulse};
 use h2::client::{Builder, SendRequest};
 use h2::{Ping, PingPong};
 use std::cell::{Cell, RefCell};
@@ -11,7 +13,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -31,16 +33,6 @@ const HEAD_MAX: u32 = 16 << 10;
 const SEND_MAX: usize = 256 << 10;
 /// To connect, and to hear how many requests the instance bears.
 const OPENS_WITHIN: Duration = Duration::from_secs(1);
-/// As with HTTP/1.
-const IDLE_FOR: Duration = Duration::from_secs(4);
-/// Of an instance that owes answers and has said nothing for so long it is asked whether it is there.
-const SILENT_FOR: Duration = Duration::from_secs(10);
-const PONG_WITHIN: Duration = Duration::from_secs(5);
-/// Servers of gRPC end a connection for a third ping within five minutes in which nothing else was
-/// said.
-const PING_AGAIN: Duration = Duration::from_secs(300);
-/// A pong on the wire.
-const PONG_BYTES: u64 = 17;
 
 /// Those to one instance.
 pub struct Links {
@@ -61,17 +53,11 @@ struct Link {
     /// Since when it carries none.
     idle: Cell<Instant>,
     heard: Rc<Cell<u64>>,
-    pulse: RefCell<Pulse>,
+    pulse: Cell<Pulse>,
+    ping: RefCell<Option<PingPong>>,
     driver: AbortHandle,
-}
-
-/// Whether somebody is there.
-struct Pulse {
-    ping: Option<PingPong>,
-    heard: u64,
-    since: Instant,
-    /// When it was asked, and how much had been heard by then.
-    asked: Option<(Instant, u64)>,
+    /// The driver's.
+    socket: Weak<RefCell<TcpStream>>,
 }
 
 /// A request's place on a connection, for as long as this lives.
@@ -106,16 +92,21 @@ impl Links {
     }
 
     /// A stream on one that has room; the first of them, so that the others may become idle.
-    pub fn reuse(&self) -> Option<Stream> {
-        let mut all = self.all.borrow_mut();
-        // It has closed, or says that it will.
-        all.retain(|link| link.is_open());
-        let link = all.iter().find(|link| link.has_room())?;
-        Some(Stream::of_instance(Place::new(link), self.address))
+    pub fn reuse(&self, need: Need, now: Instant) -> Option<Stream> {
+        let mut found = None;
+        self.all.borrow_mut().retain(|link| {
+            let open = link.is_open();
+            if found.is_none() && open && link.has_room() && link.is_fit(need, now) {
+                found = Some(Place::new(link));
+            }
+            // One that says that it will close still owes what it has begun.
+            open || link.streams.get() > 0
+        });
+        Some(Stream::of_instance(found?, self.address))
     }
 
     /// A stream on one that has room by then.
-    pub async fn connect(self: &Rc<Links>) -> io::Result<Stream> {
+    pub async fn connect(self: &Rc<Links>, need: Need) -> io::Result<Stream> {
         loop {
             let mut opening = self.opening();
             let opened = match opening.wait_for(Option::is_some).await {
@@ -123,7 +114,7 @@ impl Links {
                 Err(_) => None,
             };
             opened.unwrap_or(Err(io::ErrorKind::ConnectionAborted))?;
-            if let Some(stream) = self.reuse() {
+            if let Some(stream) = self.reuse(need, Instant::now()) {
                 return Ok(stream);
             }
         }
@@ -148,26 +139,35 @@ impl Links {
         told
     }
 
-    /// Closes those that were idle for too long, and those at whose end nobody is.
+    /// Closes those that were idle for too long, and those at whose end nobody is: a look at their
+    /// [`Pulse`].
     pub fn sweep(&self, now: Instant) {
         self.all.borrow_mut().retain(|link| {
             if link.streams.get() == 0 {
-                return now.saturating_duration_since(link.idle.get()) <= IDLE_FOR;
+                return link.is_open() && link.is_fit(Need::Good, now);
             }
-            let there = link.pulse.borrow_mut().beats(link.heard.get(), now);
-            if !there {
-                tracing::debug!(address = %self.address, "nobody answers a ping");
-                link.driver.abort();
+            let mut pulse = link.pulse.get();
+            let beat = pulse.look(link.heard.get());
+            match beat {
+                Beat::Steady => {}
+                Beat::Ask if link.ask() => pulse.asked(),
+                Beat::Ask => {}
+                Beat::Gone => {
+                    tracing::debug!(address = %self.address, "nobody answers a ping");
+                    link.driver.abort();
+                }
             }
-            there
+            link.pulse.set(pulse);
+            beat != Beat::Gone
         });
     }
 }
 
 impl Link {
     async fn open(address: SocketAddr) -> io::Result<Link> {
-        let socket = socket::connect(address).await?;
+        let socket = Rc::new(RefCell::new(socket::connect(address).await?));
         let heard = Rc::new(Cell::new(0));
+        let of_link = Rc::downgrade(&socket);
         let io = Heard { socket, bytes: heard.clone() };
         let none = |_| io::Error::from(io::ErrorKind::InvalidData);
         let (send, mut connection) = Builder::new()
@@ -187,8 +187,7 @@ impl Link {
             Poll::Pending => Poll::Pending,
         })
         .await?;
-        let now = Instant::now();
-        let pulse = Pulse { ping: connection.ping_pong(), heard: 0, since: now, asked: None };
+        let ping = RefCell::new(connection.ping_pong());
         let driver = tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%address, %error, "a connection to an instance ended");
@@ -198,10 +197,12 @@ impl Link {
             send,
             streams: Cell::new(0),
             used: Cell::new(false),
-            idle: Cell::new(now),
+            idle: Cell::new(Instant::now()),
             heard,
-            pulse: RefCell::new(pulse),
+            pulse: Cell::default(),
+            ping,
             driver: driver.abort_handle(),
+            socket: of_link,
         })
     }
 
@@ -213,51 +214,49 @@ impl Link {
     fn has_room(&self) -> bool {
         self.streams.get() < self.send.current_max_send_streams().min(STREAMS_MAX)
     }
-}
 
-impl Pulse {
-    /// `false`: it was asked and nothing came.
-    fn beats(&mut self, heard: u64, now: Instant) -> bool {
-        if heard != self.heard {
-            (self.heard, self.since) = (heard, now);
-        }
-        if let Some((at, by_then)) = self.asked {
-            if heard == by_then {
-                return now.saturating_duration_since(at) < PONG_WITHIN;
+    /// Whether it is as good as that. One that carries requests is: what ends it ends those, too.
+    fn is_fit(&self, need: Need, now: Instant) -> bool {
+        let idle = now.saturating_duration_since(self.idle.get());
+        self.streams.get() > 0
+            || match (need, self.used.get()) {
+                (Need::Good, _) => idle <= IDLE_FOR,
+                (Need::Fresh, true) => idle <= FRESH && !self.has_spoken(),
+                (Need::New, true) => false,
+                // What it says now belongs to its greeting.
+                (Need::Fresh | Need::New, false) => idle <= FRESH,
             }
-            let waited = now.saturating_duration_since(at) >= PING_AGAIN;
-            if waited || heard > by_then + PONG_BYTES {
-                self.asked = None;
-            }
-        }
-        if self.asked.is_none()
-            && now.saturating_duration_since(self.since) >= SILENT_FOR
-            && let Some(ping) = &mut self.ping
-        {
-            // The answer to the last one is still there to be taken.
-            let _ = ping.poll_pong(&mut Context::from_waker(Waker::noop()));
-            if ping.send_ping(Ping::opaque()).is_ok() {
-                self.asked = Some((now, heard));
-            }
-        }
-        true
+    }
+
+    /// Whether anything came that was not looked at, as an end or a word that it will.
+    fn has_spoken(&self) -> bool {
+        self.socket.upgrade().is_none_or(|it| socket::has_spoken(&it.borrow()))
+    }
+
+    /// `false`: it can't be asked now.
+    fn ask(&self) -> bool {
+        let mut ping = self.ping.borrow_mut();
+        let Some(ping) = &mut *ping else { return false };
+        // The answer to the last one is still there to be taken.
+        let _ = ping.poll_pong(&mut Context::from_waker(Waker::noop()));
+        ping.send_ping(Ping::opaque()).is_ok()
     }
 }
 
 /// A socket that counts what came.
 struct Heard {
-    socket: TcpStream,
+    socket: Rc<RefCell<TcpStream>>,
     bytes: Rc<Cell<u64>>,
 }
 
 impl AsyncRead for Heard {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = room.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, room))?;
+        ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, room))?;
         let came = (room.filled().len() - before) as u64;
         self.bytes.set(self.bytes.get() + came);
         Poll::Ready(Ok(()))
@@ -266,30 +265,82 @@ impl AsyncRead for Heard {
 
 impl AsyncWrite for Heard {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, data)
+        Pin::new(&mut *self.socket.borrow_mut()).poll_write(cx, data)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, data)
+        Pin::new(&mut *self.socket.borrow_mut()).poll_write_vectored(cx, data)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.socket.borrow_mut()).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.socket.borrow_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{Shutdown, TcpListener};
+    use std::sync::mpsc;
+    use std::thread;
+    use tokio::runtime::Builder;
+    use tokio::task::LocalSet;
+
+    /// An instance that agrees to each connection, and at the word closes it; then it says so.
+    fn instance(word: mpsc::Receiver<()>, closed: mpsc::Sender<()>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut socket = socket.unwrap();
+                socket.read_exact(&mut [0; 24]).unwrap();
+                socket.write_all(b"\0\0\0\x04\0\0\0\0\0").unwrap();
+                let Ok(()) = word.recv() else { return };
+                socket.shutdown(Shutdown::Write).unwrap();
+                closed.send(()).unwrap();
+            }
+        });
+        address
+    }
+
+    /// The end is there, and the connection's task has not come to see it.
+    #[test]
+    fn what_must_not_be_repeated_takes_no_connection_that_has_just_ended() {
+        let ((say, word), (tell, closed)) = (mpsc::channel(), mpsc::channel());
+        let address = instance(word, tell);
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let links = Links::new(address);
+            drop(links.connect(Need::Fresh).await.unwrap());
+            // What its greeting came with.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now = Instant::now();
+            assert!(links.reuse(Need::Fresh, now).is_some());
+            assert!(links.reuse(Need::New, now).is_none(), "it has been idle");
+            assert!(links.reuse(Need::Good, now + FRESH * 2).is_some());
+            assert!(links.reuse(Need::Fresh, now + FRESH * 2).is_none());
+            assert!(links.reuse(Need::Good, now + IDLE_FOR * 2).is_none());
+            say.send(()).unwrap();
+            closed.recv().unwrap();
+            assert!(links.reuse(Need::Good, now).is_some(), "nobody has looked");
+            assert!(links.reuse(Need::Fresh, now).is_none());
+        });
     }
 }

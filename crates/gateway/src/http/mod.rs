@@ -1,11 +1,11 @@
 //! HTTP: what clients ask for is carried to instances of services.
 //!
-//! `serve` is a client's connection, `request` and `response` are heads read strictly, `body` says where
-//! bodies end, `exchange` is one request and its answer, `flow` carries bodies, `world` is what a thread
-//! knows, `live` what all threads know of instances, `judge` who checks them and says who is used.
-//! `ledger` counts and remembers requests,
-//! `access` writes the access log. HTTP/2: `streams` is a client's connection, `link` one to an instance,
-//! `stream` one stream of either, `heads` are heads in its form.
+//! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
+//! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
+//! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
+//! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
+//! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
+//! `heads` are heads in its form.
 
 mod access;
 mod backend;
@@ -28,6 +28,7 @@ pub mod response;
 mod serve;
 mod stream;
 mod streams;
+mod target;
 mod timer;
 mod tls;
 mod trailers;

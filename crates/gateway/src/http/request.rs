@@ -9,12 +9,16 @@
 use super::body::{Framing, lines_are_whole};
 use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
+use super::target::{self, has_dots, host_name};
+use everhold_core::http::affinity::cookie;
+use everhold_core::http::deadline;
 use everhold_core::http::hash::hash;
 use everhold_core::spec::HashKey;
 use http::header::COOKIE;
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// More fields than any browser or client sends.
 pub const FIELDS_MAX: usize = 100;
@@ -88,6 +92,8 @@ pub struct Request {
     method_end: usize,
     path_end: usize,
     target_end: usize,
+    /// Where what is said of one try alone begins.
+    end: usize,
     /// In small letters, without a port.
     pub host: String,
     pub framing: Framing,
@@ -100,6 +106,10 @@ pub struct Request {
     pub is_last: bool,
     /// It bears fields after the answer's body.
     pub trailers: bool,
+    /// How long the client waits, for the whole answer of gRPC and for the head of any other, if it says
+    /// so.
+    grpc_timeout: Option<Duration>,
+    expected: Option<Duration>,
     /// The hash of the client's address.
     peer: u64,
     pub id: RequestId,
@@ -113,6 +123,7 @@ impl Default for Request {
             method_end: 0,
             path_end: 0,
             target_end: 0,
+            end: 0,
             host: String::new(),
             framing: Framing::None,
             old: false,
@@ -120,6 +131,8 @@ impl Default for Request {
             upgrade: false,
             is_last: false,
             trailers: false,
+            grpc_timeout: None,
+            expected: None,
             peer: 0,
             id: RequestId::default(),
         }
@@ -151,6 +164,8 @@ enum Kind {
     TraceParent,
     TraceState,
     RequestId,
+    GrpcTimeout,
+    Expected,
 }
 
 /// To a program behind CGI or WSGI `_` is `-`: a name that only differs by it is nobody's to give.
@@ -175,12 +190,14 @@ fn known(name: &str) -> Kind {
         10 if is("keep-alive") => Kind::Own,
         10 if is("tracestate") => Kind::TraceState,
         11 if is("traceparent") => Kind::TraceParent,
+        12 if is(deadline::GRPC) => Kind::GrpcTimeout,
         12 if is("max-forwards") => Kind::MaxForwards,
         12 if is("x-request-id") => Kind::RequestId,
         14 if is("content-length") => Kind::ContentLength,
         14 if is("http2-settings") => Kind::Own,
         16 if is("proxy-connection") => Kind::Own,
         17 if is("transfer-encoding") => Kind::TransferEncoding,
+        30 if is(deadline::EXPECTED) => Kind::Expected,
         13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
         _ => Kind::EndToEnd,
     }
@@ -211,6 +228,7 @@ impl Request {
         // Of what can't be read nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
         (self.trailers, self.is_last) = (false, false);
+        (self.grpc_timeout, self.expected) = (None, None);
         let length = match parsed.parse_with_uninit_headers(input, &mut space) {
             Ok(Status::Complete(length)) => length,
             Ok(Status::Partial) => return Ok(None),
@@ -230,7 +248,7 @@ impl Request {
         };
         self.old = version == 0;
         self.method = Method::of(method.as_bytes());
-        let (authority, target) = split_target(method, target)?;
+        let (authority, target) = target::split(method, target)?;
         let fields = &*parsed.headers;
 
         let mut kinds = [Kind::EndToEnd; FIELDS_MAX];
@@ -284,6 +302,8 @@ impl Request {
                     traced = traces == 1 && is_traceparent(field.value);
                 }
                 Kind::RequestId => id = is_id(field.value).then_some(field.value),
+                Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(field.value))?,
+                Kind::Expected => least(&mut self.expected, deadline::expected(field.value))?,
             }
         }
         self.framing = match (lengths, codings) {
@@ -320,16 +340,19 @@ impl Request {
                 | Kind::Connection
                 | Kind::TransferEncoding
                 | Kind::Te
-                | Kind::RequestId => false,
+                | Kind::RequestId
+                | Kind::GrpcTimeout
+                | Kind::Expected => false,
             };
             if passes {
-                self.field(field.name.as_bytes(), field.value);
+                push(&mut self.head, field.name.as_bytes(), field.value);
             }
         }
         if self.upgrade {
             self.head.extend_from_slice(b"Connection: Upgrade\r\n");
         }
-        self.finish(from, traced, ids);
+        let via: &[u8] = if self.old { b"Via: 1.0 everhold\r\n" } else { b"Via: 1.1 everhold\r\n" };
+        self.finish(from, via, traced, ids);
         Ok(Some(length))
     }
 
@@ -344,6 +367,7 @@ impl Request {
         // Of what can't be taken nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
         (self.trailers, self.is_last) = (false, false);
+        (self.grpc_timeout, self.expected) = (None, None);
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
@@ -366,6 +390,8 @@ impl Request {
                     traced = traces == 1 && is_traceparent(value);
                 }
                 Kind::RequestId => id = id.or(is_id(value).then_some(value)),
+                Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(value))?,
+                Kind::Expected => least(&mut self.expected, deadline::expected(value))?,
             }
         }
         let host = match (parts.uri.authority(), host) {
@@ -378,7 +404,7 @@ impl Request {
         };
         let method = parts.method.as_str();
         let target = parts.uri.path_and_query().map_or("/", |it| it.as_str());
-        let (_, target) = split_target(method, target)?;
+        let (_, target) = target::split(method, target)?;
         self.framing = match (over, length) {
             (true, _) => Framing::None,
             (false, Some(length)) => Framing::Length(length),
@@ -399,21 +425,23 @@ impl Request {
                 | Kind::TransferEncoding
                 | Kind::Upgrade
                 | Kind::Te
-                | Kind::RequestId => false,
+                | Kind::RequestId
+                | Kind::GrpcTimeout
+                | Kind::Expected => false,
             };
             if passes {
-                self.field(name.as_str().as_bytes(), value.as_bytes());
+                push(&mut self.head, name.as_str().as_bytes(), value.as_bytes());
             }
         }
         // However often it was said.
         if let Some(length) = length {
-            self.field(b"content-length", length.to_string().as_bytes());
+            push(&mut self.head, b"content-length", length.to_string().as_bytes());
         }
         // Its crumbs are one line in HTTP/1: RFC 9113 section 8.2.3.
         if !crumbs.is_empty() {
-            self.field(b"cookie", &crumbs.join(&b"; "[..]));
+            push(&mut self.head, b"cookie", &crumbs.join(&b"; "[..]));
         }
-        self.finish(from, traced, ids);
+        self.finish(from, b"Via: 2 everhold\r\n", traced, ids);
         Ok(())
     }
 
@@ -425,7 +453,7 @@ impl Request {
         match number(most).ok() {
             None => return refuse(400, "a Max-Forwards that is no number"),
             Some(0) => self.is_last = true,
-            Some(most) => self.field(b"Max-Forwards", (most - 1).to_string().as_bytes()),
+            Some(most) => push(&mut self.head, b"Max-Forwards", (most - 1).to_string().as_bytes()),
         }
         Ok(false)
     }
@@ -463,25 +491,37 @@ impl Request {
         Ok(())
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8]) {
-        self.head.extend_from_slice(name);
-        self.head.extend_from_slice(b": ");
-        self.head.extend_from_slice(value);
-        self.head.extend_from_slice(b"\r\n");
-    }
-
-    /// What the gateway adds.
-    fn finish(&mut self, from: &From, traced: bool, ids: &mut Ids) {
+    /// What the gateway adds. `via` says in which version it came.
+    fn finish(&mut self, from: &From, via: &[u8], traced: bool, ids: &mut Ids) {
         if !traced {
             self.head.extend_from_slice(b"traceparent: ");
             ids.traceparent(&mut self.head);
             self.head.extend_from_slice(b"\r\n");
         }
-        self.head.extend_from_slice(b"X-Request-Id: ");
-        self.head.extend_from_slice(self.id.as_bytes());
-        self.head.extend_from_slice(b"\r\n");
+        push(&mut self.head, b"X-Request-Id", self.id.as_bytes());
         self.head.extend_from_slice(&from.fields);
+        self.head.extend_from_slice(via);
+        self.end = self.head.len();
         self.peer = from.peer;
+    }
+
+    /// How long the client waits for the head of an answer, if it says so.
+    pub fn patience(&self) -> Option<Duration> {
+        self.grpc_timeout.into_iter().chain(self.expected).min()
+    }
+
+    /// Says in the head how long the next try may take to its answer's head, and what is left of the
+    /// client's time after `spent`. A time for the whole of a call is never made up: it would end one
+    /// that is meant to go on.
+    pub fn give(&mut self, left: Duration, spent: Duration) {
+        self.head.truncate(self.end);
+        self.head.extend_from_slice(b"X-Envoy-Expected-Rq-Timeout-Ms: ");
+        deadline::push_expected(&mut self.head, left);
+        if let Some(timeout) = self.grpc_timeout {
+            self.head.extend_from_slice(b"\r\ngrpc-timeout: ");
+            deadline::push_grpc(&mut self.head, timeout.saturating_sub(spent));
+        }
+        self.head.extend_from_slice(b"\r\n");
     }
 
     pub fn method_name(&self) -> &[u8] {
@@ -518,18 +558,22 @@ impl Request {
 
     /// The value of a cookie.
     pub fn cookie(&self, name: &str) -> Option<&[u8]> {
-        let all = lines(&self.head).filter(|(it, _)| it.eq_ignore_ascii_case(b"cookie"));
-        let mut pairs = all.flat_map(|(_, value)| value.split(|byte| *byte == b';'));
-        pairs.find_map(|pair| {
-            let pair = pair.trim_ascii();
-            pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
-        })
+        let mut all = lines(&self.head).filter(|(it, _)| it.eq_ignore_ascii_case(b"cookie"));
+        all.find_map(|(_, value)| cookie(value, name))
     }
 
     /// The first field of that name, given in small letters.
     pub fn value(&self, name: &str) -> Option<&[u8]> {
         value(&self.head, name)
     }
+}
+
+/// One more field of a canonical head.
+pub fn push(head: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    head.extend_from_slice(name);
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
 }
 
 /// The first field of that name in a canonical head.
@@ -570,6 +614,13 @@ fn other_version(input: &[u8]) -> Result<Option<usize>, Refusal> {
     }
 }
 
+/// Of several times the shortest counts.
+fn least(known: &mut Option<Duration>, said: Option<Duration>) -> Result<(), Refusal> {
+    let Some(said) = said else { return refuse(400, "a timeout that is none") };
+    *known = Some(known.map_or(said, |known| known.min(said)));
+    Ok(())
+}
+
 /// Whether it is a protocol over which no instance may be talked to by an upgrade: HTTP/2 in the clear
 /// would carry requests that nobody judges.
 fn is_http(protocol: &[u8]) -> bool {
@@ -592,95 +643,6 @@ pub fn number(value: &[u8]) -> Result<u64, Refusal> {
     }
 }
 
-/// Who is asked, where the target says it, and the target in origin form.
-fn split_target<'t>(method: &str, target: &'t str) -> Result<(Option<&'t str>, &'t str), Refusal> {
-    if !target.bytes().all(|byte| matches!(byte, b'!'..=b'~') && byte != b'#') {
-        return refuse(400, "a character in the target that must be encoded");
-    }
-    match method {
-        "CONNECT" => return refuse(501, "this is no forward proxy"),
-        // It would show fields that the gateway and those before it have added.
-        "TRACE" => return refuse(405, "TRACE is not served"),
-        "OPTIONS" if target == "*" => return Ok((None, target)),
-        _ => {}
-    }
-    if target.starts_with('/') {
-        return Ok((None, target));
-    }
-    let Some((scheme, rest)) = target.split_once("://") else {
-        return refuse(400, "a target that is no path");
-    };
-    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return refuse(400, "a target of another scheme");
-    }
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    if authority.is_empty() || path.starts_with('?') {
-        return refuse(400, "a target without host or path");
-    }
-    let nothing = if method == "OPTIONS" { "*" } else { "/" };
-    Ok((Some(authority), if path.is_empty() { nothing } else { path }))
-}
-
-/// The name in `NAME[:PORT]`; `None`: it is none.
-pub fn host_name(host: &[u8]) -> Option<&[u8]> {
-    let name_end = match host {
-        [b'[', ..] => memchr::memchr(b']', host)? + 1,
-        _ => memchr::memchr(b':', host).unwrap_or(host.len()),
-    };
-    let (name, port) = host.split_at(name_end);
-    let inner = name.strip_prefix(b"[").and_then(|it| it.strip_suffix(b"]"));
-    let fits = match inner {
-        Some(inner) => {
-            !inner.is_empty()
-                && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
-        }
-        None => name
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_')),
-    };
-    let port_fits = match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
-    };
-    (fits && port_fits).then_some(name)
-}
-
-/// Whether a segment of the path is `.` or `..`, encoded or not: a route would be chosen by another
-/// path than the instance serves. Some take an encoded slash for one before they look for dots, and
-/// some cut off what follows a semicolon.
-pub fn has_dots(path: &[u8]) -> bool {
-    let mut suspicious = memchr::memchr2_iter(b'.', b'%', path);
-    if !suspicious.any(|at| {
-        let before = at.checked_sub(1).map(|before| path[before]);
-        path[at] == b'%' || matches!(before, None | Some(b'/' | b'\\'))
-    }) {
-        return false;
-    }
-    let mut dots = Some(0_u32);
-    let mut rest = path;
-    loop {
-        let (byte, after) = match rest {
-            [] => return matches!(dots, Some(1 | 2)),
-            [b'%', high, low, after @ ..] => match [*high, low.to_ascii_lowercase()] {
-                [b'2', b'e'] => (b'.', after),
-                [b'2', b'f'] | [b'5', b'c'] => (b'/', after),
-                [b'3', b'b'] => (b';', after),
-                _ => (b'%', after),
-            },
-            [byte, after @ ..] => (*byte, after),
-        };
-        rest = after;
-        match (byte, dots) {
-            (b'/' | b'\\' | b';', Some(1 | 2)) => return true,
-            (b'/' | b'\\', _) => dots = Some(0),
-            (b'.', Some(before)) => dots = Some(before + 1),
-            (_, _) => dots = None,
-        }
-    }
-}
-
 impl From {
     /// What is said of a client at that address.
     pub fn of(peer: SocketAddr, tls: bool) -> From {
@@ -691,7 +653,7 @@ impl From {
         };
         let fields = format!(
             "X-Forwarded-For: {ip}\r\nX-Forwarded-Proto: {proto}\r\n\
-             Forwarded: for={node};proto={proto}\r\nVia: 1.1 everhold\r\n"
+             Forwarded: for={node};proto={proto}\r\n"
         );
         From { fields: fields.into_bytes(), peer: hash(ip.to_string().as_bytes()), ip, tls }
     }

@@ -2,7 +2,7 @@
 
 use super::body::{Framing, lines_are_whole};
 use super::id::RequestId;
-use super::request::{FIELDS_MAX, Method, number, tokens};
+use super::request::{FIELDS_MAX, Method, number, push, tokens};
 use http::header::CONTENT_LENGTH;
 use httparse::{Header, Status};
 use jiff::Timestamp;
@@ -146,7 +146,7 @@ impl Response {
                 Kind::Own | Kind::Connection | Kind::TransferEncoding | Kind::RequestId => false,
             };
             if passes {
-                self.field(field.name.as_bytes(), field.value);
+                push(&mut self.head, field.name.as_bytes(), field.value);
             }
         }
         if status >= 200 {
@@ -190,7 +190,7 @@ impl Response {
                 | Kind::RequestId => false,
             };
             if passes {
-                self.field(name.as_str().as_bytes(), value.as_bytes());
+                push(&mut self.head, name.as_str().as_bytes(), value.as_bytes());
             }
         }
         // However often it was said. To a HEAD, or with a 304, it speaks of what isn't sent.
@@ -199,7 +199,7 @@ impl Response {
             (length, _) => length.filter(|_| !matches!(status, 100..=199 | 204)),
         };
         if let Some(length) = length {
-            self.field(b"content-length", length.to_string().as_bytes());
+            push(&mut self.head, b"content-length", length.to_string().as_bytes());
         }
         if status >= 200 {
             self.finish(id);
@@ -218,17 +218,8 @@ impl Response {
         self.head.extend_from_slice(b"\r\n");
     }
 
-    fn field(&mut self, name: &[u8], value: &[u8]) {
-        self.head.extend_from_slice(name);
-        self.head.extend_from_slice(b": ");
-        self.head.extend_from_slice(value);
-        self.head.extend_from_slice(b"\r\n");
-    }
-
     fn finish(&mut self, id: &RequestId) {
-        self.head.extend_from_slice(b"X-Request-Id: ");
-        self.head.extend_from_slice(id.as_bytes());
-        self.head.extend_from_slice(b"\r\n");
+        push(&mut self.head, b"X-Request-Id", id.as_bytes());
     }
 
     /// An answer of the gateway's own, with its body: what is wrong, and the name of the request. 204:
@@ -248,17 +239,17 @@ impl Response {
         self.keep_alive = true;
         self.begin(status, reason(status), 256);
         if let Ok(now) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
-            self.field(b"Date", now.as_bytes());
+            push(&mut self.head, b"Date", now.as_bytes());
         }
         if status == 204 {
             self.finish(id);
             return Vec::new();
         }
-        self.field(b"Content-Type", b"application/json");
-        self.field(b"Content-Length", body.len().to_string().as_bytes());
-        self.field(b"Cache-Control", b"no-store");
+        push(&mut self.head, b"Content-Type", b"application/json");
+        push(&mut self.head, b"Content-Length", body.len().to_string().as_bytes());
+        push(&mut self.head, b"Cache-Control", b"no-store");
         if let Some(after_s) = retry_after_s {
-            self.field(b"Retry-After", after_s.to_string().as_bytes());
+            push(&mut self.head, b"Retry-After", after_s.to_string().as_bytes());
         }
         self.finish(id);
         body.into_bytes()

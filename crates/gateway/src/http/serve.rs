@@ -1,7 +1,7 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
-use super::backend::{Active, Backend, Conn};
+use super::backend::{Active, Backend, Conn, Need};
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::id::Short;
 use super::io::Io;
@@ -160,7 +160,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let service = &route.service;
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
-    let deadline = begun + route.timeout;
+    // Longer than a clock goes is for ever.
+    let patience = client.request.patience().and_then(|it| begun.checked_add(it));
+    let allowed = begun + route.timeout;
+    let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
     let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
     service.budget.borrow_mut().request(world.ms(begun));
     let mut tried = [usize::MAX; RETRIES_MAX as usize + 1];
@@ -168,6 +171,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let mut last = (503, "no instance is there");
     for index in 0..tried.len() {
         let now = if index == 0 { begun } else { Instant::now() };
+        if deadline <= now {
+            client.trail.outcome = "no time was left";
+            return unserved(client, (504, "the client waits no longer")).await;
+        }
         let now_ms = world.ms(now);
         let picked = service.pick(world, &client.request, &tried[..index], now_ms);
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
@@ -175,9 +182,12 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
-        let until = per_try.map_or(deadline, |per_try| deadline.min(now + per_try));
-        let result = one_try(client, backend, anew, (now, until)).await;
+        let bears = per_try.map_or(allowed, |per_try| allowed.min(now + per_try));
+        let until = deadline.min(bears);
+        let result = one_try(client, backend, anew, (begun, now, until)).await;
         let ended = Instant::now();
+        // It had less time than the service gives it, and might have answered in that.
+        let hurried = until < bears && ended >= until;
         client.trail.tried(Try {
             backend: backend.name.clone(),
             why,
@@ -243,8 +253,9 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         if failed.stale {
             (tried[index], anew) = (usize::MAX, true);
         } else {
-            // That this process may open no more files says nothing of the instance.
-            if !failed.failure.is_ours() {
+            // That this process may open no more files says nothing of the instance, nor does a client that
+            // is in a hurry.
+            if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
             }
         }
@@ -328,19 +339,26 @@ async fn one_try(
     client: &mut Client,
     backend: &Backend,
     anew: bool,
-    (now, until): (Instant, Instant),
+    (begun, now, until): (Instant, Instant, Instant),
 ) -> Result<Conn, NoAnswer> {
     let _active = Active::new(&backend.live);
-    let must_be_fresh = !client.request.method.is_idempotent();
-    let mut conn = match backend.reuse(now, must_be_fresh, anew) {
+    let need = match client.request.method.is_idempotent() {
+        _ if anew => Need::New,
+        true => Need::Good,
+        false => Need::Fresh,
+    };
+    let mut conn = match backend.reuse(need, now) {
         Some(conn) => conn,
         None => {
-            let connected = timeout_at(until.min(now + CONNECT_WITHIN), backend.connect()).await;
+            let connect = timeout_at(until.min(now + CONNECT_WITHIN), backend.connect(need));
+            let connected = connect.await;
             let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
             let failed = |error| NoAnswer { failure: Failure::Connect(error), stale: false };
             connected.map_err(failed)?
         }
     };
+    let asked = Instant::now();
+    client.request.give(until.saturating_duration_since(asked), asked - begun);
     match ask(client, &mut conn, until).await {
         Ok(()) => Ok(conn),
         Err(failure) => {

@@ -1,7 +1,7 @@
 //! One stream of HTTP/2 as something that is read and written: its data alone. Heads go beside it.
 
 use super::link::Place;
-use super::request::Request;
+use super::request::{Request, push};
 use super::{heads, trailers};
 use bytes::Bytes;
 use h2::client::ResponseFuture;
@@ -166,10 +166,7 @@ impl Stream {
     pub fn trailers(&self) -> Vec<u8> {
         let mut lines = Vec::new();
         for (name, value) in self.received.iter().flatten() {
-            lines.extend_from_slice(name.as_str().as_bytes());
-            lines.extend_from_slice(b": ");
-            lines.extend_from_slice(value.as_bytes());
-            lines.extend_from_slice(b"\r\n");
+            push(&mut lines, name.as_str().as_bytes(), value.as_bytes());
         }
         lines
     }

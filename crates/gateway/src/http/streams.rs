@@ -37,6 +37,9 @@ const DESKS_MAX: usize = 128;
 /// A connection on which nothing is asked is closed after this, as with HTTP/1.
 const IDLE: Duration = Duration::from_secs(75);
 const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+/// Clients of a gateway that leaves are told so one after the other, within this: told in one moment
+/// they would come back in one, with a handshake each.
+const TOLD_WITHIN: Duration = Duration::from_secs(3);
 
 /// Serves a client until it or the gateway wants no more.
 pub async fn serve(
@@ -55,6 +58,12 @@ pub async fn serve(
         .max_send_buffer_size(SEND_MAX);
     let handshake = tokio::time::timeout(BEGINS_WITHIN, builder.handshake::<_, Bytes>(io)).await;
     let Ok(Ok(mut connection)) = handshake else { return };
+    let goes = async {
+        world.leaves().await;
+        let share = world.ids.borrow_mut().random() as u32;
+        tokio::time::sleep(TOLD_WITHIN.mul_f64(f64::from(share) / f64::from(u32::MAX))).await;
+    };
+    let mut goes = std::pin::pin!(goes);
     let mut told = false;
     loop {
         // Each stream holds one, too.
@@ -65,7 +74,7 @@ pub async fn serve(
         }
         let asked = tokio::select! {
             asked = tokio::time::timeout(IDLE, connection.accept()) => asked,
-            () = world.leaves(), if !told => {
+            () = &mut goes, if !told => {
                 // Streams that are begun till the client knows are still served.
                 connection.graceful_shutdown();
                 told = true;
@@ -139,7 +148,7 @@ async fn work(mut job: Job, world: Rc<World>) {
     let desk = Rc::new(Desk::default());
     loop {
         stream(job, &mut client, &world).await;
-        client.renew(Stream::default());
+        client.clear();
         if !world.desks.wait(&desk) {
             return;
         }
@@ -158,7 +167,7 @@ async fn stream(job: Job, client: &mut Client, world: &World) {
     let Job { request, respond, from, mut seat } = job;
     let (parts, receive) = request.into_parts();
     let over = receive.is_end_stream();
-    client.renew(Stream::of_client(receive, respond, from.tls));
+    client.take(Stream::of_client(receive, respond, from.tls));
     let taken = client.request.take(&parts, over, &from, &mut world.ids.borrow_mut());
     let after = match taken {
         Ok(()) => {

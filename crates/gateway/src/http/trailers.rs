@@ -1,6 +1,6 @@
 //! Fields after a body: those that may stand there are passed on.
 
-use super::request::{is_end_to_end, is_like};
+use super::request::{is_end_to_end, is_like, push};
 
 /// Each that doesn't say how a message is read, routed or trusted: RFC 9110 section 6.5.1.
 pub fn each(lines: &[u8], mut then: impl FnMut(&str, &[u8])) {
@@ -20,12 +20,7 @@ pub fn append(out: &mut Vec<u8>, lines: &[u8]) {
     if lines.is_empty() {
         return;
     }
-    each(lines, |name, value| {
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value);
-        out.extend_from_slice(b"\r\n");
-    });
+    each(lines, |name, value| push(out, name.as_bytes(), value));
 }
 
 const NEVER: [&str; 13] = [

@@ -1,6 +1,8 @@
 //! Fields of one hop stay on it, and what the gateway says of a request is its own.
 
 use super::fixture::{FINE, Fixture, Instance, Seen};
+use super::second::{self, Server, ask, before, connect, request, run};
+use http::HeaderMap;
 
 /// What the instance gets for a request with these fields beside `Host: a`.
 fn seen(gateway: &Fixture, instance: &Instance, version: &str, fields: &str) -> Seen {
@@ -49,7 +51,7 @@ fn fields_of_one_hop_stay_on_it() {
     }
     let old =
         seen(&gateway, &instance, "HTTP/1.0", "Connection: Upgrade\r\nUpgrade: websocket\r\n");
-    assert_eq!(old.plain(), "GET / HTTP/1.1\r\nHost: a\r\n");
+    assert_eq!(old.plain_of("1.0"), "GET / HTTP/1.1\r\nHost: a\r\n");
     assert_eq!(instance.faults(), [] as [&str; 0]);
 }
 
@@ -93,6 +95,29 @@ fn a_request_has_one_name_and_one_trace() {
     let fields = format!("tracestate: a=b\r\ntraceparent: {TRACE}\r\n");
     let seen = seen(&gateway, &instance, "HTTP/1.1", &fields);
     assert_eq!((seen.values("traceparent"), seen.values("tracestate")), (vec![TRACE], vec!["a=b"]));
+}
+
+/// RFC 9110 section 7.6.3: the version in which it came, whatever it goes on in.
+#[test]
+fn an_instance_is_told_in_which_version_a_request_came() {
+    let (instance, server) = (Instance::says(FINE), Server::start(100, second::echo));
+    let (first, second) = (Fixture::before(&instance), before(&[server.address]));
+    for version in ["1.0", "1.1", "2"] {
+        for gateway in [&first, &second] {
+            let status = match version {
+                "2" => run(async {
+                    let send = connect(gateway.address).await;
+                    ask(&send, request("GET", "/"), &[], HeaderMap::new()).await.unwrap().status
+                }),
+                _ => gateway.ask(&format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n")).status,
+            };
+            assert_eq!(status, 200);
+        }
+        let expected = format!("{version} everhold");
+        assert_eq!(instance.seen().pop().unwrap().values("via"), [&expected]);
+        let asked = server.asked.lock().unwrap();
+        assert_eq!(asked.last().unwrap().1["via"], expected);
+    }
 }
 
 /// A name with a dot at its end is the same name.

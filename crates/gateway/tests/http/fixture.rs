@@ -44,19 +44,25 @@ impl Seen {
 
     /// The head without what the gateway adds to each.
     pub fn plain(&self) -> String {
-        const ADDED: [&str; 6] = [
+        self.plain_of("1.1")
+    }
+
+    /// The same of a request that a client sent in that version.
+    pub fn plain_of(&self, version: &str) -> String {
+        let added = [
             "traceparent: ",
             "X-Request-Id: ",
             "X-Forwarded-For: 127.0.0.1\r\n",
             "X-Forwarded-Proto: http\r\n",
             "Forwarded: for=127.0.0.1;proto=http\r\n",
-            "Via: 1.1 everhold\r\n",
+            &format!("Via: {version} everhold\r\n"),
+            "X-Envoy-Expected-Rq-Timeout-Ms: ",
         ];
-        for added in ADDED {
+        for added in added {
             assert_eq!(self.head.matches(added).count(), 1, "{added:?} once in {:?}", self.head);
         }
         let lines = self.head.split_inclusive("\r\n");
-        lines.filter(|line| !ADDED.iter().any(|added| line.starts_with(added))).collect()
+        lines.filter(|line| !added.iter().any(|added| line.starts_with(added))).collect()
     }
 }
 
@@ -244,6 +250,21 @@ impl Instance {
         Instance::start(move |line| {
             if line.request().is_some() {
                 line.say(&answer);
+            }
+        })
+    }
+
+    /// Answers the first request with those bytes, and says back what comes then.
+    pub fn echoes_after(answer: impl AsRef<[u8]> + Send + Sync + 'static) -> Instance {
+        Instance::start(move |line| {
+            line.request();
+            line.say(&answer);
+            loop {
+                let some = line.some();
+                if some.is_empty() {
+                    return;
+                }
+                line.say(some);
             }
         })
     }

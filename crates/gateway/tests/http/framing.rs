@@ -3,6 +3,7 @@
 //! Behind each request that is refused stands another one: no instance may ever see it.
 
 use super::fixture::{FINE, Fixture, Instance};
+use super::second::{self, Server, before};
 
 use Expect::{As, Fault, Refused};
 
@@ -42,7 +43,8 @@ fn check(cases: &[(&str, Expect)]) {
                     }
                 }
                 As(head, body) => {
-                    let got = instance.seen().pop().map(|it| (it.plain(), it.body));
+                    let version = if request.contains(" HTTP/1.0\r\n") { "1.0" } else { "1.1" };
+                    let got = instance.seen().pop().map(|it| (it.plain_of(version), it.body));
                     let wanted = Some(((*head).to_owned(), body.as_bytes().to_vec()));
                     if answer.status != 200 || got != wanted {
                         wrong.push(format!("{about}: {told:?}, {got:?}"));
@@ -326,13 +328,23 @@ fn heads_have_a_size() {
 #[test]
 fn options_of_all_go_to_where_the_host_leads() {
     let instance = Instance::says(FINE);
-    // No path: a route of paths does not lead anywhere.
+    // It is of no path: all that a host has is where the prefix `/` leads.
     let gateway = Fixture::before(&instance);
-    let answer = gateway.ask("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert!(answer.is_own() && answer.status == 404, "{answer:?}");
+    let server = Server::start(100, second::echo);
+    let other = before(&[server.address]);
+    for asked in ["*", "http://a"] {
+        for gateway in [&gateway, &other] {
+            let answer = gateway.ask(&format!("OPTIONS {asked} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            assert!(answer.status == 200, "{answer:?}");
+        }
+    }
+    assert_eq!(instance.targets(), ["*", "*"]);
+    assert_eq!(server.targets(), ["OPTIONS http://a*", "OPTIONS http://a*"]);
+    let last = gateway.ask("OPTIONS * HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\n");
+    assert_eq!(last.status, 204);
     let answer = gateway.ask("OPTIONS * HTTP/1.1\r\nHost: elsewhere.org\r\n\r\n");
     assert!(answer.is_own() && answer.status == 503, "{answer:?}");
-    assert_eq!(instance.seen(), []);
+    assert_eq!(instance.seen().len(), 2);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! A gateway that is succeeded by another: nobody is refused, and nobody is cut off.
 
 use super::fixture::{FINE, Fixture, Instance, Line, eventually};
+use super::second::{self, ask, connect, request};
 use everhold_gateway::Gateway;
-use std::sync::Mutex;
+use http::HeaderMap;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -102,17 +105,9 @@ fn a_successor_has_the_listeners_of_its_own_table() {
 
 #[test]
 fn a_tunnel_stays_until_it_ends() {
-    let instance = Instance::start(|line| {
-        line.request();
-        line.say("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n");
-        loop {
-            let some = line.some();
-            if some.is_empty() {
-                return;
-            }
-            line.say(some);
-        }
-    });
+    let instance = Instance::echoes_after(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
+    );
     let fixture = Fixture::before(&instance);
     let mut client = fixture.client();
     client.say("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n");
@@ -196,8 +191,44 @@ fn streams_end_as_they_began() {
     is_begun.recv().unwrap();
     eventually("it is there", || !instance.seen().is_empty());
     fixture.gateway.leave();
-    (0..10_000).for_each(|_| word.send(()).unwrap());
+    // More than are asked for until it is told.
+    (0..1_000_000).for_each(|_| word.send(()).unwrap());
     client.join().unwrap();
     assert_eq!(instance.seen().len(), asked.recv().unwrap());
+    eventually("nobody is left", || fixture.gateway.connections() == 0);
+}
+
+/// All in one moment would come back in one; till it is told a client goes on being served.
+#[test]
+fn clients_of_http2_are_told_one_after_the_other() {
+    const CLIENTS: usize = 20;
+    let instance = Instance::says(FINE);
+    let fixture = Fixture::before(&instance);
+    let leaving = Arc::new(AtomicBool::new(false));
+    let mut served = second::run(async {
+        let mut all = tokio::task::JoinSet::new();
+        let begun = Arc::new(tokio::sync::Barrier::new(CLIENTS + 1));
+        for _ in 0..CLIENTS {
+            let (send, begun) = (connect(fixture.address).await, begun.clone());
+            let leaving = leaving.clone();
+            all.spawn(async move {
+                let one = || ask(&send, request("GET", "/"), &[], HeaderMap::new());
+                assert_eq!(one().await.unwrap().status, 200);
+                begun.wait().await;
+                let mut served = 0;
+                while let Ok(got) = one().await {
+                    assert_eq!(got.status, 200);
+                    served += usize::from(leaving.load(SeqCst));
+                }
+                served
+            });
+        }
+        begun.wait().await;
+        fixture.gateway.leave();
+        leaving.store(true, SeqCst);
+        all.join_all().await
+    });
+    served.sort_unstable();
+    assert!(served[CLIENTS - 1] >= 50, "{served:?}: the last one was told as soon as the first");
     eventually("nobody is left", || fixture.gateway.connections() == 0);
 }

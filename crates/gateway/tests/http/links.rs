@@ -97,28 +97,28 @@ fn a_refused_stream_is_tried_elsewhere_and_another_reset_only_if_that_does_no_ha
 }
 
 const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// What came on a connection: kind, flags, stream.
-fn read_frame(socket: &mut TcpStream) -> Option<(u8, u8, u32)> {
+/// What came on a connection: kind, stream, payload.
+pub fn read_frame(socket: &mut TcpStream) -> Option<(u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     socket.read_exact(&mut head).ok()?;
     let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
     socket.read_exact(&mut payload).ok()?;
-    Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]])))
+    Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
 }
 
 /// An instance that says frames: each connection is given to the script once both have agreed.
-fn raw(script: impl Fn(usize, &mut TcpStream) + Send + Sync + 'static) -> SocketAddr {
+pub fn raw(script: impl Fn(usize, &mut TcpStream) + Send + Sync + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let script = Arc::new(script);
@@ -141,9 +141,9 @@ fn raw(script: impl Fn(usize, &mut TcpStream) + Send + Sync + 'static) -> Socket
 }
 
 /// The next request's stream.
-fn next_stream(socket: &mut TcpStream) -> Option<u32> {
+pub fn next_stream(socket: &mut TcpStream) -> Option<u32> {
     loop {
-        if let (HEADERS, _, stream) = read_frame(socket)? {
+        if let (HEADERS, stream, _) = read_frame(socket)? {
             return Some(stream);
         }
     }
@@ -151,6 +151,16 @@ fn next_stream(socket: &mut TcpStream) -> Option<u32> {
 
 /// `:status: 200` by the static table.
 const STATUS_200: &[u8] = &[0x88];
+
+/// That it is fine, without a body.
+pub fn fine(stream: u32) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200)
+}
+
+/// That nothing beyond that stream is looked at.
+fn go_away(last: u32) -> Vec<u8> {
+    frame(GOAWAY, 0, 0, &[last.to_be_bytes(), 0_u32.to_be_bytes()].concat())
+}
 
 /// Of three requests on a connection the first was seen, as its GOAWAY says; the others may be done
 /// anew, over another connection. The first one isn't answered: that was seen.
@@ -162,15 +172,13 @@ fn what_a_goaway_leaves_out_is_done_again() {
         if index == 0 {
             let streams: Vec<u32> = (0..3).filter_map(|_| next_stream(socket)).collect();
             assert_eq!(streams, [1, 3, 5]);
-            let payload = [1_u32.to_be_bytes(), 0_u32.to_be_bytes()].concat();
-            let _ = socket.write_all(&frame(GOAWAY, 0, 0, &payload));
+            let _ = socket.write_all(&go_away(1));
             thread::sleep(A_WHILE);
             return;
         }
         while let Some(stream) = next_stream(socket) {
             tell.lock().unwrap().send(index).unwrap();
-            let answer = frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200);
-            let _ = socket.write_all(&answer);
+            let _ = socket.write_all(&fine(stream));
         }
     });
     let gateway = before(&[address]);
@@ -300,8 +308,7 @@ fn a_dead_connection_is_found() {
     let address = raw(move |index, socket| {
         if index > 0 {
             while let Some(stream) = next_stream(socket) {
-                let answer = frame(HEADERS, END_HEADERS | END_STREAM, stream, STATUS_200);
-                let _ = socket.write_all(&answer);
+                let _ = socket.write_all(&fine(stream));
             }
             return;
         }
@@ -319,6 +326,60 @@ fn a_dead_connection_is_found() {
     assert!(took > Duration::from_secs(10) && took < Duration::from_secs(40), "{took:?}");
     assert_eq!(pings.load(SeqCst), 1);
     assert_eq!(gateway.ask(GET).status, 200, "over another connection");
+}
+
+/// It owes an answer, and takes no more requests: nobody else would notice that it is gone.
+#[test]
+fn a_dead_connection_is_found_also_after_its_goaway() {
+    let pings = Arc::new(AtomicUsize::new(0));
+    let count = pings.clone();
+    let (tell, told) = mpsc::channel();
+    let address = raw(move |index, socket| {
+        if index > 0 {
+            while let Some(stream) = next_stream(socket) {
+                let _ = socket.write_all(&fine(stream));
+            }
+            return;
+        }
+        let Some(stream) = next_stream(socket) else { return };
+        let _ = socket.write_all(&go_away(stream));
+        tell.send(()).unwrap();
+        while let Some((kind, ..)) = read_frame(socket) {
+            count.fetch_add(usize::from(kind == PING), SeqCst);
+        }
+    });
+    let gateway = second::before_with(&[address], |service| service.timeout_ms = 600_000);
+    let mut client = gateway.client();
+    client.socket.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
+    client.say(GET);
+    told.recv().unwrap();
+    assert_eq!(gateway.ask(POST).status, 200, "over another connection");
+    assert_eq!(client.answer().status, 502, "it was seen, and there is nobody else");
+    assert_eq!(pings.load(SeqCst), 1);
+}
+
+/// As with HTTP/1: who closes a connection that is idle may do so at this moment, and a request that was
+/// lost with it can't be repeated.
+#[test]
+fn a_connection_that_rested_takes_nothing_that_must_not_be_repeated() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let begun = count.clone();
+    let address = raw(move |index, socket| {
+        begun.fetch_add(1, SeqCst);
+        // The first one answers once, and is closed by what comes next.
+        let most = if index == 0 { 1 } else { usize::MAX };
+        for _ in 0..most {
+            let Some(stream) = next_stream(socket) else { return };
+            let _ = socket.write_all(&fine(stream));
+        }
+        next_stream(socket);
+    });
+    let gateway = before(&[address]);
+    assert_eq!(gateway.ask(GET).status, 200);
+    thread::sleep(Duration::from_secs(1) + A_WHILE);
+    assert_eq!((gateway.ask(POST).status, count.load(SeqCst)), (200, 2));
+    // One that was used just now does.
+    assert_eq!((gateway.ask(POST).status, count.load(SeqCst)), (200, 2));
 }
 
 /// Answers that HTTP/2 does not allow, or that would be read in two ways in HTTP/1.
@@ -398,6 +459,7 @@ fn only_what_http2_can_say_is_asked() {
         "te",
         "traceparent",
         "via",
+        "x-envoy-expected-rq-timeout-ms",
         "x-forwarded-for",
         "x-forwarded-proto",
         "x-request-id",
@@ -419,9 +481,10 @@ fn who_speaks_no_http2_is_not_asked() {
     assert!((0..4).all(|_| gateway.ask(POST).status == 200));
     let used = || {
         let judged = gateway.gateway.judged();
-        ["i0", "i1"].map(|name| judged["main"].backends[name].used)
+        // The judge may not have come to say anything.
+        judged.get("main").map(|it| ["i0", "i1"].map(|name| it.backends[name].used))
     };
-    eventually("the check finds out", || used() == [false, true]);
+    eventually("the check finds out", || used() == Some([false, true]));
     assert!(second.targets().iter().any(|it| it.starts_with("GET")), "it is checked in HTTP/2");
     let never = first.seen().iter().all(|it| it.head.starts_with("PRI") || it.head == "SM\r\n");
     assert!(never, "{:?}", first.seen());

@@ -5,9 +5,11 @@
 
 mod bodies;
 mod curl;
+mod deadlines;
 mod fields;
 mod fixture;
 mod framing;
+mod frozen;
 mod gone;
 mod keep;
 mod leave;

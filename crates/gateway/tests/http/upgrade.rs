@@ -89,17 +89,7 @@ fn frames_go_both_ways_and_each_side_may_end_first() {
 
 #[test]
 fn bytes_in_a_tunnel_are_no_requests() {
-    let instance = Instance::start(|line| {
-        line.request();
-        line.say(SWITCHES);
-        loop {
-            let some = line.some();
-            if some.is_empty() {
-                return;
-            }
-            line.say(some);
-        }
-    });
+    let instance = Instance::echoes_after(SWITCHES);
     let gateway = Fixture::before(&instance);
     let mut client = gateway.client();
     client.say(ASKS);
