@@ -124,12 +124,16 @@ pub fn refusal(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
     }
 }
 
-/// An HTTP service that could not be run without the node.
+/// An HTTP service that could not be run without the node: the others may not, or are lost.
 fn stuck(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
     let mut after = spec.clone();
     after.set_duty(node, duty);
-    let stays = |http: &HttpSpec| http.placed().any(|(_, it)| it.node == node);
-    let stays = after.http_services().find(|(_, http)| stays(http)).map(|(name, _)| name.clone());
+    let on = |http: &HttpSpec| http.placed().any(|(_, it)| it.node == node);
+    let lost = |http: &HttpSpec| http.placed().any(|(_, it)| spec.is_lost(&it.node));
+    let had = |name: &str| spec.http(name).is_some_and(on);
+    let stays = |name: &str, http: &HttpSpec| on(http) || (had(name) && lost(http));
+    let mut services = after.http_services();
+    let stays = services.find(|(name, http)| stays(name, http)).map(|(name, _)| name.clone());
     stays.or_else(|| after.unplaced().map(|(name, _)| name.to_string()))
 }
 
