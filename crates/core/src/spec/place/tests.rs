@@ -201,6 +201,7 @@ fn others_stand_in_for_the_instances_of_a_lost_node() {
 #[test]
 fn what_changes_while_a_node_is_lost_moves_nothing_to_and_fro() {
     let mut spec = spec("a b c", 5);
+    let before = placed(&spec, "api");
     lose(&mut spec, "a");
     assert_eq!(show(&spec), "b.1 b.2 b.3 c.1 c.2");
     let ports = placed(&spec, "api");
@@ -227,6 +228,13 @@ fn what_changes_while_a_node_is_lost_moves_nothing_to_and_fro() {
     (run.placed, run.home) = (BTreeMap::new(), BTreeMap::new());
     new.keep(&spec);
     assert_eq!(new, spec);
+    // What is new on the lost node takes no port of those who come back.
+    let mut beside = spec.clone();
+    let main = PostgresSpec::default_on(vec!["a".into()]);
+    beside.services.insert("main".into(), ServiceSpec::Postgres(main));
+    beside.keep(&spec);
+    beside.set_lost("a", None);
+    assert_eq!(placed(&beside, "api"), before);
     // A service that is new begins beside it; its own part of the lost node waits.
     new.services.insert("web".into(), service(3));
     new.place();
