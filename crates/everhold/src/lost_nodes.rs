@@ -110,7 +110,6 @@ pub async fn tend(cluster: &Cluster, ours: (String, Expect)) {
         let (spec, word) = (cluster.spec(), cluster.word());
         // Without the store nobody knows what gateways find, and nothing can be written.
         if word.revision.is_none() {
-            watch = Watch::default();
             continue;
         }
         let runs = spec.http_services().any(|(_, http)| http.run().is_some());
