@@ -14,6 +14,7 @@ pub mod http;
 pub mod ids;
 pub mod journal;
 pub mod kv;
+pub mod lost_nodes;
 pub mod members;
 pub mod minder;
 pub mod page;

@@ -171,6 +171,11 @@ pub struct NodeSpec {
     /// What commands made of it. A document doesn't say it, and doesn't change it.
     #[serde(default, skip_serializing_if = "Duty::is_active")]
     pub duty: Duty,
+    /// Since when it is lost, on the coordinator's wall clock: other nodes run its instances of HTTP
+    /// services until it is back. A document doesn't say it, and doesn't change it. Older versions
+    /// don't know it, and find where instances are all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<String>,
 }
 
 /// What is expected of a node.
@@ -357,6 +362,7 @@ impl Spec {
             zone: None,
             ports: PORTS.shifted(step * PORTS_STEP),
             duty: Duty::Active,
+            lost: None,
         };
         (0..).zip(NODES).map(|(step, name)| (name.to_owned(), node(step))).collect()
     }
@@ -409,6 +415,11 @@ impl Spec {
     /// What is expected of a node of it.
     pub fn duty(&self, node: &str) -> Duty {
         self.nodes.get(node).map_or(Duty::Active, |it| it.duty)
+    }
+
+    /// A node of it is lost.
+    pub fn is_lost(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|it| it.lost.is_some())
     }
 
     /// The spec without a node and its instances; why that can't be, if it can't.

@@ -359,6 +359,25 @@ impl Cluster {
         }
     }
 
+    /// Puts a spec in the place of `old`, while the guard holds too. False: nothing was changed.
+    pub async fn change(
+        &self,
+        (key, expect): (String, Expect),
+        old: &Spec,
+        new: &Spec,
+    ) -> Result<bool, ClusterError> {
+        let spec_key = spec_store::key(&self.name);
+        // The revision is that of the very spec that is compared.
+        let snapshot = self.store.get_prefix(&spec_key).await?;
+        let Some(kv) = snapshot.get(&spec_key) else { return Ok(false) };
+        if crate::spec::record::from_json(&kv.value)? != *old {
+            return Ok(false);
+        }
+        let text = crate::spec::record::to_json(new)?;
+        let txn = Txn::new().guard(&spec_key, Expect::Rev(kv.rev)).guard(key, expect);
+        self.write(&txn.put(&spec_key, text)).await
+    }
+
     /// Takes a node out of the spec, and out of those that have joined.
     pub async fn forget(&self, node: &str) -> Result<(), ClusterError> {
         self.read_again().await?;

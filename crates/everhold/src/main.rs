@@ -32,6 +32,7 @@ mod link;
 mod links;
 mod log;
 mod losses;
+mod lost_nodes;
 mod machine;
 mod minder;
 mod names;

@@ -110,7 +110,9 @@ pub async fn tend(cluster: &Cluster) {
 pub fn refusal(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
     match duty {
         Duty::Active => None,
-        Duty::Leaving => spec.without(node).err(),
+        Duty::Leaving => {
+            spec.without(node).err().or_else(|| stuck(spec, node, duty).map(none_left))
+        }
         Duty::Drained => {
             let led = spec.databases().find(|(_, service)| {
                 let others = service.nodes.iter().filter(|other| *other != node);
@@ -118,18 +120,25 @@ pub fn refusal(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
                 on && !others.into_iter().any(|other| spec.duty(other).is_active())
             });
             let led = led.map(|(name, _)| name.clone());
-            led.or_else(|| stuck(spec, node, duty))
-                .map(|name| format!("no other active node is left for {name}"))
+            led.or_else(|| stuck(spec, node, duty)).map(none_left)
         }
     }
 }
 
-/// An HTTP service that could not be run without the node.
+fn none_left(service: String) -> String {
+    format!("no other active node is left for {service}")
+}
+
+/// An HTTP service that could not be run without the node: the others may not, or are lost.
 fn stuck(spec: &Spec, node: &str, duty: Duty) -> Option<String> {
     let mut after = spec.clone();
     after.set_duty(node, duty);
-    let stays = |http: &HttpSpec| http.placed().any(|(_, it)| it.node == node);
-    let stays = after.http_services().find(|(_, http)| stays(http)).map(|(name, _)| name.clone());
+    let on = |http: &HttpSpec| http.placed().any(|(_, it)| it.node == node);
+    let lost = |http: &HttpSpec| http.placed().any(|(_, it)| spec.is_lost(&it.node));
+    let had = |name: &str| spec.http(name).is_some_and(on);
+    let stays = |name: &str, http: &HttpSpec| on(http) || (had(name) && lost(http));
+    let mut services = after.http_services();
+    let stays = services.find(|(name, http)| stays(name, http)).map(|(name, _)| name.clone());
     stays.or_else(|| after.unplaced().map(|(name, _)| name.to_string()))
 }
 
@@ -186,12 +195,15 @@ mod tests {
 
     #[test]
     fn a_node_that_a_service_needs_stays() {
-        let check = |keys: &str, node: &str, duty, expected: Option<&str>| {
+        let spec = |keys: &str| {
             let text = format!(
                 "schema = 1\ncluster = \"shop\"\n[service.main]\nkind = \"postgres\"\n\
                  [service.api]\nkind = \"http\"\ncommand = [\"x\"]\n{keys}"
             );
-            let spec = crate::spec::load_with(&text, "f", Default::default()).expect("valid");
+            crate::spec::load_with(&text, "f", Default::default()).expect("valid")
+        };
+        let check = |keys: &str, node: &str, duty, expected: Option<&str>| {
+            let spec = spec(keys);
             assert_eq!(refusal(&spec, node, duty).as_deref(), expected, "{keys}");
         };
         let none = "no other active node is left for api";
@@ -207,6 +219,14 @@ mod tests {
         check("instances = 191", "a", Duty::Drained, Some(none));
         let why = "api would be left with 190 instances";
         check("instances = 191", "a", Duty::Leaving, Some(why));
+        // A node that is lost takes over nothing.
+        let mut spec = spec("nodes = [\"a\", \"b\"]");
+        spec.set_lost("b", Some("then".to_string()));
+        for duty in [Duty::Drained, Duty::Leaving] {
+            assert_eq!(refusal(&spec, "a", duty).as_deref(), Some(none));
+            assert_eq!(refusal(&spec, "b", duty), None);
+            assert_eq!(refusal(&spec, "c", duty), None);
+        }
     }
 
     /// Drains and rollouts go by the same.

@@ -5,8 +5,8 @@ use crate::backup::shown;
 use crate::cluster::{Reports, StoreWord};
 use crate::instances::shown as shown_http;
 use crate::link::{Hold, Report};
-use crate::nodes;
 use crate::supervisor::GATEWAY;
+use crate::{lost_nodes, nodes};
 use everhold_core::durable::Data;
 use everhold_core::duty::Step;
 use everhold_core::ids::Epoch;
@@ -123,7 +123,7 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
     };
     let report = from.reports.get(name).map(|(report, _)| report);
     let spec = from.spec.nodes.get(name);
-    json!({
+    let mut value = json!({
         "health": health,
         "region": spec.and_then(|n| n.region.clone()),
         "zone": spec.and_then(|n| n.zone.clone()),
@@ -133,7 +133,11 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
         "seen_ms_ago": seen,
         "maintenance": node_in_maintenance(from, name),
         "duty": from.spec.duty(name),
-    })
+    });
+    if let Some(since) = spec.and_then(|it| it.lost.as_ref()) {
+        value["lost_since"] = json!(since);
+    }
+    value
 }
 
 /// Nothing is done by itself on a node whose services are all in maintenance, and nobody needs one
@@ -378,7 +382,8 @@ fn holds(from: &Sources<'_>) -> Value {
     let old = from.word.forgotten.iter().filter(|(name, _)| backed_up(name));
     let old = old.filter_map(|(name, forgotten)| forgotten.hold(name));
     let copies = from.word.copied.as_ref().and_then(|copied| copied.hold());
-    let of_nodes = told.chain(gateways).chain(leaving);
+    let lost = lost_nodes::holds(from.spec, &from.word.held);
+    let of_nodes = told.chain(gateways).chain(leaving).chain(lost);
     Value::Array(unreadable.chain(of_nodes).chain(old).chain(copies).collect())
 }
 

@@ -70,10 +70,18 @@ impl HttpSpec {
         self.run().into_iter().flat_map(|run| &run.placed)
     }
 
-    /// Whether there is an instance of that name.
+    /// The places that are its own: where instances are, and where they go back to.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Placed> {
+        let back = self.run().into_iter().flat_map(|run| &run.home);
+        self.placed().chain(back).map(|(_, place)| place)
+    }
+
+    /// Whether there is an instance of that name, or will be when a lost node is back.
     pub fn has(&self, instance: &str) -> bool {
         match &self.source {
-            Source::Run(run) => run.placed.contains_key(instance),
+            Source::Run(run) => {
+                run.placed.contains_key(instance) || run.home.contains_key(instance)
+            }
             Source::Addresses(all) => all.iter().any(|it| it.name() == instance),
         }
     }
@@ -136,6 +144,16 @@ pub struct RunSpec {
     pub nodes: Vec<String>,
     /// Where each instance is: by its id, NODE.N. Given when the spec is accepted, and kept.
     pub placed: BTreeMap<String, Placed>,
+    /// Where each would be if no node was lost: where they go back to. Empty: where they are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub home: BTreeMap<String, Placed>,
+}
+
+impl RunSpec {
+    /// Instances of nodes that are lost, and have no stand-in: the others lack ports for them.
+    pub fn missing(&self) -> usize {
+        self.home.len().saturating_sub(self.placed.len())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

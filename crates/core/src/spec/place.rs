@@ -3,6 +3,10 @@
 //! They are spread over zones first, then over nodes. What is placed stays, unless its node is gone,
 //! drained or leaving, or a zone (or a node of a zone) has two more than another that could take one:
 //! then as few move as make it even. Nodes without a zone are one zone.
+//!
+//! Instances of a node that is lost have their *home* there still. Others stand in for them, each on a
+//! node where there are fewest; nothing else moves, and when it is back all is as if it had been there
+//! all the time.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,15 +25,10 @@ impl Spec {
     pub(super) fn place_beside(&mut self, before: &BTreeSet<(String, u16)>) {
         let names: Vec<String> = self.http_services().map(|(name, _)| name.clone()).collect();
         for name in names {
-            let Some(run) = self.run_mut(&name) else { continue };
-            let held = std::mem::take(&mut run.placed);
-            let run = run.clone();
-            let mut room = Room::new(self, &name, &run, before);
-            room.hold(held);
-            room.settle(run.instances as usize);
-            let placed = room.placed;
+            let Some(run) = self.run_mut(&name).cloned() else { continue };
+            let (placed, home) = self.places(&name, &run, before);
             if let Some(run) = self.run_mut(&name) {
-                run.placed = placed;
+                (run.placed, run.home) = (placed, home);
             }
         }
         for service in self.services.values_mut() {
@@ -37,6 +36,37 @@ impl Spec {
                 http.forget_drained();
             }
         }
+    }
+
+    /// Where the instances of a service are to be, and where those go back to that are away.
+    fn places(
+        &self,
+        service: &str,
+        run: &RunSpec,
+        before: &BTreeSet<(String, u16)>,
+    ) -> (Places, Places) {
+        let home = if run.home.is_empty() { &run.placed } else { &run.home };
+        let away = |id: &String| !home.contains_key(id);
+        let stand_ins = run.placed.iter().filter(|(id, _)| away(id));
+        let stand_ins: Places = stand_ins.map(|(id, it)| (id.clone(), it.clone())).collect();
+        let hosts = self.hosts(run);
+        let live = hosts.iter().filter(|(_, node)| node.lost.is_none());
+        let live: BTreeMap<_, _> = live.map(|(name, it)| (name.clone(), it.clone())).collect();
+
+        let mut room = Room::new(self, service, hosts, before);
+        room.adopts = stand_ins;
+        room.hold(home);
+        room.settle(run.instances as usize);
+        let (home, stand_ins) = (room.placed, room.adopts);
+        let all_live = home.values().all(|place| live.contains_key(&place.node));
+        // With nowhere to go they stay.
+        if all_live || live.is_empty() {
+            return (home, Places::new());
+        }
+        let mut room = Room::new(self, service, live, before);
+        room.hold(&home);
+        room.stand_in(stand_ins, home.len());
+        (room.placed, home)
     }
 
     /// Takes over where instances are from the spec in force. The ports that it gave to any.
@@ -47,7 +77,7 @@ impl Spec {
                 http.drained = was.drained.clone();
             }
             if let (Some(run), Some(was)) = (self.run_mut(name), was.run()) {
-                run.placed = was.placed.clone();
+                (run.placed, run.home) = (was.placed.clone(), was.home.clone());
             }
         }
         old.http_ports()
@@ -55,15 +85,25 @@ impl Spec {
 
     /// The ports of instances of HTTP services, with their nodes.
     pub(super) fn http_ports(&self) -> BTreeSet<(String, u16)> {
-        let all = self.http_services().flat_map(|(_, http)| http.placed());
-        all.map(|(_, it)| (it.node.clone(), it.port)).collect()
+        let all = self.http_services().flat_map(|(_, http)| http.held());
+        all.map(|it| (it.node.clone(), it.port)).collect()
     }
 
-    /// A service with fewer places than wanted: its name, and how many it has.
+    /// A service with fewer places than wanted: its name, and how many it has. What is missing only
+    /// while a node is lost is not counted.
     pub fn unplaced(&self) -> Option<(&str, usize)> {
-        let lacks = |run: &RunSpec| run.placed.len() < run.instances as usize;
-        let run = |http: &HttpSpec| http.run().filter(|run| lacks(run)).map(|run| run.placed.len());
+        let count = |run: &RunSpec| run.placed.len() + run.missing();
+        let lacks = |run: &RunSpec| count(run) < run.instances as usize;
+        let run = |http: &HttpSpec| http.run().filter(|run| lacks(run)).map(count);
         self.http_services().find_map(|(name, http)| Some((name.as_str(), run(http)?)))
+    }
+
+    /// Says since when a node is lost, or that it isn't; stand-ins come and go.
+    pub fn set_lost(&mut self, node: &str, since: Option<String>) {
+        if let Some(it) = self.nodes.get_mut(node) {
+            it.lost = since;
+        }
+        self.place_beside(&self.http_ports());
     }
 
     /// Says what is expected of a node from now on; instances go where they may be.
@@ -94,13 +134,18 @@ impl Spec {
     }
 }
 
+/// By the ids of instances.
+type Places = BTreeMap<String, Placed>;
+
 /// Where the instances of one service are, and could be.
 struct Room<'a> {
     hosts: BTreeMap<String, NodeSpec>,
     /// Ports of other services, by node.
     others: BTreeMap<String, BTreeSet<u16>>,
     before: &'a BTreeSet<(String, u16)>,
-    placed: BTreeMap<String, Placed>,
+    placed: Places,
+    /// Instances that run already and become one of these rather than a new one.
+    adopts: Places,
 }
 
 /// How full a node is, most important first.
@@ -115,29 +160,51 @@ impl<'a> Room<'a> {
     fn new(
         spec: &Spec,
         service: &str,
-        run: &RunSpec,
+        hosts: BTreeMap<String, NodeSpec>,
         before: &'a BTreeSet<(String, u16)>,
     ) -> Room<'a> {
-        let hosts = spec.hosts(run);
         let taken = |node: &String| {
             let databases = spec.databases().filter_map(|(_, it)| it.port(node));
             let others = spec.http_services().filter(|(name, _)| *name != service);
-            let others = others.flat_map(|(_, http)| http.placed());
-            databases
-                .chain(others.filter(|(_, it)| it.node == *node).map(|(_, it)| it.port))
-                .collect()
+            let others = others.flat_map(|(_, http)| http.held());
+            databases.chain(others.filter(|it| it.node == *node).map(|it| it.port)).collect()
         };
         let others = hosts.keys().map(|node| (node.clone(), taken(node))).collect();
-        Room { hosts, others, before, placed: BTreeMap::new() }
+        Room { hosts, others, before, placed: BTreeMap::new(), adopts: BTreeMap::new() }
     }
 
     /// Keeps those that are where they may be.
-    fn hold(&mut self, held: BTreeMap<String, Placed>) {
+    fn hold(&mut self, held: &Places) {
         for (id, place) in held {
-            let usable = self.hosts.get(&place.node).is_some_and(|node| node.may_use(place.port));
-            let free = !self.ports_of(&place.node).any(|port| port == place.port);
-            if usable && free && number(&id, &place.node).is_some() {
-                self.placed.insert(id, place);
+            if self.may_hold(id, place) {
+                self.placed.insert(id.clone(), place.clone());
+            }
+        }
+    }
+
+    fn may_hold(&self, id: &str, place: &Placed) -> bool {
+        let usable = self.hosts.get(&place.node).is_some_and(|node| node.may_use(place.port));
+        let free = !self.ports_of(&place.node).any(|port| port == place.port);
+        usable && free && number(id, &place.node).is_some()
+    }
+
+    /// Adds stand-ins until there are so many in all, first those that are there already: of them
+    /// leave where most are. Nothing else leaves.
+    fn stand_in(&mut self, mut stand_ins: Places, wanted: usize) {
+        stand_ins.retain(|id, place| self.may_hold(id, place));
+        let own = self.placed.clone();
+        self.placed.append(&mut stand_ins);
+        for _ in 0..INSTANCES_MAX {
+            match self.placed.len().cmp(&wanted) {
+                Ordering::Greater => {
+                    let Some(id) = self.leaving(&own) else { return };
+                    self.placed.remove(&id);
+                }
+                Ordering::Less => {
+                    let Some(node) = self.takers().first().cloned() else { return };
+                    self.add(&node);
+                }
+                Ordering::Equal => return,
             }
         }
     }
@@ -147,7 +214,7 @@ impl<'a> Room<'a> {
         // Each step takes one away, adds one, or evens zones or nodes out by one.
         for _ in 0..4 * INSTANCES_MAX {
             let step = match self.placed.len().cmp(&wanted) {
-                Ordering::Greater => (self.leaving(), None),
+                Ordering::Greater => (self.leaving(&Places::new()), None),
                 Ordering::Less => (None, self.takers().first().cloned()),
                 Ordering::Equal => self.uneven().unzip(),
             };
@@ -162,9 +229,10 @@ impl<'a> Room<'a> {
         }
     }
 
-    /// Who leaves when one has to: of the fullest zone and node, the highest number.
-    fn leaving(&self) -> Option<String> {
-        let of = |node: &String| Some((self.fullness(node), self.last(node)?));
+    /// Who leaves when one has to, which is none that `stays`: of the fullest zone and node, the highest
+    /// number.
+    fn leaving(&self, stays: &Places) -> Option<String> {
+        let of = |node: &String| Some((self.fullness(node), self.last(node, stays)?));
         self.hosts.keys().filter_map(of).max().map(|(_, (_, id))| id)
     }
 
@@ -190,17 +258,24 @@ impl<'a> Room<'a> {
                     false => from.of_zone > to.of_zone + 1,
                 };
             let (_, taker) = takers.iter().find(evener)?;
-            Some((self.last(node)?.1, taker.clone()))
+            Some((self.last(node, &Places::new())?.1, taker.clone()))
         })
     }
 
-    /// The instance of a node with the highest number.
-    fn last(&self, node: &str) -> Option<(u32, String)> {
-        let of = self.placed.iter().filter(|(_, place)| place.node == node);
+    /// The instance of a node with the highest number, of those that don't stay.
+    fn last(&self, node: &str, stays: &Places) -> Option<(u32, String)> {
+        let goes = |id: &String, place: &Placed| place.node == node && !stays.contains_key(id);
+        let of = self.placed.iter().filter(|(id, place)| goes(id, place));
         of.filter_map(|(id, _)| Some((number(id, node)?, id.clone()))).max()
     }
 
     fn add(&mut self, node: &str) {
+        let there =
+            |(id, place): &(&String, &Placed)| place.node == node && self.may_hold(id, place);
+        if let Some(id) = self.adopts.iter().find(there).map(|(id, _)| id.clone()) {
+            self.placed.extend(self.adopts.remove_entry(&id));
+            return;
+        }
         let ids = (1..).map(|n| format!("{node}.{n}"));
         let free = ids.take(self.placed.len() + 1).find(|id| !self.placed.contains_key(id));
         if let (Some(id), Some(port)) = (free, self.port(node)) {

@@ -90,9 +90,9 @@ impl Spec {
     pub fn assign_ports(&mut self) {
         for (name, node) in &self.nodes {
             let databases = self.databases().filter_map(|(_, service)| service.port(name));
-            let placed = self.http_services().flat_map(|(_, http)| http.placed());
-            let placed = placed.filter(|(_, it)| it.node == *name).map(|(_, it)| it.port);
-            let mut taken: BTreeSet<u16> = databases.chain(placed).collect();
+            let held = self.http_services().flat_map(|(_, http)| http.held());
+            let held = held.filter(|it| it.node == *name).map(|it| it.port);
+            let mut taken: BTreeSet<u16> = databases.chain(held).collect();
             for service in self.services.values_mut() {
                 let ServiceSpec::Postgres(postgres) = service else { continue };
                 let Some(instance) = postgres.instances.get_mut(name) else { continue };
@@ -110,12 +110,13 @@ impl Spec {
         }
     }
 
-    /// Takes over what a document doesn't say from the spec in force: the duties of nodes, and the
-    /// places of instances that run already, so that a new service never moves another one. To be
+    /// Takes over what a document doesn't say from the spec in force: the duties of nodes, who of them
+    /// is lost, and the places of instances that run already, so that a new service never moves another one. To be
     /// called before a new revision is compared or stored.
     pub fn keep(&mut self, old: &Spec) {
         for (name, node) in &mut self.nodes {
             node.duty = old.duty(name);
+            node.lost = old.nodes.get(name).and_then(|it| it.lost.clone());
         }
         for (name, service) in &mut self.services {
             let ServiceSpec::Postgres(postgres) = service else { continue };

@@ -59,5 +59,6 @@ fn sample(program: &str, user: Option<&str>) -> RunSpec {
         limits: LimitsSpec::default(),
         nodes: Vec::new(),
         placed: BTreeMap::new(),
+        home: BTreeMap::new(),
     }
 }

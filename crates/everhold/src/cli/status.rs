@@ -205,7 +205,7 @@ fn nodes(nodes: &Map<String, Value>) -> String {
         let heard = node["seen_ms_ago"].as_u64().map(|ms| format!("{} ago", duration(ms)));
         vec![
             name.clone(),
-            plain(&node["health"]),
+            plain(&node["health"]) + if node["lost_since"].is_null() { "" } else { ", lost" },
             plain(&node["address"]),
             plain(&node["zone"]),
             plain(&node["agent_pid"]),

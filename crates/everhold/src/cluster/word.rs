@@ -6,6 +6,7 @@ use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
+use crate::lost_nodes::{HELD, Held};
 use crate::machine::coordinator::Members;
 use crate::spec::record;
 use everhold_core::kv::{Kv, Snapshot};
@@ -35,6 +36,8 @@ pub struct StoreWord {
     pub copied: Option<Copied>,
     /// The node that coordinates, on many machines.
     pub coordinator: Option<String>,
+    /// Nodes that aren't heard, and why they are not lost.
+    pub held: Vec<Held>,
     /// The newest rollout and its revision.
     pub rollout: Option<(Rollout, u64)>,
     /// Who keeps the store, on many machines.
@@ -104,6 +107,8 @@ impl StoreWord {
             self.copied = kv.and_then(|kv| decode(&kv.value).ok());
         } else if rest == "coordinator" {
             self.coordinator = kv.map(|kv| kv.value.clone());
+        } else if rest == HELD {
+            self.held = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
         } else if rest == "rollout" {
             self.rollout = None;
             match kv.map(|kv| (kv, decode(&kv.value))) {

@@ -234,6 +234,7 @@ mod tests {
             limits: LimitsSpec::default(),
             nodes: Vec::new(),
             placed: [("a.1".to_string(), Placed { node: "a".to_string(), port: 15410 })].into(),
+            home: BTreeMap::new(),
         };
         let of = |spec: &Spec, run: &RunSpec| {
             let site = Site { node: &node, layout: &layout, spec };

@@ -164,6 +164,7 @@ mod tests {
                 limits: LimitsSpec::default(),
                 nodes: Vec::new(),
                 placed: placed.into(),
+                home: BTreeMap::new(),
             }),
             balance: Balance::default(),
             version: Default::default(),

@@ -7,7 +7,7 @@ use super::{joined_prefix, url};
 use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
 use crate::store::upkeep;
-use crate::{backup, nodes, rollout, spec_store};
+use crate::{backup, lost_nodes, nodes, rollout, spec_store};
 use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
@@ -88,9 +88,9 @@ async fn term(
     }
     let lease = store.lease_grant(LEASE).await?;
     let txn = Txn::new().guard(&key, Expect::Absent).put_leased(&key, me, lease.id);
-    if !matches!(store.txn(&txn).await?, TxnOutcome::Done { .. }) {
+    let TxnOutcome::Done { rev } = store.txn(&txn).await? else {
         return store.lease_revoke(lease.id).await;
-    }
+    };
     tracing::info!("this node coordinates");
     let mut told = None;
     // They wait for others, which the lease doesn't; with the term they end.
@@ -99,11 +99,13 @@ async fn term(
         tasks.spawn(upkeep::run(cluster.name.clone(), store.clone(), QUOTA_BYTES));
     }
     let (nodes, rollouts, backups) = (cluster.clone(), cluster.clone(), cluster.clone());
-    let (old_backups, copies) = (cluster.clone(), cluster.clone());
+    let (old_backups, copies, instances) = (cluster.clone(), cluster.clone(), cluster.clone());
     tasks.spawn(async move { backup::copies::tend(&copies).await });
     tasks.spawn(async move { backup::forget::tend(&old_backups).await });
     tasks.spawn(async move { backup::tend::tend(&backups).await });
     tasks.spawn(async move { nodes::tend(&nodes).await });
+    let ours = (key, Expect::Rev(rev));
+    tasks.spawn(async move { lost_nodes::tend(&instances, ours).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {
         if servers == Some(Servers::Members)

@@ -234,7 +234,8 @@ fn one_node(name: &str, raw: &RawNode, faults: &mut Faults<'_>) -> Option<NodeSp
         Part::Absent => Some(spec::PORTS),
         Part::Faulty | Part::Is(_) => parsed(&format!("ports of node {name}"), &raw.ports, faults),
     };
-    Some(NodeSpec { address: address?, region, zone, ports: ports?, duty: spec::Duty::Active })
+    let (address, ports) = (address?, ports?);
+    Some(NodeSpec { address, region, zone, ports, duty: spec::Duty::Active, lost: None })
 }
 
 /// A value that parses itself and says why not.

@@ -14,6 +14,7 @@ mod hosts;
 mod install;
 mod instances;
 mod loss;
+mod lost_node;
 mod lost_place;
 mod machines;
 mod minder;

@@ -25,7 +25,7 @@ fn spec(nodes: &str, instances: u32) -> Spec {
 
 fn add_node(spec: &mut Spec, name: &str, zone: Option<&str>, ports: PortRange) {
     let (address, zone) = (Address::Ip(ADDRESS), zone.map(str::to_owned));
-    let node = NodeSpec { address, region: None, zone, ports, duty: Duty::Active };
+    let node = NodeSpec { address, region: None, zone, ports, duty: Duty::Active, lost: None };
     spec.nodes.insert(name.to_owned(), node);
 }
 
@@ -41,6 +41,7 @@ fn service(instances: u32) -> ServiceSpec {
             limits: LimitsSpec::default(),
             nodes: Vec::new(),
             placed: BTreeMap::new(),
+            home: BTreeMap::new(),
         }),
         balance: Balance::default(),
         version: Version::default(),
@@ -151,6 +152,183 @@ fn a_node_that_is_drained_or_leaves_gives_its_instances_away_and_takes_some_agai
     spec.place();
     let why = "api would be left with 12 instances";
     assert_eq!(spec.without("a").expect_err("it may not"), why);
+}
+
+fn lose(spec: &mut Spec, node: &str) {
+    spec.set_lost(node, Some("2026-11-21T09:00:00Z".into()));
+}
+
+#[test]
+fn others_stand_in_for_the_instances_of_a_lost_node() {
+    // Lost in this order, and back in the same.
+    let check = |nodes: &str, count: u32, lost: &str, expected: &[&str]| {
+        let before = spec(nodes, count);
+        let mut spec = before.clone();
+        let mut found = Vec::new();
+        for node in lost.split_whitespace() {
+            lose(&mut spec, node);
+            found.push(show(&spec));
+        }
+        for node in lost.split_whitespace() {
+            spec.set_lost(node, None);
+            found.push(show(&spec));
+        }
+        assert_eq!(found, expected, "{nodes}, {count}, {lost}");
+        assert_eq!(spec, before, "{nodes}, {count}, {lost}");
+    };
+    check("a b c", 3, "b", &["a.1 a.2 c.1", "a.1 b.1 c.1"]);
+    check("a b c", 5, "a", &["b.1 b.2 b.3 c.1 c.2", "a.1 a.2 b.1 b.2 c.1"]);
+    check("a:x b:x c:y", 4, "b", &["a.1 a.2 c.1 c.2", "a.1 b.1 c.1 c.2"]);
+    check("a:x b:x c:y", 4, "c", &["a.1 a.2 b.1 b.2", "a.1 b.1 c.1 c.2"]);
+    // One that stands in is lost in its turn.
+    check(
+        "a b c d e",
+        5,
+        "b a",
+        &[
+            "a.1 a.2 c.1 d.1 e.1",
+            "c.1 c.2 d.1 d.2 e.1",
+            "b.1 c.1 c.2 d.1 e.1",
+            "a.1 b.1 c.1 d.1 e.1",
+        ],
+    );
+    // With nowhere to go they stay.
+    check("a", 2, "a", &["a.1 a.2", "a.1 a.2"]);
+    // Nothing is there to be moved.
+    check("a b c", 1, "c", &["a.1", "a.1"]);
+}
+
+#[test]
+fn what_changes_while_a_node_is_lost_moves_nothing_to_and_fro() {
+    let mut spec = spec("a b c", 5);
+    let before = placed(&spec, "api");
+    lose(&mut spec, "a");
+    assert_eq!(show(&spec), "b.1 b.2 b.3 c.1 c.2");
+    let ports = placed(&spec, "api");
+    // One more: a stand-in has become the one that was wanted.
+    let more = spec.scaled("api", 6).expect("there is room");
+    assert_eq!(show(&more), "b.1 b.2 b.3 c.1 c.2 c.3");
+    assert!(ports.iter().all(|it| placed(&more, "api").get(it.0) == Some(it.1)));
+    let mut back = more.clone();
+    back.set_lost("a", None);
+    assert_eq!(show(&back), "a.1 a.2 b.1 b.2 c.1 c.2");
+    let fewer = spec.scaled("api", 4).expect("there is room");
+    assert_eq!(show(&fewer), "b.1 b.3 c.1 c.2");
+    // Its machine is gone for good.
+    let without = spec.without("a").expect("it may go");
+    assert_eq!(placed(&without, "api"), ports);
+    assert_eq!(without.http("api").and_then(HttpSpec::run).map(|run| run.home.len()), Some(0));
+    let mut drained = spec.clone();
+    drained.set_duty("a", Duty::Drained);
+    assert_eq!(placed(&drained, "api"), ports);
+    // A document says nothing of it.
+    let mut new = spec.clone();
+    new.nodes.values_mut().for_each(|node| node.lost = None);
+    let run = run(&mut new, "api");
+    (run.placed, run.home) = (BTreeMap::new(), BTreeMap::new());
+    new.keep(&spec);
+    assert_eq!(new, spec);
+    // What is new on the lost node takes no port of those who come back.
+    let mut beside = spec.clone();
+    let main = PostgresSpec::default_on(vec!["a".into()]);
+    beside.services.insert("main".into(), ServiceSpec::Postgres(main));
+    beside.keep(&spec);
+    beside.set_lost("a", None);
+    assert_eq!(placed(&beside, "api"), before);
+    // A service that is new begins beside it; its own part of the lost node waits.
+    new.services.insert("web".into(), service(3));
+    new.place();
+    assert_eq!(placed(&new, "web").into_keys().collect::<Vec<_>>(), ["b.1", "c.1", "c.2"]);
+    assert_eq!(placed(&new, "api"), ports);
+    new.set_lost("a", None);
+    assert_eq!(placed(&new, "web").into_keys().collect::<Vec<_>>(), ["a.1", "b.1", "c.1"]);
+}
+
+#[test]
+fn an_instance_out_of_use_is_so_when_its_node_is_back() {
+    let mut spec = spec("a b c", 3).with_drained("api", "b.1", true);
+    lose(&mut spec, "b");
+    assert_eq!(show(&spec), "a.1 a.2 c.1");
+    spec.set_lost("b", None);
+    assert_eq!(spec.http("api").map(|http| http.drained.clone()), Some(["b.1".into()].into()));
+}
+
+#[test]
+fn a_loss_that_leaves_too_few_ports_is_no_fault_of_the_spec() {
+    let mut spec = spec("a:x b:y c:z", 15);
+    lose(&mut spec, "b");
+    // Six ports each.
+    assert_eq!(placed(&spec, "api").len(), 12);
+    assert_eq!(spec.http("api").and_then(HttpSpec::run).map(RunSpec::missing), Some(3));
+    assert_eq!(spec.unplaced(), None);
+    assert!(spec.scaled("api", 18).is_ok(), "there is room when it is back");
+    assert!(spec.scaled("api", 19).is_err());
+}
+
+/// Of a random cluster any nodes are lost and come back in any order.
+#[test]
+fn any_losses_of_any_cluster() {
+    let mut moved = 0;
+    for seed in 0..500 {
+        let mut chance = Chance(seed);
+        let before = random(&mut chance);
+        let nodes: Vec<String> = before.nodes.keys().cloned().collect();
+        let mut spec = before.clone();
+        for step in 0..12 {
+            let old = spec.clone();
+            let node = &nodes[chance.below(nodes.len() as u64) as usize];
+            let is_lost = spec.is_lost(node);
+            match is_lost {
+                true => spec.set_lost(node, None),
+                false => lose(&mut spec, node),
+            }
+            let when = format!("seed {seed}, step {step}, {node}");
+            moved += usize::from(spec.services != old.services);
+            for name in ["api", "web"] {
+                stands(&before, &spec, name, &when);
+                if !is_lost {
+                    let mut stay = placed(&old, name);
+                    stay.retain(|_, place| !spec.is_lost(&place.node));
+                    let now = placed(&spec, name);
+                    assert!(stay.iter().all(|it| now.get(it.0) == Some(it.1)), "{when}");
+                }
+            }
+            ports_are_one_s_own(&spec, &when);
+            let mut again = spec.clone();
+            again.keep(&spec);
+            assert_eq!(again, spec, "{when}");
+        }
+        nodes.iter().for_each(|node| spec.set_lost(node, None));
+        assert_eq!(spec, before, "seed {seed}");
+    }
+    assert!(moved > 1_000, "{moved}");
+}
+
+/// As many as are wanted, on nodes that are there; those that were there before are where they were.
+fn stands(before: &Spec, spec: &Spec, name: &str, when: &str) {
+    let run = spec.http(name).and_then(HttpSpec::run).expect("it is run");
+    assert_eq!(run.placed.len(), run.instances as usize, "{when}");
+    let home = placed(before, name);
+    if spec.nodes.values().all(|node| node.lost.is_some()) {
+        return assert_eq!(run.placed, home, "{when}: nowhere to go");
+    }
+    assert!(run.placed.values().all(|place| !spec.is_lost(&place.node)), "{when}");
+    let stay = home.iter().filter(|(_, place)| !spec.is_lost(&place.node));
+    stay.for_each(|(id, place)| assert_eq!(run.placed.get(id), Some(place), "{when}"));
+}
+
+fn ports_are_one_s_own(spec: &Spec, when: &str) {
+    let mut ports = BTreeSet::new();
+    for (_, main) in spec.databases() {
+        ports.extend(main.instances.iter().map(|(node, it)| (node.clone(), it.port)));
+    }
+    for (_, http) in spec.http_services() {
+        let places: BTreeMap<_, _> =
+            http.placed().chain(http.run().into_iter().flat_map(|it| &it.home)).collect();
+        for (id, place) in places {
+            assert!(ports.insert((place.node.clone(), place.port)), "{when}: {id}");
+        }
+    }
 }
 
 #[test]

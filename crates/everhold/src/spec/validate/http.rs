@@ -190,6 +190,7 @@ fn run(
         limits: limits(place, raw, faults),
         nodes: nodes.unwrap_or_default(),
         placed: BTreeMap::new(),
+        home: BTreeMap::new(),
         command: command?.value.iter().map(|it| it.value.clone()).collect(),
     })
 }

@@ -1,0 +1,180 @@
+//! Which nodes are lost: others run their instances of HTTP services until they are back.
+//!
+//! A node is lost when its agent was not heard for [`SILENT_MS`] while most nodes were, and no gateway
+//! finds an instance there that is well: an agent that is dead takes nothing with it. It is back when
+//! it was heard for [`HEARD_MS`] without a break. A node that was never heard since the spec names it
+//! is lost as well: whoever wants three instances doesn't care on which machine nobody began yet.
+//!
+//! Whoever looks may have been frozen or cut off, and hears nobody then. Silence counts only from when
+//! it looked without a break and heard most nodes.
+
+use crate::ids::Time;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Far above what a new start of Everhold, or of a small machine, takes; people who wait for the
+/// instance call it soon.
+pub const SILENT_MS: u64 = 30_000;
+/// A node that is heard for a while and goes again would move instances to and fro. Between two
+/// changes of one node there is at least so much.
+pub const HEARD_MS: u64 = 60_000;
+/// A word so late is a break; agents of the largest cluster speak twice a second.
+pub const BREAK_MS: u64 = 5_000;
+
+/// A node as it is seen now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// When its agent was heard last.
+    pub heard: Option<Time>,
+    pub lost: bool,
+    pub found: Found,
+}
+
+/// What gateways find of the instances that are placed on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There are none, or no gateway that tells finds one of them well.
+    Nothing,
+    /// A gateway finds one that answers.
+    Well { instance: String, gateway: String },
+    /// Nobody has looked, as far as is known.
+    Unknown,
+}
+
+/// What is to become of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// What it is: here, or lost.
+    Stay,
+    /// From now on it is lost.
+    Lose,
+    /// It is back.
+    Return,
+    /// It is not heard, and is not given up.
+    Hold(Why),
+}
+
+/// Why a node that isn't heard is not lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    CutOff,
+    Serves { instance: String, gateway: String },
+    NobodyLooks,
+    TooMany,
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::CutOff => write!(f, "most nodes were not heard either"),
+            Why::Serves { instance, gateway } => {
+                write!(f, "{instance} answers there, as the gateway {gateway} finds")
+            }
+            Why::NobodyLooks => write!(f, "no gateway tells whether instances answer there"),
+            Why::TooMany => write!(f, "only a minority of the nodes may be lost"),
+        }
+    }
+}
+
+impl Why {
+    /// What ends it.
+    pub fn unblocks(&self) -> &'static str {
+        match self {
+            Why::CutOff => "its agent is heard, or most nodes are for 30 s",
+            Why::Serves { .. } | Why::NobodyLooks => {
+                "its agent is heard, or all gateways that tell find none of its instances well"
+            }
+            Why::TooMany => "its agent is heard, or another node is back",
+        }
+    }
+}
+
+/// What whoever judges remembers between two looks. It begins with nothing.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// Since when it looks without a break.
+    begun: Time,
+    looked: Option<Time>,
+    /// Since when it hears most nodes.
+    most: Time,
+    nodes: BTreeMap<String, Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    lost: bool,
+    /// Since when it is heard without a break.
+    heard: Option<Time>,
+    /// When it came back.
+    back: Option<Time>,
+}
+
+impl Watch {
+    /// Judges all nodes of the spec. To be asked each second or so.
+    pub fn look(&mut self, nodes: &BTreeMap<String, Node>, now: Time) -> BTreeMap<String, Verdict> {
+        self.learn(nodes, now);
+        let mut verdicts: BTreeMap<String, Verdict> =
+            nodes.iter().map(|(name, node)| (name.clone(), self.of(name, node, now))).collect();
+        let is = |name: &String, verdict: Verdict| verdicts.get(name) == Some(&verdict);
+        let stays_lost = |(name, node): &(&String, &Node)| node.lost && !is(name, Verdict::Return);
+        let lost = nodes.iter().filter(stays_lost).count();
+        let room = (nodes.len().saturating_sub(1) / 2).saturating_sub(lost);
+        // Who is silent for longest first.
+        let goes = nodes.iter().filter(|(name, _)| is(name, Verdict::Lose));
+        let mut goes: Vec<_> = goes.map(|(name, node)| (node.heard, name)).collect();
+        goes.sort();
+        let too_many = goes.into_iter().skip(room).map(|(_, name)| name.clone());
+        for name in too_many.collect::<Vec<_>>() {
+            verdicts.insert(name, Verdict::Hold(Why::TooMany));
+        }
+        verdicts
+    }
+
+    fn learn(&mut self, nodes: &BTreeMap<String, Node>, now: Time) {
+        if self.looked.is_none_or(|at| now.since(at) > BREAK_MS) {
+            *self = Watch { begun: now, most: now, ..Watch::default() };
+        }
+        self.looked = Some(now);
+        let hears = |node: &Node| node.heard.is_some_and(|at| now.since(at) <= BREAK_MS);
+        if nodes.values().filter(|node| hears(node)).count() * 2 <= nodes.len() {
+            self.most = now;
+        }
+        self.nodes.retain(|name, _| nodes.contains_key(name));
+        for (name, node) in nodes {
+            let known = self.nodes.entry(name.clone()).or_default();
+            known.heard = hears(node).then(|| known.heard.unwrap_or(now));
+            if known.lost && !node.lost {
+                known.back = Some(now);
+            }
+            known.lost = node.lost;
+        }
+    }
+
+    fn of(&self, name: &str, node: &Node, now: Time) -> Verdict {
+        let Some(known) = self.nodes.get(name) else { return Verdict::Stay };
+        let for_ms = |since: Option<Time>, ms: u64| since.is_some_and(|at| now.since(at) >= ms);
+        if node.lost {
+            let back = for_ms(known.heard, HEARD_MS);
+            return if back { Verdict::Return } else { Verdict::Stay };
+        }
+        let last = node.heard.unwrap_or_default().max(self.begun);
+        let fresh = known.back.is_some() && !for_ms(known.back, HEARD_MS);
+        if !for_ms(Some(last), SILENT_MS) || fresh {
+            return Verdict::Stay;
+        }
+        if !for_ms(Some(last.max(self.most)), SILENT_MS) {
+            return Verdict::Hold(Why::CutOff);
+        }
+        match &node.found {
+            Found::Nothing => Verdict::Lose,
+            Found::Well { instance, gateway } => {
+                let (instance, gateway) = (instance.clone(), gateway.clone());
+                Verdict::Hold(Why::Serves { instance, gateway })
+            }
+            Found::Unknown => Verdict::Hold(Why::NobodyLooks),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Nodes that are lost: what agents and gateways tell of each, and the coordinator's word in the spec,
+//! by which all nodes and gateways go. `core/src/lost_nodes.rs` decides.
+
+use crate::clock;
+use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
+use crate::gateway::Presence;
+use everhold_core::ids::Time;
+use everhold_core::kv::Expect;
+use everhold_core::lost_nodes::{BREAK_MS, Found, HEARD_MS, Node, SILENT_MS, Verdict, Watch};
+use everhold_core::spec::{HttpSpec, RunSpec, Spec};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// Who asks, in the journal.
+const BY: &str = "coordinator";
+/// The key under which stands who is held, behind the cluster's prefix.
+pub const HELD: &str = "nodes-held";
+
+/// A node that isn't heard, and is not lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub node: String,
+    pub why: String,
+    pub unblocks: String,
+    /// On the coordinator's wall clock.
+    pub since: String,
+}
+
+/// What is known of each node at `now_ms`.
+pub fn look(
+    spec: &Spec,
+    reports: &Reports,
+    word: &StoreWord,
+    now_ms: u64,
+) -> BTreeMap<String, Node> {
+    let node = |name: &String| {
+        let heard = reports.get(name).map(|(_, at)| *at);
+        // Of a node that speaks nobody asks others.
+        let speaks = heard.is_some_and(|at| now_ms.saturating_sub(at) <= BREAK_MS);
+        let found = if speaks { Found::Unknown } else { found(name, spec, word) };
+        Node { heard: heard.map(Time), lost: spec.is_lost(name), found }
+    };
+    spec.nodes.keys().map(|name| (name.clone(), node(name))).collect()
+}
+
+/// What gateways find of the instances placed on a node. Those out of use nobody would miss.
+fn found(node: &str, spec: &Spec, word: &StoreWord) -> Found {
+    let tell = |presence: &&Presence| presence.snapshot["services"].is_object();
+    let gateways: Vec<_> = word.gateways.iter().filter(|(_, it)| tell(it)).collect();
+    let mut unknown = false;
+    for (service, http) in spec.http_services() {
+        let here = http.placed().filter(|(id, it)| it.node == node && !http.drained.contains(*id));
+        for (id, _) in here {
+            unknown |= gateways.is_empty();
+            for (gateway, presence) in &gateways {
+                // A table that doesn't name it is no reason to wait.
+                let told = presence.snapshot["services"][service].get(id);
+                match told.map(|told| told["is"].as_str()) {
+                    // Checks succeed with one that is ejected, too.
+                    Some(Some("healthy" | "ejected")) => {
+                        let (instance, gateway) = (id.clone(), (*gateway).clone());
+                        return Found::Well { instance, gateway };
+                    }
+                    Some(Some("unhealthy" | "left")) | None => {}
+                    // Not checked yet, or a newer version's word.
+                    Some(_) => unknown = true,
+                }
+            }
+        }
+    }
+    if unknown { Found::Unknown } else { Found::Nothing }
+}
+
+/// Who is lost, and who is held, in the answer of `status`.
+pub fn holds(spec: &Spec, held: &[Held]) -> Vec<Value> {
+    let hold = |why: String, since: &str, unblocks: &str| {
+        json!({
+            "service": null, "rule": "lost-node", "why": why, "since": since, "recheck_at": null,
+            "needs_operator": false, "evidence": [], "unblocks": unblocks, "journal": null,
+        })
+    };
+    let back = format!("its agent is heard for {} s without a break", HEARD_MS / 1_000);
+    let missing = |(name, http): (&String, &HttpSpec)| match http.run().map_or(0, RunSpec::missing)
+    {
+        0 => None,
+        count => Some(format!("; there are no ports for {count} of {name}")),
+    };
+    let missing: String = spec.http_services().filter_map(missing).collect();
+    let lost = spec.nodes.iter().filter_map(|(node, it)| {
+        let why = format!("{node} is lost, and others run its instances{missing}");
+        Some(hold(why, it.lost.as_ref()?, &back))
+    });
+    let held = held.iter().map(|it| {
+        let why = format!("{} is not heard, and its instances stay with it: {}", it.node, it.why);
+        hold(why, &it.since, &it.unblocks)
+    });
+    lost.chain(held).collect()
+}
+
+/// Judges again and again, and writes down who is lost and who is held. `ours` guards what is written:
+/// it holds while nobody else coordinates.
+pub async fn tend(cluster: &Cluster, ours: (String, Expect)) {
+    let mut watch = Watch::default();
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let (spec, word) = (cluster.spec(), cluster.word());
+        // Without the store nobody knows what gateways find, and nothing can be written.
+        if word.revision.is_none() {
+            continue;
+        }
+        let runs = spec.http_services().any(|(_, http)| http.run().is_some());
+        let now = clock::now();
+        let nodes = look(&spec, &cluster.reports(), &word, now.0);
+        let mut verdicts = match runs {
+            true => watch.look(&nodes, now),
+            // Nothing runs anywhere, so nobody is missed.
+            false => nodes.iter().filter(|it| it.1.lost).map(returned).collect(),
+        };
+        let held = held(&verdicts, &word.held);
+        if held != word.held
+            && let Err(error) = cluster.put_word(HELD, &held).await
+        {
+            tracing::warn!(%error, "cannot tell why nodes are not given up");
+        }
+        verdicts.retain(|_, verdict| matches!(verdict, Verdict::Lose | Verdict::Return));
+        if verdicts.is_empty() {
+            continue;
+        }
+        match carry_out(cluster, &ours, &spec, &verdicts).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!("the spec has changed meanwhile; nodes are judged anew"),
+            Err(error) => tracing::warn!(%error, "who is lost can't be written down yet"),
+        }
+    }
+}
+
+fn returned((name, _): (&String, &Node)) -> (String, Verdict) {
+    (name.clone(), Verdict::Return)
+}
+
+/// Whose wait goes on keeps its beginning.
+fn held(verdicts: &BTreeMap<String, Verdict>, before: &[Held]) -> Vec<Held> {
+    let held = verdicts.iter().filter_map(|(node, verdict)| {
+        let Verdict::Hold(why) = verdict else { return None };
+        let since = before.iter().find(|it| it.node == *node).map(|it| it.since.clone());
+        let since = since.unwrap_or_else(clock::wall);
+        let unblocks = why.unblocks().to_string();
+        Some(Held { node: node.clone(), why: why.to_string(), unblocks, since })
+    });
+    held.collect()
+}
+
+/// False: the spec is another one by now, or somebody else coordinates.
+async fn carry_out(
+    cluster: &Cluster,
+    (key, expect): &(String, Expect),
+    old: &Spec,
+    verdicts: &BTreeMap<String, Verdict>,
+) -> Result<bool, ClusterError> {
+    let mut new = old.clone();
+    let mut notes = Vec::new();
+    for (node, verdict) in verdicts {
+        let before = new.clone();
+        let lost = *verdict == Verdict::Lose;
+        new.set_lost(node, lost.then(clock::wall));
+        let what = match lost {
+            true => format!("{node} is lost: not heard for {} s", SILENT_MS / 1_000),
+            false => format!("{node} is back"),
+        };
+        notes.push((what, moves(&before, &new)));
+    }
+    if !cluster.change((key.clone(), expect.clone()), old, &new).await? {
+        return Ok(false);
+    }
+    for (what, moves) in notes {
+        tracing::warn!(what, ?moves, "who runs instances has changed");
+        for (service, moves) in &moves {
+            cluster.note(service, BY, &format!("{what}; {moves}")).await;
+        }
+        if moves.is_empty() {
+            cluster.note("", BY, &what).await;
+        }
+    }
+    Ok(true)
+}
+
+/// What moves, by service: `b.1 ends; a.2 begins`.
+fn moves(old: &Spec, new: &Spec) -> BTreeMap<String, String> {
+    let services = new.http_services().filter_map(|(name, http)| {
+        let was = old.http(name)?;
+        let not_in = |one: &HttpSpec, other: &HttpSpec| -> Vec<String> {
+            let ids = one.placed().map(|(id, _)| id);
+            ids.filter(|id| !other.placed().any(|(it, _)| it == *id)).cloned().collect()
+        };
+        let (goes, comes) = (not_in(was, http), not_in(http, was));
+        let told =
+            [("ends", goes), ("begins", comes)].into_iter().filter(|(_, ids)| !ids.is_empty());
+        let told: Vec<String> = told.map(|(is, ids)| format!("{} {is}", ids.join(", "))).collect();
+        (!told.is_empty()).then(|| (name.clone(), told.join("; ")))
+    });
+    services.collect()
+}
+
+#[cfg(test)]
+mod tests;
