@@ -110,9 +110,9 @@ impl Spec {
         }
     }
 
-    /// Takes over what a document doesn't say from the spec in force: the duties of nodes, who of them
-    /// is lost, and the places of instances that run already, so that a new service never moves another one. To be
-    /// called before a new revision is compared or stored.
+    /// Takes over what a document doesn't say from the spec in force: the duties of nodes, who of them is
+    /// lost, and the places of instances that run already, so that a new service never moves another one.
+    /// To be called before a new revision is compared or stored.
     pub fn keep(&mut self, old: &Spec) {
         for (name, node) in &mut self.nodes {
             node.duty = old.duty(name);
