@@ -102,6 +102,8 @@ pub struct Watch {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Since when there is such a node.
+    named: Time,
     lost: bool,
     /// Since when it is heard without a break.
     heard: Option<Time>,
@@ -141,7 +143,8 @@ impl Watch {
         }
         self.nodes.retain(|name, _| nodes.contains_key(name));
         for (name, node) in nodes {
-            let known = self.nodes.entry(name.clone()).or_default();
+            let known = self.nodes.entry(name.clone());
+            let known = known.or_insert_with(|| Known { named: now, ..Known::default() });
             known.heard = hears(node).then(|| known.heard.unwrap_or(now));
             if known.lost && !node.lost {
                 known.back = Some(now);
@@ -157,7 +160,7 @@ impl Watch {
             let back = for_ms(known.heard, HEARD_MS);
             return if back { Verdict::Return } else { Verdict::Stay };
         }
-        let last = node.heard.unwrap_or_default().max(self.begun);
+        let last = node.heard.unwrap_or_default().max(self.begun).max(known.named);
         let fresh = known.back.is_some() && !for_ms(known.back, HEARD_MS);
         if !for_ms(Some(last), SILENT_MS) || fresh {
             return Verdict::Stay;

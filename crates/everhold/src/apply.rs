@@ -13,7 +13,9 @@ pub fn refused(changes: &[Change]) -> Vec<String> {
 
 /// Refuses a spec that a running cluster can't become.
 pub fn refuse_impossible(old: &Spec, new: &Spec) -> anyhow::Result<()> {
-    let refused = refused(&diff(old, new));
+    let mut refused = refused(&diff(old, new));
+    let portless = new.portless();
+    refused.extend(portless.map(|(service, node)| format!("{service} finds no port on {node}")));
     anyhow::ensure!(
         refused.is_empty(),
         "E234 a running cluster can't make this change: {}; next step: leave it as it was, or do \

@@ -144,6 +144,14 @@ struct Seen {
     leaders: Leaders,
 }
 
+impl Seen {
+    fn take_spec(&mut self, spec: Option<&Spec>) {
+        let Some(spec) = spec else { return };
+        self.reports.retain(|node, _| spec.nodes.contains_key(node));
+        self.spec = spec.clone();
+    }
+}
+
 impl Cluster {
     /// Dials all agents and follows the store.
     pub async fn connect(
@@ -208,19 +216,27 @@ impl Cluster {
     }
 
     /// A new spec: other nodes to hear, other places of the store.
-    fn take_spec(&self, spec: Spec) {
-        self.links().follow(&spec, link::show_every(spec.nodes.len()), |_| true);
+    /// Hears the nodes of the spec that was taken.
+    fn follow(&self) {
+        let mut links = self.links();
+        // Whoever comes last goes by the newest.
+        let spec = &self.spec();
+        links.follow(spec, link::show_every(spec.nodes.len()), |_| true);
+        drop(links);
         if let (Agreed::Etcd(store), Some(here), true) = (&self.store, &self.here, spec.is_spread())
         {
-            store.set_endpoints(machine::endpoints(&spec, here));
+            store.set_endpoints(machine::endpoints(spec, here));
         }
-        let mut seen = self.seen();
-        seen.reports.retain(|node, _| spec.nodes.contains_key(node));
-        seen.spec = spec;
     }
 
     pub fn spec(&self) -> Spec {
         self.seen().spec.clone()
+    }
+
+    /// The spec with its revision: what is changed under this guard is nobody else's word.
+    pub fn spec_and_rev(&self) -> (Spec, u64) {
+        let seen = self.seen();
+        (seen.spec.clone(), seen.word.spec_rev)
     }
 
     pub fn reports(&self) -> Reports {
@@ -381,7 +397,7 @@ impl Cluster {
     /// Takes a node out of the spec, and out of those that have joined.
     pub async fn forget(&self, node: &str) -> Result<(), ClusterError> {
         self.read_again().await?;
-        let (spec, rev) = (self.spec(), self.word().spec_rev);
+        let (spec, rev) = self.spec_and_rev();
         if spec.duty(node) != Duty::Leaving {
             return Ok(());
         }
@@ -492,9 +508,12 @@ impl Cluster {
     }
 
     fn take(&self, key: &str, kv: Option<&Kv>) {
-        let spec = self.seen().word.learn(&self.prefix(), key, kv);
-        if let Some(spec) = spec {
-            self.take_spec(spec);
+        let mut seen = self.seen();
+        let spec = seen.word.learn(&self.prefix(), key, kv);
+        seen.take_spec(spec.as_ref());
+        drop(seen);
+        if spec.is_some() {
+            self.follow();
         }
     }
 
@@ -505,9 +524,10 @@ impl Cluster {
         }
         let (word, spec) = StoreWord::of(&self.prefix(), snapshot, &seen.word);
         seen.word = word;
+        seen.take_spec(spec.as_ref());
         drop(seen);
-        if let Some(spec) = spec {
-            self.take_spec(spec);
+        if spec.is_some() {
+            self.follow();
         }
     }
 

@@ -52,7 +52,9 @@ pub fn table(
         Some((name.clone(), service_of(name, http, spec, told, &resolve)))
     });
     let mut gateways = BTreeMap::new();
-    for zone in spec.gateway.nodes.iter().filter_map(|node| spec.nodes.get(node)?.zone.clone()) {
+    // Those of a node that is lost carry nothing.
+    let nodes = spec.gateway.nodes.iter().filter_map(|node| spec.nodes.get(node));
+    for zone in nodes.filter(|it| it.lost.is_none()).filter_map(|it| it.zone.clone()) {
         *gateways.entry(zone).or_default() += 1;
     }
     HttpTable {

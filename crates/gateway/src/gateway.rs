@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use everhold_core::http::probe::Health;
 use everhold_core::http::route::{Backend, HttpListener};
@@ -21,6 +22,10 @@ use crate::limits::Limits;
 use crate::snapshot::{Found, InstanceSnapshot, ListenerSnapshot, ListenerState, Snapshot};
 use crate::socket;
 use crate::worker::{self, Shared, Worker};
+
+/// Between two looks whether a socket was let go, and how many there are.
+const LET_GO_LOOK: Duration = Duration::from_millis(2);
+const LET_GO_LOOKS: u32 = 50;
 
 /// How a gateway is set up.
 #[derive(Clone)]
@@ -290,10 +295,11 @@ impl Gateway {
         for (service, judged) in self.judged() {
             let found = judged.backends.into_iter().map(|(name, verdict)| {
                 let is = match (verdict.ejected, verdict.health) {
+                    // Who has died after it was ejected is dead first of all.
+                    (_, Health::Unhealthy) => Found::Unhealthy,
                     (true, _) => Found::Ejected,
                     (false, Health::Unknown) => Found::Unknown,
                     (false, Health::Healthy) => Found::Healthy,
-                    (false, Health::Unhealthy) => Found::Unhealthy,
                 };
                 let requests = requests(&service, &name);
                 (name, InstanceSnapshot { in_route: verdict.used, is, requests })
@@ -396,13 +402,25 @@ impl Gateway {
         let at = |socket: TcpListener| Some((socket.local_addr().ok()?, Ok(socket)));
         there.extend(inherited.into_iter().filter_map(at));
         let (mut fresh, mut failed) = (Vec::new(), BTreeMap::new());
+        let free = |it: &OpenListener| wanted.values().all(|(bind, _)| *bind != it.bind);
         for (name, (bind, protocol)) in &wanted {
             let (bind, protocol) = (*bind, *protocol);
             if listeners.get(*name).is_some_and(|listener| stays(name, listener)) {
                 continue;
             }
             let known = there.remove(&bind).filter(|_| bind.port() != 0);
-            let socket = known.unwrap_or_else(|| socket::listen(bind));
+            let mut socket = known.unwrap_or_else(|| socket::listen(bind));
+            let in_use = |it: &io::Error| it.kind() == io::ErrorKind::AddrInUse;
+            if socket.as_ref().is_err_and(in_use) {
+                // One of ours that leaves, on all addresses or on one of them, is in the way.
+                let way = |it: &OpenListener| free(it) && overlap(it.bind, bind);
+                let count = listeners.len();
+                there.retain(|at, _| !overlap(*at, bind) || wanted.values().any(|it| it.0 == *at));
+                listeners.retain(|_, it| !way(it));
+                if listeners.len() < count {
+                    socket = listen_soon(bind);
+                }
+            }
             let opened = socket.and_then(|socket| Ok((socket.local_addr()?, socket)));
             match opened {
                 Ok((bound, socket)) => {
@@ -418,7 +436,6 @@ impl Gateway {
                 }
             }
         }
-        let free = |it: &OpenListener| wanted.values().all(|(bind, _)| *bind != it.bind);
         listeners.retain(|name, it| stays(name, it) || (failed.contains_key(name) && free(it)));
         listeners.extend(fresh);
         if *stage == Stage::Accepting {
@@ -460,6 +477,24 @@ impl Drop for Gateway {
             let _ = thread.join();
         }
     }
+}
+
+/// Whether the kernel takes one of them only while the other isn't there.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (all || one.ip() == other.ip())
+}
+
+/// Listens as soon as the task that accepted there has let its socket go.
+fn listen_soon(bind: SocketAddr) -> io::Result<TcpListener> {
+    for _ in 0..LET_GO_LOOKS {
+        match socket::listen(bind) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            listens => return listens,
+        }
+        std::thread::sleep(LET_GO_LOOK);
+    }
+    socket::listen(bind)
 }
 
 /// All listeners of a table: a name is one only once.

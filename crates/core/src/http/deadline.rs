@@ -55,9 +55,9 @@ pub fn push_grpc(out: &mut Vec<u8>, left: Duration) {
     let _ = write!(out, "{count}{unit}");
 }
 
-/// The same in the other's.
+/// The same in the other's, where 0 would be for ever.
 pub fn push_expected(out: &mut Vec<u8>, left: Duration) {
-    let _ = write!(out, "{}", u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
+    let _ = write!(out, "{}", u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
 }
 
 #[cfg(test)]
@@ -105,6 +105,9 @@ mod tests {
         assert_eq!(expected_ms("1500"), Some(1_500));
         assert_eq!(expected(b"0"), Some(Duration::MAX));
         assert_eq!(expected_ms("999999999999999"), Some(999_999_999_999_999));
+        let mut out = Vec::new();
+        push_expected(&mut out, Duration::from_micros(900));
+        assert_eq!(out, b"1", "0 would be for ever");
         for none in ["", "+1", "1.5", "1ms", "0x1", "1000000000000000"] {
             assert_eq!(expected_ms(none), None, "{none:?}");
         }

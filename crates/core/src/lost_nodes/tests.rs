@@ -49,7 +49,8 @@ impl World {
 }
 
 /// `events`: `SECOND:-b` b falls silent, `+b` speaks again, `b=well`, `b=unknown`, `b=nothing` as
-/// gateways find it, `freeze` and `wake` whoever looks. Expected: what changes, and when.
+/// gateways find it, `*d` the
+/// spec names d, which says nothing yet, `freeze` and `wake` whoever looks. Expected: what changes, and when.
 fn check(names: &str, events: &str, expected: &[&str]) {
     let mut world = World::new(names);
     let mut events: Vec<(u64, &str)> = events
@@ -68,6 +69,11 @@ fn check(names: &str, events: &str, expected: &[&str]) {
             match (what, what.split_at(1), what.split_once('=')) {
                 ("freeze", ..) => looks = false,
                 ("wake", ..) => looks = true,
+                (_, ("*", name), _) => {
+                    let node = Node { heard: None, lost: false, found: Found::Nothing };
+                    world.nodes.insert(name.to_owned(), node);
+                    world.speak.insert(name.to_owned(), false);
+                }
                 (_, ("-", name), _) => drop(world.speak.insert(name.to_owned(), false)),
                 (_, ("+", name), _) => drop(world.speak.insert(name.to_owned(), true)),
                 (_, _, Some((name, found))) => {
@@ -110,6 +116,9 @@ fn who_is_silent_for_long_is_lost_and_who_speaks_for_long_is_back() {
     check("a b c", "10:-b 100:+b 161:-b", &["39 b lost", "160 b back", "221 b lost"]);
     // It was never heard.
     check("a b c", "0:-b 200:+b", &["30 b lost", "260 b back"]);
+    // It was named later, and has as long as the others to say something.
+    check("a b c", "100:*d 120:+d", &[]);
+    check("a b c", "100:*d", &["130 d lost"]);
 }
 
 #[test]

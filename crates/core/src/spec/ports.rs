@@ -86,7 +86,7 @@ impl NodeSpec {
 impl Spec {
     /// Gives each PostgreSQL instance without a port the first free one of its node.
     ///
-    /// An instance stays without one only if its node's range is full, which validation refuses.
+    /// An instance stays without one only if its node's range is full ([`Spec::portless`]).
     pub fn assign_ports(&mut self) {
         for (name, node) in &self.nodes {
             let databases = self.databases().filter_map(|(_, service)| service.port(name));
@@ -108,6 +108,15 @@ impl Spec {
                 }
             }
         }
+    }
+
+    /// A PostgreSQL instance that got no port, as service and node: those that run on the node have all.
+    pub fn portless(&self) -> Option<(&str, &str)> {
+        self.databases().find_map(|(name, service)| {
+            let mut all = service.instances.iter();
+            let (node, _) = all.find(|(_, it)| it.port == UNASSIGNED)?;
+            Some((name.as_str(), node.as_str()))
+        })
     }
 
     /// Takes over what a document doesn't say from the spec in force: the duties of nodes, who of them is

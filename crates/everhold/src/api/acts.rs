@@ -55,13 +55,18 @@ pub async fn apply(
             ApiError::new(Code::SpecFaults, text).with("faults", faults)
         })?;
     cluster.read_again().await?;
-    let (old, rev) = (cluster.spec(), cluster.word().spec_rev);
+    let (old, rev) = cluster.spec_and_rev();
     new.keep(&old);
     // Where nodes are drained there are fewer ports than the file says.
     if let Some((service, count)) = new.unplaced() {
         let text =
             format!("{service} has ports for {count} instances only on the nodes that are active");
         let next = "declare fewer instances, or `everhold node resume` one of its nodes";
+        return Err(ApiError::new(Code::Refused, text).next(next));
+    }
+    if let Some((service, node)) = new.portless() {
+        let text = format!("instances that run on {node} have all its ports; {service} needs one");
+        let next = format!("give {node} a larger range, or run fewer instances there");
         return Err(ApiError::new(Code::Refused, text).next(next));
     }
     let changes = diff(&old, &new);

@@ -144,7 +144,7 @@ pub async fn scale(
     let cluster = &api.cluster;
     cluster.read_again().await?;
     let was = http(cluster, &service)?.run().map(|run| run.instances);
-    let (spec, rev) = (cluster.spec(), cluster.word().spec_rev);
+    let (spec, rev) = cluster.spec_and_rev();
     let scaled = spec.scaled(&service, body.instances);
     let spec = scaled.map_err(|why| ApiError::new(Code::Refused, why))?;
     let what = format!("scale to {}", body.instances);
@@ -197,7 +197,7 @@ pub async fn drain(
     let cluster = &api.cluster;
     cluster.read_again().await?;
     // What is judged now is what is changed.
-    let rev = cluster.word().spec_rev;
+    let (spec, rev) = cluster.spec_and_rev();
     let http = http(cluster, &service)?;
     if !http.has(&instance) {
         let text = format!("{service} has no instance {instance}");
@@ -213,7 +213,7 @@ pub async fn drain(
         let error = ApiError::new(Code::Refused, text);
         return Err(error.next("wait until another instance is well, or add `--force`"));
     }
-    let spec = cluster.spec().with_drained(&service, &instance, body.drained);
+    let spec = spec.with_drained(&service, &instance, body.drained);
     let what = match body.drained {
         true => format!("drain {instance}"),
         false => format!("use {instance} again"),

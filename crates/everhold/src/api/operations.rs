@@ -31,7 +31,7 @@ pub async fn duty(
     let cluster = &api.cluster;
     cluster.read_again().await?;
     known_node(cluster, None, &node)?;
-    let (mut spec, rev) = (cluster.spec(), cluster.word().spec_rev);
+    let (mut spec, rev) = cluster.spec_and_rev();
     if let Some(why) = nodes::refusal(&spec, &node, body.duty) {
         return Err(ApiError::new(Code::Refused, format!("{node} is needed: {why}")));
     }

@@ -125,6 +125,10 @@ impl StoreWord {
     }
 
     fn learn_spec(&mut self, kv: &Kv) -> Option<Spec> {
+        // A watch may be behind what was read meanwhile.
+        if kv.rev < self.spec_rev {
+            return None;
+        }
         match record::from_json(&kv.value) {
             Ok(spec) => {
                 self.spec_rev = kv.rev;

@@ -302,6 +302,7 @@ fn metrics(stack: &Stack, leader: &str) {
     for node in NODES {
         let page = || ask(stack.health_port(node), "GET", "/metrics").unwrap_or_default().1;
         wait("record of the switchover", || page().contains("kind=\"switchover\""));
+        wait("whole round of the scrub", || page().contains("everhold_scrub_timestamp_seconds"));
     }
     let manual = manual();
     let mut told = BTreeSet::new();

@@ -154,7 +154,11 @@ impl Turned {
                 // There may be fewer yet.
                 let _ = std::fs::rename(numbered(number), numbered(number + 1));
             }
-            std::fs::rename(&self.path, numbered(1))?;
+            match std::fs::rename(&self.path, numbered(1)) {
+                // The other one was faster.
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                Err(_) | Ok(()) => {}
+            }
         }
         // Somebody else turned it over, or took it away: a new one has begun, or begins.
         if !is_own || own.len() >= FILE_BYTES {

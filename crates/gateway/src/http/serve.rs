@@ -182,12 +182,13 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
-        let bears = per_try.map_or(allowed, |per_try| allowed.min(now + per_try));
-        let until = deadline.min(bears);
+        let bears = per_try.unwrap_or(route.timeout);
+        let until = deadline.min(now + bears);
+        // Anybody may give an instance so little time that it can't answer; who gives it most of what the
+        // service does says something of it.
+        let hurried = (until - now) * 2 < bears;
         let result = one_try(client, backend, anew, (begun, now, until)).await;
         let ended = Instant::now();
-        // It had less time than the service gives it, and might have answered in that.
-        let hurried = until < bears && ended >= until;
         client.trail.tried(Try {
             backend: backend.name.clone(),
             why,
@@ -200,6 +201,8 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             Ok(mut conn) => {
                 // What it can't do says something of it; what the client did wrong doesn't.
                 match client.response.status {
+                    // It was told for how long it is waited for, and says that this was too short.
+                    504 if hurried => {}
                     500.. => alarm(world, backend.live.fail(true)),
                     _ => backend.live.succeed(),
                 }
@@ -255,6 +258,9 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         } else {
             // That this process may open no more files says nothing of the instance, nor does a client that
             // is in a hurry.
+            if failed.failure.is_late() {
+                backend.took(ended - now, world.ms(ended));
+            }
             if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
             }

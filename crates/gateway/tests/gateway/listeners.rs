@@ -93,6 +93,26 @@ fn a_table_is_in_force_even_if_a_new_listener_cannot_be_opened() {
     client(gateway.snapshot().listeners["new"].bind);
 }
 
+/// From one address to all of them and back: the old socket is in the way of the new one.
+#[test]
+fn a_listener_moves_to_all_addresses_and_back() {
+    let a = Fake::start("a", Mode::Echo);
+    let port = free_port();
+    let at = |ip: [u8; 4]| {
+        let spec = spec(port, Role::Primary);
+        ListenerSpec { bind: (ip, port).into(), ..spec }
+    };
+    let mut last = table(&[("w", at([127, 0, 0, 1]))], &a, None);
+    let gateway = Gateway::start(config(&last, Limits::default())).unwrap();
+    for ip in [[0, 0, 0, 0], [127, 0, 0, 1]] {
+        let next = table(&[("w", at(ip))], &a, Some(&last));
+        gateway.set_table(Arc::new(next.clone())).unwrap();
+        assert_eq!(gateway.snapshot().listeners["w"].bind, (ip, port).into());
+        client(([127, 0, 0, 1], port).into());
+        last = next;
+    }
+}
+
 #[test]
 fn a_renamed_listener_keeps_its_socket() {
     let a = Fake::start("a", Mode::Echo);

@@ -129,7 +129,7 @@ fn a_further_try_is_told_what_is_left() {
     assert_eq!(first.values("x-request-id"), second.values("x-request-id"));
     let (first, second) = (told(&first), told(&second));
     assert!(first.0 <= 1_000 && second.0 <= 1_000, "the time of one try: {first:?} {second:?}");
-    assert!(first.1.unwrap() >= second.1.unwrap() + 1_000_000, "{first:?} {second:?}");
+    assert!(first.1.unwrap() >= second.1.unwrap() + 900_000, "{first:?} {second:?}");
 }
 
 fn ejected(gateway: &Fixture) -> usize {
@@ -150,12 +150,25 @@ fn a_client_in_a_hurry_says_nothing_of_an_instance() {
     assert_eq!(ejected(&gateway), 0);
 }
 
+/// As an instance does that passes on what it was told: a little less than the service gives.
+#[test]
+fn an_instance_that_hangs_goes_although_clients_say_how_long_they_wait() {
+    let (silent, good) = (mute(), Instance::says(FINE));
+    let gateway = Fixture::with(&[silent.address, good.address], |service| {
+        service.timeout_ms = 300;
+    });
+    eventually("it is ejected", || {
+        gateway.ask(&get(&format!("{EXPECTED}: 270\r\n")));
+        ejected(&gateway) == 1
+    });
+}
+
 /// Its own time is what an instance is measured by.
 #[test]
 fn an_instance_that_is_late_by_its_services_time_is_left_alone() {
     let (silent, good) = (mute(), Instance::says(FINE));
     let gateway = Fixture::with(&[silent.address, good.address], |service| {
-        service.try_timeout_ms = Some(20);
+        service.try_timeout_ms = Some(250);
         service.retries = 1;
     });
     (0..12).for_each(|_| assert_eq!(gateway.ask(&get("grpc-timeout: 5S\r\n")).status, 200));

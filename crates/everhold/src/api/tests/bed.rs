@@ -61,6 +61,7 @@ type Life = oneshot::Sender<()>;
 pub struct Bed {
     pub store: MemoryStore,
     pub spec: Spec,
+    pub cluster: Arc<Cluster>,
     api: SocketAddr,
     script: Arc<Mutex<Script>>,
     lives: Mutex<BTreeMap<String, Life>>,
@@ -101,7 +102,8 @@ impl Bed {
         let faults = Some(Injector::new(supervised, layout.clone()));
         let shared = Arc::new(Api { cluster: cluster.clone(), token: TOKEN.to_string(), faults });
         tokio::spawn(accept(listener, router(shared)));
-        let bed = Bed { store, spec, api, script, lives: Mutex::new(lives), _dir: dir };
+        let lives = Mutex::new(lives);
+        let bed = Bed { store, spec, cluster: cluster.clone(), api, script, lives, _dir: dir };
         bed.until("everybody is heard and the store was read", async || {
             let all = ["a", "b", "c"].iter().all(|node| cluster.hears(node));
             let word = cluster.word();
