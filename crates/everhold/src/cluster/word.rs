@@ -195,3 +195,25 @@ impl StoreWord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_that_is_behind_turns_no_spec_back() {
+        let mut word = StoreWord::default();
+        let prefix = "/everhold/shop/";
+        let mut learn = |rev: u64, cluster: &str| {
+            let spec = Spec { cluster: cluster.to_string(), ..Spec::default_for_one_machine() };
+            let value = record::to_json(&spec).expect("a record");
+            let kv = Kv { key: format!("{prefix}spec"), value, rev };
+            let spec = word.learn(prefix, &kv.key, Some(&kv));
+            (spec.map(|it| it.cluster), word.spec_rev)
+        };
+        assert_eq!(learn(90, "old"), (Some("old".to_string()), 90));
+        assert_eq!(learn(100, "new"), (Some("new".to_string()), 100));
+        assert_eq!(learn(90, "old"), (None, 100));
+        assert_eq!(learn(100, "new"), (Some("new".to_string()), 100));
+    }
+}

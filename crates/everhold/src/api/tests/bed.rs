@@ -61,7 +61,6 @@ type Life = oneshot::Sender<()>;
 pub struct Bed {
     pub store: MemoryStore,
     pub spec: Spec,
-    pub cluster: Arc<Cluster>,
     api: SocketAddr,
     script: Arc<Mutex<Script>>,
     lives: Mutex<BTreeMap<String, Life>>,
@@ -103,7 +102,7 @@ impl Bed {
         let shared = Arc::new(Api { cluster: cluster.clone(), token: TOKEN.to_string(), faults });
         tokio::spawn(accept(listener, router(shared)));
         let lives = Mutex::new(lives);
-        let bed = Bed { store, spec, cluster: cluster.clone(), api, script, lives, _dir: dir };
+        let bed = Bed { store, spec, api, script, lives, _dir: dir };
         bed.until("everybody is heard and the store was read", async || {
             let all = ["a", "b", "c"].iter().all(|node| cluster.hears(node));
             let word = cluster.word();
