@@ -25,7 +25,8 @@ const SEGMENT: u64 = 4 << 20;
 /// What may be missing at the end, on however busy a machine: 1.5 s is the target.
 const RPO: Duration = Duration::from_secs(5);
 
-/// A stack whose service is backed up into the directory `vault`.
+/// A stack whose service is backed up into the directory `vault`, with its first backup: the log
+/// from before it may be forgotten at any moment.
 fn start() -> (Stack, Repository) {
     let wanted = Wanted { repositories: &["vault"], durability: "preferred", ..Wanted::default() };
     let mut stack = Stack::new(wanted);
@@ -43,7 +44,12 @@ fn start() -> (Stack, Repository) {
     let repository = Repository::create(&place, &password, "test").expect("a repository");
     stack.up();
     stack.whole();
+    stack.wait("a first backup", |status| newest(status).is_string());
     (stack, repository)
+}
+
+fn newest(status: &Value) -> Value {
+    status["services"]["main"]["backup"]["newest"].clone()
 }
 
 /// The log of the one database that there is.
@@ -274,8 +280,7 @@ fn a_repository_that_is_away_misses_nothing_once_it_is_back() {
 #[test]
 fn a_lost_slot_is_a_gap_that_a_backup_ends_by_itself() {
     let (mut stack, repository) = start();
-    let newest = |status: &Value| status["services"]["main"]["backup"]["newest"].clone();
-    let first = newest(&stack.wait("a first backup", |status| newest(status).is_string()));
+    let first = newest(&stack.status().expect("a status"));
     let psql = |stack: &Stack, sql: &str| stack.done(&["psql", "main", "--", "-XAt", "-c", sql]);
     psql(&stack, "CREATE TABLE point (at int); INSERT INTO point VALUES (1)");
     caught_up(&mut stack);
