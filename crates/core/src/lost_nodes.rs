@@ -2,8 +2,9 @@
 //!
 //! A node is lost when its agent was not heard for [`SILENT_MS`] while most nodes were, and no gateway
 //! finds an instance there that is well: an agent that is dead takes nothing with it. It is back when
-//! it was heard for [`HEARD_MS`] without a break. A node that was never heard since the spec names it
-//! is lost as well: whoever wants three instances doesn't care on which machine nobody began yet.
+//! it was heard for [`HEARD_MS`] without a break, and runs its instances again; those that stand in for
+//! them go once gateways find its own well. A node that was never heard since the spec names it is lost
+//! as well: whoever wants three instances doesn't care on which machine nobody began yet.
 //!
 //! Whoever looks may have been frozen or cut off, and hears nobody then. Silence counts only from when
 //! it looked without a break and heard most nodes.
@@ -26,8 +27,19 @@ pub const BREAK_MS: u64 = 5_000;
 pub struct Node {
     /// When its agent was heard last.
     pub heard: Option<Time>,
-    pub lost: bool,
+    pub is: Is,
     pub found: Found,
+    /// An instance of it that is not known to be well, in words: what those that stand in wait for.
+    pub unready: Option<String>,
+}
+
+/// What the spec says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Is {
+    Here,
+    Lost,
+    /// Its instances run, and beside them those that stood in.
+    Back,
 }
 
 /// What gateways find of the instances that are placed on a node.
@@ -44,34 +56,44 @@ pub enum Found {
 /// What is to become of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// What it is: here, or lost.
+    /// What it is.
     Stay,
     /// From now on it is lost.
     Lose,
-    /// It is back.
+    /// It is back, beside those that stand in for it.
     Return,
-    /// It is not heard, and is not given up.
+    /// Nobody stands in for it any more.
+    Settle,
+    /// It is not heard, and is not given up; or others stand in for it still.
     Hold(Why),
 }
 
-/// Why a node that isn't heard is not lost.
+/// Why a node that isn't heard is not lost, or why others still stand in for one that is back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Why {
     CutOff,
     Serves { instance: String, gateway: String },
     NobodyLooks,
     TooMany,
+    Unready(String),
 }
 
 impl fmt::Display for Why {
+    /// What follows the name of the node.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let silent = "is not heard, and its instances stay with it";
         match self {
-            Why::CutOff => write!(f, "most nodes were not heard either"),
+            Why::CutOff => write!(f, "{silent}: most nodes were not heard either"),
             Why::Serves { instance, gateway } => {
-                write!(f, "{instance} answers there, as the gateway {gateway} finds")
+                write!(f, "{silent}: {instance} answers there, as the gateway {gateway} finds")
             }
-            Why::NobodyLooks => write!(f, "no gateway tells whether instances answer there"),
-            Why::TooMany => write!(f, "only a minority of the nodes may be lost"),
+            Why::NobodyLooks => {
+                write!(f, "{silent}: no gateway tells whether instances answer there")
+            }
+            Why::TooMany => write!(f, "{silent}: only a minority of the nodes may be lost"),
+            Why::Unready(what) => {
+                write!(f, "is back, and others still stand in for its instances: {what}")
+            }
         }
     }
 }
@@ -84,7 +106,8 @@ impl Why {
             Why::Serves { .. } | Why::NobodyLooks => {
                 "its agent is heard, or all gateways that tell find none of its instances well"
             }
-            Why::TooMany => "its agent is heard, or another node is back",
+            Why::TooMany => "its agent is heard, another node is back, or a lost one is removed",
+            Why::Unready(_) => "all gateways that tell find its instances well, or it is drained",
         }
     }
 }
@@ -118,7 +141,8 @@ impl Watch {
         let mut verdicts: BTreeMap<String, Verdict> =
             nodes.iter().map(|(name, node)| (name.clone(), self.of(name, node, now))).collect();
         let is = |name: &String, verdict: Verdict| verdicts.get(name) == Some(&verdict);
-        let stays_lost = |(name, node): &(&String, &Node)| node.lost && !is(name, Verdict::Return);
+        let stays_lost =
+            |(name, node): &(&String, &Node)| node.is == Is::Lost && !is(name, Verdict::Return);
         let lost = nodes.iter().filter(stays_lost).count();
         let room = (nodes.len().saturating_sub(1) / 2).saturating_sub(lost);
         // Who is silent for longest first.
@@ -146,24 +170,28 @@ impl Watch {
             let known = self.nodes.entry(name.clone());
             let known = known.or_insert_with(|| Known { named: now, ..Known::default() });
             known.heard = hears(node).then(|| known.heard.unwrap_or(now));
-            if known.lost && !node.lost {
+            let lost = node.is == Is::Lost;
+            if known.lost && !lost {
                 known.back = Some(now);
             }
-            known.lost = node.lost;
+            known.lost = lost;
         }
     }
 
     fn of(&self, name: &str, node: &Node, now: Time) -> Verdict {
         let Some(known) = self.nodes.get(name) else { return Verdict::Stay };
         let for_ms = |since: Option<Time>, ms: u64| since.is_some_and(|at| now.since(at) >= ms);
-        if node.lost {
-            let back = for_ms(known.heard, HEARD_MS);
-            return if back { Verdict::Return } else { Verdict::Stay };
-        }
+        let stay = match (node.is, &node.unready) {
+            (Is::Lost, _) if for_ms(known.heard, HEARD_MS) => return Verdict::Return,
+            (Is::Lost, _) => return Verdict::Stay,
+            (Is::Back, None) => return Verdict::Settle,
+            (Is::Back, Some(what)) => Verdict::Hold(Why::Unready(what.clone())),
+            (Is::Here, _) => Verdict::Stay,
+        };
         let last = node.heard.unwrap_or_default().max(self.begun).max(known.named);
         let fresh = known.back.is_some() && !for_ms(known.back, HEARD_MS);
         if !for_ms(Some(last), SILENT_MS) || fresh {
-            return Verdict::Stay;
+            return stay;
         }
         if !for_ms(Some(last.max(self.most)), SILENT_MS) {
             return Verdict::Hold(Why::CutOff);

@@ -176,6 +176,10 @@ pub struct NodeSpec {
     /// don't know it, and find where instances are all the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<String>,
+    /// Since when it is back and runs its instances again, while those that stood in for them run on:
+    /// until its own are found well. Never beside [`NodeSpec::lost`]; the rest as there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub back: Option<String>,
 }
 
 /// What is expected of a node.
@@ -363,6 +367,7 @@ impl Spec {
             ports: PORTS.shifted(step * PORTS_STEP),
             duty: Duty::Active,
             lost: None,
+            back: None,
         };
         (0..).zip(NODES).map(|(step, name)| (name.to_owned(), node(step))).collect()
     }

@@ -3,11 +3,10 @@
 
 use crate::clock;
 use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
-use crate::gateway::Presence;
 use everhold_core::ids::Time;
 use everhold_core::kv::Expect;
-use everhold_core::lost_nodes::{BREAK_MS, Found, HEARD_MS, Node, SILENT_MS, Verdict, Watch};
-use everhold_core::spec::{HttpSpec, RunSpec, Spec};
+use everhold_core::lost_nodes::{BREAK_MS, Found, HEARD_MS, Is, Node, SILENT_MS, Verdict, Watch};
+use everhold_core::spec::{HttpSpec, NodeSpec, RunSpec, Spec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,7 +19,7 @@ const BY: &str = "coordinator";
 /// The key under which stands who is held, behind the cluster's prefix.
 pub const HELD: &str = "nodes-held";
 
-/// A node that isn't heard, and is not lost.
+/// A node that isn't heard, and is not lost; or that is back, and others still stand in for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     pub node: String,
@@ -37,38 +36,74 @@ pub fn look(
     word: &StoreWord,
     now_ms: u64,
 ) -> BTreeMap<String, Node> {
-    let node = |name: &String| {
+    let node = |(name, it): (&String, &NodeSpec)| {
         let heard = reports.get(name).map(|(_, at)| *at);
         // Of a node that speaks nobody asks others.
         let speaks = heard.is_some_and(|at| now_ms.saturating_sub(at) <= BREAK_MS);
         let found = if speaks { Found::Unknown } else { found(name, spec, word) };
-        Node { heard: heard.map(Time), lost: spec.is_lost(name), found }
+        let is = match (&it.lost, &it.back) {
+            (Some(_), _) => Is::Lost,
+            (None, Some(_)) => Is::Back,
+            (None, None) => Is::Here,
+        };
+        let unready = (is == Is::Back).then(|| unready(name, spec, word)).flatten();
+        (name.clone(), Node { heard: heard.map(Time), is, found, unready })
     };
-    spec.nodes.keys().map(|name| (name.clone(), node(name))).collect()
+    spec.nodes.iter().map(node).collect()
 }
 
-/// What gateways find of the instances placed on a node. Those out of use nobody would miss.
+/// The instances placed on a node, with their services. Those out of use nobody would miss.
+fn instances<'s>(node: &str, spec: &'s Spec) -> impl Iterator<Item = (&'s String, &'s String)> {
+    let here = move |(service, http): (&'s String, &'s HttpSpec)| {
+        let all =
+            http.placed().filter(move |(id, it)| it.node == node && !http.drained.contains(*id));
+        all.map(move |(id, _)| (service, id))
+    };
+    spec.http_services().flat_map(here)
+}
+
+/// The gateways that tell how they find instances, with what they tell.
+fn gateways(word: &StoreWord) -> Vec<(&String, &Value)> {
+    let told = word.gateways.iter().map(|(name, it)| (name, &it.snapshot["services"]));
+    told.filter(|(_, services)| services.is_object()).collect()
+}
+
+/// An instance of a node that is not known to be well, in words: each gateway whose table has its
+/// service has to find it healthy.
+fn unready(node: &str, spec: &Spec, word: &StoreWord) -> Option<String> {
+    let gateways = gateways(word);
+    let unready = |(service, id): (&String, &String)| {
+        if gateways.is_empty() {
+            return Some(format!("no gateway tells whether {id} of {service} answers"));
+        }
+        let ids =
+            gateways.iter().filter_map(|(name, told)| Some((name, told[service].as_object()?)));
+        let is = ids.map(|(name, ids)| (name, ids.get(id).and_then(|it| it["is"].as_str())));
+        let (name, is) = is.into_iter().find(|(_, is)| *is != Some("healthy"))?;
+        let is = is.unwrap_or("unknown");
+        Some(format!("{id} of {service} is {is}, as the gateway {name} finds"))
+    };
+    instances(node, spec).find_map(unready)
+}
+
+/// What gateways find of the instances placed on a node.
 fn found(node: &str, spec: &Spec, word: &StoreWord) -> Found {
-    let tell = |presence: &&Presence| presence.snapshot["services"].is_object();
-    let gateways: Vec<_> = word.gateways.iter().filter(|(_, it)| tell(it)).collect();
+    let gateways = gateways(word);
     let mut unknown = false;
-    for (service, http) in spec.http_services() {
-        let here = http.placed().filter(|(id, it)| it.node == node && !http.drained.contains(*id));
-        for (id, _) in here {
-            unknown |= gateways.is_empty();
-            for (gateway, presence) in &gateways {
-                // A table that doesn't name it is no reason to wait.
-                let told = presence.snapshot["services"][service].get(id);
-                match told.map(|told| told["is"].as_str()) {
-                    // Checks succeed with one that is ejected, too.
-                    Some(Some("healthy" | "ejected")) => {
-                        let (instance, gateway) = (id.clone(), (*gateway).clone());
-                        return Found::Well { instance, gateway };
-                    }
-                    Some(Some("unhealthy" | "left")) | None => {}
-                    // Not checked yet, or a newer version's word.
-                    Some(_) => unknown = true,
+    for (service, id) in instances(node, spec) {
+        unknown |= gateways.is_empty();
+        for (gateway, services) in &gateways {
+            // A table that doesn't name it is no reason to wait.
+            let told = services[service].get(id);
+            match told.map(|told| told["is"].as_str()) {
+                // Checks succeed with one that is ejected, too.
+                Some(Some("healthy" | "ejected")) => {
+                    let (instance, gateway) = (id.clone(), (*gateway).clone());
+                    return Found::Well { instance, gateway };
                 }
+                Some(Some("unhealthy" | "left")) | None => {}
+                // Not checked yet, or a newer version's word.
+                Some(_) => unknown = true,
             }
         }
     }
@@ -94,10 +129,8 @@ pub fn holds(spec: &Spec, held: &[Held]) -> Vec<Value> {
         let why = format!("{node} is lost, and others run its instances{missing}");
         Some(hold(why, it.lost.as_ref()?, &back))
     });
-    let held = held.iter().map(|it| {
-        let why = format!("{} is not heard, and its instances stay with it: {}", it.node, it.why);
-        hold(why, &it.since, &it.unblocks)
-    });
+    let held =
+        held.iter().map(|it| hold(format!("{} {}", it.node, it.why), &it.since, &it.unblocks));
     lost.chain(held).collect()
 }
 
@@ -118,7 +151,7 @@ pub async fn tend(cluster: &Cluster, ours: (String, Expect)) {
         let mut verdicts = match runs {
             true => watch.look(&nodes, now),
             // Nothing runs anywhere, so nobody is missed.
-            false => nodes.iter().filter(|it| it.1.lost).map(returned).collect(),
+            false => nodes.iter().filter(|it| it.1.is != Is::Here).map(settled).collect(),
         };
         let held = held(&verdicts, &word.held);
         if held != word.held
@@ -126,7 +159,7 @@ pub async fn tend(cluster: &Cluster, ours: (String, Expect)) {
         {
             tracing::warn!(%error, "cannot tell why nodes are not given up");
         }
-        verdicts.retain(|_, verdict| matches!(verdict, Verdict::Lose | Verdict::Return));
+        verdicts.retain(|_, it| !matches!(it, Verdict::Stay | Verdict::Hold(_)));
         if verdicts.is_empty() {
             continue;
         }
@@ -138,8 +171,8 @@ pub async fn tend(cluster: &Cluster, ours: (String, Expect)) {
     }
 }
 
-fn returned((name, _): (&String, &Node)) -> (String, Verdict) {
-    (name.clone(), Verdict::Return)
+fn settled((name, _): (&String, &Node)) -> (String, Verdict) {
+    (name.clone(), Verdict::Settle)
 }
 
 /// Whose wait goes on keeps its beginning.
@@ -162,22 +195,25 @@ async fn carry_out(
     verdicts: &BTreeMap<String, Verdict>,
 ) -> Result<bool, ClusterError> {
     let mut new = old.clone();
-    let mut notes = Vec::new();
     for (node, verdict) in verdicts {
         let before = new.clone();
-        let lost = *verdict == Verdict::Lose;
-        new.set_lost(node, lost.then(clock::wall));
-        let what = match lost {
-            true => format!("{node} is lost: not heard for {} s", SILENT_MS / 1_000),
-            false => format!("{node} is back"),
+        let what = match verdict {
+            Verdict::Lose => {
+                new.set_lost(node, Some(clock::wall()));
+                format!("{node} is lost: not heard for {} s", SILENT_MS / 1_000)
+            }
+            Verdict::Return => {
+                new.set_back(node, clock::wall());
+                format!("{node} is back")
+            }
+            Verdict::Settle => {
+                new.set_lost(node, None);
+                format!("{node} is back, and what it runs is well")
+            }
+            Verdict::Stay | Verdict::Hold(_) => continue,
         };
-        notes.push((what, moves(&before, &new)));
-    }
-    if !cluster.change((key.clone(), expect.clone()), old, &new).await? {
-        return Ok(false);
-    }
-    for (what, moves) in notes {
-        tracing::warn!(what, ?moves, "who runs instances has changed");
+        let moves = moves(&before, &new);
+        tracing::warn!(what, ?moves, "who runs instances changes");
         for (service, moves) in &moves {
             cluster.note(service, BY, &format!("{what}; {moves}")).await;
         }
@@ -185,7 +221,13 @@ async fn carry_out(
             cluster.note("", BY, &what).await;
         }
     }
-    Ok(true)
+    let done = cluster.change((key.clone(), expect.clone()), old, &new).await;
+    if !matches!(done, Ok(true)) {
+        let nodes: Vec<&str> = verdicts.keys().map(String::as_str).collect();
+        let what = format!("{}: not known to be written, judged anew", nodes.join(", "));
+        cluster.note("", BY, &what).await;
+    }
+    done
 }
 
 /// What moves, by service: `b.1 ends; a.2 begins`.

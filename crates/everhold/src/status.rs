@@ -137,6 +137,9 @@ fn node(from: &Sources<'_>, name: &str) -> Value {
     if let Some(since) = spec.and_then(|it| it.lost.as_ref()) {
         value["lost_since"] = json!(since);
     }
+    if let Some(since) = spec.and_then(|it| it.back.as_ref()) {
+        value["back_since"] = json!(since);
+    }
     value
 }
 

@@ -2,6 +2,9 @@
 //! of what the slowest can do, memory of idle connections, and how long the gateway's p99 is not what
 //! it was after one of three instances was killed. Prints; asserts nothing about time.
 //!
+//! Everhold runs twice: logging as the peers do, which is not at all, and with its access log. Records,
+//! metrics, ids and ejection are always on.
+//!
 //! `bench_http [ROUNDS]`. One thread each; wrk and h2load from the distribution; three instances, which
 //! are an nginx of their own. All of it on loopback.
 
@@ -28,10 +31,10 @@ const RECOVERS_WITHIN: Duration = Duration::from_secs(5);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [serve, table] = arguments.as_slice()
-        && serve == "--serve"
-    {
-        return serve_table(table);
+    match arguments.as_slice() {
+        [serve, table] if serve == "--serve" => return serve_table(table, None),
+        [serve, table, log] if serve == "--serve" => return serve_table(table, Some(log)),
+        _ => {}
     }
     let rounds: usize = arguments.first().and_then(|it| it.parse().ok()).unwrap_or(5);
     let dir = tempfile::tempdir().expect("a directory");
@@ -171,7 +174,8 @@ impl Stage {
         let pid = worker.lines().next().and_then(|it| it.parse().ok()).expect("nginx's worker");
         proxies.push(Proxy { name: "nginx", ports, pid, child });
 
-        proxies.push(everhold(dir, &instances));
+        proxies.push(everhold(dir, &instances, None));
+        proxies.push(everhold(dir, &instances, Some("access.log")));
         for proxy in &proxies {
             proxy.await_there();
         }
@@ -180,17 +184,19 @@ impl Stage {
 }
 
 /// The gateway as a process of its own.
-fn everhold(dir: &Path, instances: &[u16]) -> Proxy {
+fn everhold(dir: &Path, instances: &[u16], log: Option<&str>) -> Proxy {
     let ports = [port(), port()];
-    let file = dir.join("table.json");
+    let file = dir.join(format!("table-{}.json", ports[0]));
     let text = serde_json::to_string(&route_table(ports, instances)).expect("JSON");
     fs::write(&file, text).expect("written");
     let child = Command::new(std::env::current_exe().expect("this program"))
         .arg("--serve")
         .arg(&file)
+        .args(log.map(|log| dir.join(log)))
         .spawn()
         .expect("the gateway");
-    Proxy { name: "everhold", ports, pid: child.id(), child }
+    let name = if log.is_some() { "with log" } else { "everhold" };
+    Proxy { name, ports, pid: child.id(), child }
 }
 
 fn quiet(program: &str) -> Command {
@@ -257,11 +263,12 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
     RouteTable::default().with_http(http)
 }
 
-fn serve_table(file: &str) {
+fn serve_table(file: &str, log: Option<&String>) {
     let text = fs::read_to_string(file).expect("a table");
     let table = serde_json::from_str(&text).expect("a table");
     let config = Config { threads: NonZeroUsize::MIN, ..Config::new(Arc::new(table)) };
-    let _gateway = Gateway::start(config).expect("a gateway");
+    let gateway = Gateway::start(config).expect("a gateway");
+    gateway.set_access_log(log.map(Path::new)).expect("a log");
     loop {
         std::thread::park();
     }
@@ -390,7 +397,7 @@ fn after_a_kill(dir: &Path) {
     };
     let mut instances: Vec<Ended> = ports.iter().map(start).collect();
     std::thread::sleep(Duration::from_millis(500));
-    let gateway = everhold(dir, &ports);
+    let gateway = everhold(dir, &ports, None);
     gateway.await_there();
     println!("\nafter kill -9 of one of three instances, at {} requests/s:", EACH * 32);
     for _ in 0..3 {

@@ -35,6 +35,10 @@ pub enum RepositoryError {
     WrongKit { place: String },
     #[error("there is no password for {place}: {said}")]
     NoPassword { place: String, said: String },
+    #[error("the password opens {place} by none that is readable, and one is damaged: {said}")]
+    DamagedPassword { place: String, said: String },
+    #[error("{place} has {most} passwords already")]
+    ManyPasswords { place: String, most: usize },
     #[error("{place} has no other password; it would never open again")]
     LastPassword { place: String },
     #[error("{name} is damaged in every place that has it")]

@@ -1,8 +1,10 @@
 //! The same objects in one place or several.
 
+mod keys;
+
 use crate::RepositoryError;
 use crate::backup::{Progress, Watch};
-use crate::key::{Kit, Password, Wrapped, hex};
+use crate::key::{Kit, Password, hex};
 use crate::place::{Existing, Object, Place, PlaceConfig};
 use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
@@ -16,9 +18,6 @@ const FORMAT: u32 = 1;
 const IDENTITY: &str = "everhold.json";
 /// The repository's id, sealed: what proves that a master key is this repository's.
 const SEALED: &str = "sealed";
-const KEYS: &str = "keys/";
-/// So many passwords are tried; each costs a tenth of a second.
-const KEYS_MAX: usize = 32;
 /// For objects that are read whole: manifests and pieces of the log.
 const PLAIN_BYTES_MAX: u64 = 4 << 30;
 /// Objects that are removed at once: each takes an S3 store some ten milliseconds.
@@ -98,7 +97,7 @@ impl Repository {
         }
         place.prepare()?;
         place.probe()?;
-        add_key(&place, &self.master, password)?;
+        keys::add(&place, &self.master, password)?;
         let sealed = self.master.seal(SEALED, self.identity.id.as_bytes())?;
         place.put(SEALED, &sealed, Existing::Keep)?;
         // Last, so that a place that says it is a repository opens.
@@ -241,8 +240,8 @@ impl Repository {
             });
         }
         // Checked before anything is written by it: a password for another key would open nothing.
-        let (master, sealed) = (kit.master().clone(), place.get(SEALED)?.unwrap_or_default());
-        if master.open(SEALED, &sealed).as_deref() != Some(identity.id.as_bytes()) {
+        let master = kit.master().clone();
+        if !keys::proves(&place, &identity, &master)? {
             return Err(RepositoryError::WrongKit { place: config.name.clone() });
         }
         Ok(Repository { identity, master, places: vec![Arc::new(place)], absent: Vec::new() })
@@ -273,27 +272,12 @@ impl Repository {
 
     /// Lets another password open a place.
     pub fn add_password(&self, place: &str, password: &Password) -> Result<(), RepositoryError> {
-        add_key(self.place(place)?, &self.master, password)
+        keys::add(self.place(place)?, &self.master, password)
     }
 
     /// No longer lets this password open a place; the last one stays.
     pub fn remove_password(&self, place: &str, password: &Password) -> Result<(), RepositoryError> {
-        let place = self.place(place)?;
-        let keys = keys(place)?;
-        let mut opened = Vec::new();
-        for (name, wrapped) in &keys {
-            if wrapped.open(password)?.is_some() {
-                opened.push(name);
-            }
-        }
-        let place_name = || place.name().to_string();
-        if opened.is_empty() {
-            return Err(RepositoryError::WrongPassword { place: place_name() });
-        }
-        if opened.len() == keys.len() {
-            return Err(RepositoryError::LastPassword { place: place_name() });
-        }
-        opened.into_iter().try_for_each(|name| place.delete(name))
+        keys::remove(self.place(place)?, password)
     }
 
     fn place(&self, name: &str) -> Result<&Place, RepositoryError> {
@@ -606,7 +590,10 @@ fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held
 
 /// Passwords and identity are each place's own.
 pub(crate) fn is_shared(name: &str) -> bool {
-    name != IDENTITY && name != SEALED && !name.starts_with(KEYS) && !name.starts_with("probe/")
+    name != IDENTITY
+        && name != SEALED
+        && !name.starts_with(keys::KEYS)
+        && !name.starts_with("probe/")
 }
 
 fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
@@ -630,22 +617,6 @@ fn known(place: &Place) -> Result<Identity, RepositoryError> {
     identity(place)?.ok_or_else(none)
 }
 
-fn keys(place: &Place) -> Result<Vec<(String, Wrapped)>, RepositoryError> {
-    let mut keys = Vec::new();
-    for object in place.list(KEYS)?.into_iter().take(KEYS_MAX) {
-        let Some(text) = place.get(&object.name)? else { continue };
-        let wrapped = serde_json::from_slice(&text);
-        keys.push((object.name.clone(), wrapped.map_err(|error| malformed(&object.name, &error))?));
-    }
-    Ok(keys)
-}
-
-fn add_key(place: &Place, master: &Master, password: &Password) -> Result<(), RepositoryError> {
-    let wrapped = Wrapped::new(master, password)?;
-    let name = format!("{KEYS}{}.json", hex(&random::<8>()?));
-    place.put(&name, json(&wrapped).as_bytes(), Existing::Keep).map(|_| ())
-}
-
 fn unlock(
     config: &PlaceConfig,
     password: &Password,
@@ -661,12 +632,8 @@ fn unlock(
             expected: format!("one of cluster {cluster}"),
         });
     }
-    for (_, wrapped) in keys(&place)? {
-        if let Some(master) = wrapped.open(password)? {
-            return Ok((identity, master, place));
-        }
-    }
-    Err(RepositoryError::WrongPassword { place: config.name.clone() })
+    let master = keys::unlock(&place, password)?;
+    Ok((identity, master, place))
 }
 
 fn unpack(name: &str, packed: &[u8]) -> Result<Vec<u8>, RepositoryError> {

@@ -18,6 +18,8 @@ use tokio::process::Child;
 
 /// Its only port names its socket.
 const PORT: u16 = 5432;
+/// Why [`Aside::hold`] came to no point, where PostgreSQL itself has no words.
+pub const LOG_ENDS: &str = "the log ends before the point was reached";
 const LOOK: Duration = Duration::from_millis(50);
 /// A shutdown checkpoint of what was recovered.
 const STOP_WITHIN: Duration = Duration::from_secs(300);
@@ -173,9 +175,10 @@ impl Aside {
         // A pause is also how it says that a setting is too low for the log.
         let log = std::fs::read_to_string(&self.config.log_file).unwrap_or_default();
         if *target != Target::End && !log.contains("recovery stopping") {
-            let what = if paused { "it can't go on" } else { "the log ends" };
+            let what =
+                if paused { "it can't go on before the point was reached" } else { LOG_ENDS };
             let said = postmaster::logged_since(&self.config.log_file, 0);
-            return Err(PgError::refused(format!("{what} before the point was reached: {said}")));
+            return Err(PgError::refused(format!("{what}: {said}")));
         }
         if *target == Target::End {
             let mut why = String::new();

@@ -28,7 +28,7 @@ mod standby;
 mod tool;
 mod wal;
 
-pub use aside::{Aside, AsideConfig, Held, Target};
+pub use aside::{Aside, AsideConfig, Held, LOG_ENDS, Target};
 pub use backup_mode::{BackupEnds, BackupMode};
 pub use config::{COPIED, PgConfig, RESTORED};
 pub use copy::drop_restored;

@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn new() -> Node {
+    Node { heard: None, is: Is::Here, found: Found::Nothing, unready: None }
+}
+
 /// A cluster whose coordinator looks each second and does what it is told.
 struct World {
     watch: Watch,
@@ -13,7 +17,7 @@ struct World {
 
 impl World {
     fn new(names: &str) -> World {
-        let node = Node { heard: None, lost: false, found: Found::Nothing };
+        let node = new();
         World {
             watch: Watch::default(),
             now_s: 1_000,
@@ -39,8 +43,9 @@ impl World {
         for (name, verdict) in &verdicts {
             let node = self.nodes.get_mut(name).expect("it is a node");
             match verdict {
-                Verdict::Lose => node.lost = true,
-                Verdict::Return => node.lost = false,
+                Verdict::Lose => node.is = Is::Lost,
+                Verdict::Return => node.is = Is::Back,
+                Verdict::Settle => node.is = Is::Here,
                 Verdict::Stay | Verdict::Hold(_) => {}
             }
         }
@@ -49,8 +54,9 @@ impl World {
 }
 
 /// `events`: `SECOND:-b` b falls silent, `+b` speaks again, `b=well`, `b=unknown`, `b=nothing` as
-/// gateways find it, `*d` the
-/// spec names d, which says nothing yet, `freeze` and `wake` whoever looks. Expected: what changes, and when.
+/// gateways find it, `b~unready` what it runs is not all well, `b~ready` it is, `*d` the spec names d,
+/// which says nothing yet, `freeze` and `wake` whoever looks. Expected: what changes, and when; not
+/// that others leave at once when a node is back.
 fn check(names: &str, events: &str, expected: &[&str]) {
     let mut world = World::new(names);
     let mut events: Vec<(u64, &str)> = events
@@ -70,8 +76,7 @@ fn check(names: &str, events: &str, expected: &[&str]) {
                 ("freeze", ..) => looks = false,
                 ("wake", ..) => looks = true,
                 (_, ("*", name), _) => {
-                    let node = Node { heard: None, lost: false, found: Found::Nothing };
-                    world.nodes.insert(name.to_owned(), node);
+                    world.nodes.insert(name.to_owned(), new());
                     world.speak.insert(name.to_owned(), false);
                 }
                 (_, ("-", name), _) => drop(world.speak.insert(name.to_owned(), false)),
@@ -84,7 +89,11 @@ fn check(names: &str, events: &str, expected: &[&str]) {
                     };
                     world.nodes.get_mut(name).expect("it is a node").found = found;
                 }
-                _ => panic!("{what}"),
+                _ => {
+                    let (name, is) = what.split_once('~').expect("an event");
+                    let unready = (is == "unready").then(|| format!("{name}.1 fails"));
+                    world.nodes.get_mut(name).expect("it is a node").unready = unready;
+                }
             }
         }
         for (name, verdict) in world.second(looks) {
@@ -92,7 +101,9 @@ fn check(names: &str, events: &str, expected: &[&str]) {
                 Verdict::Stay => None,
                 Verdict::Lose => Some(format!("{second} {name} lost")),
                 Verdict::Return => Some(format!("{second} {name} back")),
-                Verdict::Hold(why) => Some(format!("{second} {name} held: {why}")),
+                Verdict::Settle if last.get(&name) == Some(&Verdict::Return) => None,
+                Verdict::Settle => Some(format!("{second} {name} alone")),
+                Verdict::Hold(why) => Some(format!("{second} {name} {why}")),
             };
             if last.get(&name) != Some(&verdict) {
                 told.extend(text);
@@ -123,8 +134,9 @@ fn who_is_silent_for_long_is_lost_and_who_speaks_for_long_is_back() {
 
 #[test]
 fn an_agent_that_is_dead_takes_nothing_with_it() {
-    let serves = "39 b held: b.1 answers there, as the gateway g finds";
-    let unseen = "39 b held: no gateway tells whether instances answer there";
+    let silent = "is not heard, and its instances stay with it";
+    let serves = &*format!("39 b {silent}: b.1 answers there, as the gateway g finds");
+    let unseen = &*format!("39 b {silent}: no gateway tells whether instances answer there");
     check("a b c", "10:-b 10:b=well", &[serves]);
     check("a b c", "10:-b 10:b=well 90:b=nothing", &[serves, "90 b lost"]);
     check("a b c", "10:-b 10:b=unknown", &[unseen]);
@@ -134,10 +146,28 @@ fn an_agent_that_is_dead_takes_nothing_with_it() {
 }
 
 #[test]
+fn others_stand_in_until_what_is_back_is_well() {
+    let back = ["39 b lost", "160 b back"];
+    let waits = "161 b is back, and others still stand in for its instances: b.1 fails";
+    let check = |more: &str, expected: &[&str]| {
+        check("a b c", &format!("10:-b 100:+b {more}"), &[&back, expected].concat());
+    };
+    check("", &[]);
+    check("100:b~unready 170:b~ready", &[waits, "170 b alone"]);
+    check("100:b~unready", &[waits]);
+    // It may be lost again before anybody has left, a minute later at least.
+    check("100:b~unready 165:-b", &[waits, "221 b lost"]);
+    check("100:b~unready 250:-b", &[waits, "279 b lost"]);
+    check("100:b~unready 165:-b 190:b~ready 200:+b", &[waits, "190 b alone"]);
+}
+
+#[test]
 fn only_a_minority_is_lost() {
-    let few = "held: only a minority of the nodes may be lost";
-    check("a b", "10:-b", &["39 b held: most nodes were not heard either"]);
-    check("a b c d", "10:-b 90:-c", &["39 b lost", "119 c held: most nodes were not heard either"]);
+    let silent = "is not heard, and its instances stay with it";
+    let few = &*format!("{silent}: only a minority of the nodes may be lost");
+    let alone = &*format!("{silent}: most nodes were not heard either");
+    check("a b", "10:-b", &[&format!("39 b {alone}")]);
+    check("a b c d", "10:-b 90:-c", &["39 b lost", &format!("119 c {alone}")]);
     check("a b c d e", "10:-b 20:-c", &["39 b lost", "49 c lost"]);
     // All of a minority can be silent, and one who is lost speaks again for a while.
     check(
@@ -156,7 +186,7 @@ fn only_a_minority_is_lost() {
 
 #[test]
 fn who_hears_nobody_judges_nobody() {
-    let alone = "held: most nodes were not heard either";
+    let alone = "is not heard, and its instances stay with it: most nodes were not heard either";
     // Cut off for a while; then b is heard a little later than c.
     check(
         "a b c",
@@ -213,6 +243,10 @@ fn any_hour_of_any_cluster() {
                     world.nodes.get_mut(name).expect("it is a node").found = found;
                 }
                 8 if chance.below(5) == 0 => frozen_s = chance.below(90),
+                9..=12 => {
+                    let unready = (chance.below(2) == 0).then(String::new);
+                    world.nodes.get_mut(name).expect("it is a node").unready = unready;
+                }
                 _ => {}
             }
             frozen_s = u64::saturating_sub(frozen_s, 1);
@@ -222,12 +256,16 @@ fn any_hour_of_any_cluster() {
             }
             let verdicts = world.second(frozen_s == 0);
             let when = format!("seed {seed}, second {second}");
-            let gone = world.nodes.values().filter(|node| node.lost).count();
+            let gone = world.nodes.values().filter(|node| node.is == Is::Lost).count();
             assert!(gone * 2 < count || gone == 0, "{when}: {gone} of {count}");
             for (name, verdict) in verdicts {
                 let node = &world.nodes[&name];
                 match verdict {
                     Verdict::Stay | Verdict::Hold(_) => continue,
+                    Verdict::Settle => {
+                        assert_eq!(node.unready, None, "{when}: {name} is not well");
+                        continue;
+                    }
                     Verdict::Lose => {
                         lost += 1;
                         assert!(silent_s[&name] >= SILENT_MS / 1_000, "{when}: {name} spoke");

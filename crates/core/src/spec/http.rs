@@ -144,12 +144,18 @@ pub struct RunSpec {
     pub nodes: Vec<String>,
     /// Where each instance is: by its id, NODE.N. Given when the spec is accepted, and kept.
     pub placed: BTreeMap<String, Placed>,
-    /// Where each would be if no node was lost: where they go back to. Empty: where they are.
+    /// Where each would be if no node was lost: where they go back to. Empty: where they are. While
+    /// stand-ins wait for instances of a node that is back, these are placed as well.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub home: BTreeMap<String, Placed>,
 }
 
 impl RunSpec {
+    /// Where each is when no node is lost.
+    pub fn homes(&self) -> &BTreeMap<String, Placed> {
+        if self.home.is_empty() { &self.placed } else { &self.home }
+    }
+
     /// Instances of nodes that are lost, and have no stand-in: the others lack ports for them.
     pub fn missing(&self) -> usize {
         self.home.len().saturating_sub(self.placed.len())

@@ -10,9 +10,22 @@ pub const NAME_LENGTH_MAX: usize = 31;
 /// something else where a node is expected.
 pub const NODE_NAMES_RESERVED: [&str; 9] =
     ["api", "cluster", "etcd", "gateway", "log", "pki", "run", "secrets", "store"];
-/// Directories of the agent that stand next to its services' own.
-pub const SERVICE_NAMES_RESERVED: [&str; 7] =
-    ["agent", "journal", "log", "pki", "run", "secrets", "state"];
+/// Directories of the agent that stand next to its services' own, and what a repository has next to
+/// theirs.
+pub const SERVICE_NAMES_RESERVED: [&str; 12] = [
+    "agent",
+    "cluster",
+    "journal",
+    "keys",
+    "log",
+    "pki",
+    "probe",
+    "run",
+    "sealed",
+    "secrets",
+    "state",
+    "unfinished",
+];
 /// Databases that PostgreSQL and Everhold have themselves.
 pub const DATABASE_NAMES_RESERVED: [&str; 4] = ["everhold", "postgres", "template0", "template1"];
 /// Roles that PostgreSQL and Everhold have themselves, and the key words of `GRANT`.

@@ -5,8 +5,8 @@
 //! then as few move as make it even. Nodes without a zone are one zone.
 //!
 //! Instances of a node that is lost have their *home* there still. Others stand in for them, each on a
-//! node where there are fewest; nothing else moves, and when it is back all is as if it had been there
-//! all the time.
+//! node where there are fewest; nothing else moves. When it is back they run there again beside their
+//! stand-ins, and once those have left all is as if it had been there all the time.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +45,7 @@ impl Spec {
         run: &RunSpec,
         before: &BTreeSet<(String, u16)>,
     ) -> (Places, Places) {
-        let home = if run.home.is_empty() { &run.placed } else { &run.home };
+        let home = run.homes();
         let away = |id: &String| !home.contains_key(id);
         let stand_ins = run.placed.iter().filter(|(id, _)| away(id));
         let stand_ins: Places = stand_ins.map(|(id, it)| (id.clone(), it.clone())).collect();
@@ -53,19 +53,21 @@ impl Spec {
         let live = hosts.iter().filter(|(_, node)| node.lost.is_none());
         let live: BTreeMap<_, _> = live.map(|(name, it)| (name.clone(), it.clone())).collect();
 
-        let mut room = Room::new(self, service, hosts, before);
+        let mut room = Room::new(self, service, hosts.clone(), before);
         room.adopts = stand_ins;
         room.hold(home);
         room.settle(run.instances as usize);
         let (home, stand_ins) = (room.placed, room.adopts);
         let all_live = home.values().all(|place| live.contains_key(&place.node));
+        let is_back = |place: &&Placed| hosts.get(&place.node).is_some_and(|it| it.back.is_some());
+        let back = home.values().filter(is_back).count();
         // With nowhere to go they stay.
-        if all_live || live.is_empty() {
+        if (all_live && back == 0) || live.is_empty() {
             return (home, Places::new());
         }
         let mut room = Room::new(self, service, live, before);
         room.hold(&home);
-        room.stand_in(stand_ins, home.len());
+        room.stand_in(stand_ins, home.len(), home.len() + back);
         (room.placed, home)
     }
 
@@ -92,7 +94,7 @@ impl Spec {
     /// A service with fewer places than wanted: its name, and how many it has. What is missing only
     /// while a node is lost is not counted.
     pub fn unplaced(&self) -> Option<(&str, usize)> {
-        let count = |run: &RunSpec| run.placed.len() + run.missing();
+        let count = |run: &RunSpec| run.homes().len();
         let lacks = |run: &RunSpec| count(run) < run.instances as usize;
         let run = |http: &HttpSpec| http.run().filter(|run| lacks(run)).map(count);
         self.http_services().find_map(|(name, http)| Some((name.as_str(), run(http)?)))
@@ -101,7 +103,16 @@ impl Spec {
     /// Says since when a node is lost, or that it isn't; stand-ins come and go.
     pub fn set_lost(&mut self, node: &str, since: Option<String>) {
         if let Some(it) = self.nodes.get_mut(node) {
-            it.lost = since;
+            (it.lost, it.back) = (since, None);
+        }
+        self.place_beside(&self.http_ports());
+    }
+
+    /// Says since when a node that was lost is back; its instances begin beside their stand-ins, which
+    /// end by [`Spec::set_lost`] without a time.
+    pub fn set_back(&mut self, node: &str, since: String) {
+        if let Some(it) = self.nodes.get_mut(node) {
+            (it.lost, it.back) = (None, Some(since));
         }
         self.place_beside(&self.http_ports());
     }
@@ -188,20 +199,24 @@ impl<'a> Room<'a> {
         usable && free && number(id, &place.node).is_some()
     }
 
-    /// Adds stand-ins until there are so many in all, first those that are there already: of them
-    /// leave where most are. Nothing else leaves.
-    fn stand_in(&mut self, mut stand_ins: Places, wanted: usize) {
+    /// Adds stand-ins until there are `most` in all, first those that are there already: of them leave
+    /// where most are. Nothing else leaves. A node that is back and not found well yet takes one only if
+    /// there were less than `least` without it: what may run on that node alone never runs twice.
+    fn stand_in(&mut self, mut stand_ins: Places, least: usize, most: usize) {
         stand_ins.retain(|id, place| self.may_hold(id, place));
         let own = self.placed.clone();
         self.placed.append(&mut stand_ins);
         for _ in 0..INSTANCES_MAX {
-            match self.placed.len().cmp(&wanted) {
+            match self.placed.len().cmp(&most) {
                 Ordering::Greater => {
                     let Some(id) = self.leaving(&own) else { return };
                     self.placed.remove(&id);
                 }
                 Ordering::Less => {
-                    let Some(node) = self.takers().first().cloned() else { return };
+                    let takers = self.takers();
+                    let sound = takers.iter().find(|node| self.hosts[*node].back.is_none());
+                    let any = takers.first().filter(|_| self.placed.len() < least);
+                    let Some(node) = sound.or(any).cloned() else { return };
                     self.add(&node);
                 }
                 Ordering::Equal => return,

@@ -125,7 +125,9 @@ impl Spec {
     pub fn keep(&mut self, old: &Spec) {
         for (name, node) in &mut self.nodes {
             node.duty = old.duty(name);
-            node.lost = old.nodes.get(name).and_then(|it| it.lost.clone());
+            let was = old.nodes.get(name);
+            node.lost = was.and_then(|it| it.lost.clone());
+            node.back = was.and_then(|it| it.back.clone());
         }
         for (name, service) in &mut self.services {
             let ServiceSpec::Postgres(postgres) = service else { continue };

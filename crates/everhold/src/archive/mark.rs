@@ -6,6 +6,9 @@ use everhold_repository::log::Mark;
 
 /// Between two marks: a hundredth of what is put under load.
 const EVERY_MS: u64 = 10_000;
+/// Where nothing is written: a time behind the last commit can be restored as well, since the log is known
+/// to have nothing else.
+const IDLE_MS: u64 = 600_000;
 
 #[derive(Clone, Debug, Default)]
 pub struct Marker {
@@ -24,9 +27,10 @@ impl Marker {
         archived: Lsn,
         now_ms: u64,
     ) -> Option<Mark> {
-        let late = self.last.is_none_or(|(at, _)| asked_ms.abs_diff(at) >= EVERY_MS);
-        let moved = self.last.is_none_or(|(_, known)| known != lsn);
-        if self.pending.is_none() && late && moved {
+        let due = self.last.is_none_or(|(at, known)| {
+            asked_ms.abs_diff(at) >= if known == lsn { IDLE_MS } else { EVERY_MS }
+        });
+        if self.pending.is_none() && due {
             self.last = Some((asked_ms, lsn));
             self.pending = Some(Mark { at_ms: asked_ms, archived_ms: asked_ms, branch, lsn });
         }
@@ -53,6 +57,8 @@ mod tests {
             // Nothing came.
             (40_000,  95,    95,        None),
             (41_000,  99,    99,        Some((41_000, 99))),
+            (640_000, 99,    99,        None),
+            (641_000, 99,    99,        Some((641_000, 99))),
             // A clock that was set back.
             (11_000,  110,   110,       Some((11_000, 110))),
         ];

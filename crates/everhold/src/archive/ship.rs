@@ -581,6 +581,8 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         }
         RepositoryError::File { .. }
         | RepositoryError::Remote { .. }
+        | RepositoryError::DamagedPassword { .. }
+        | RepositoryError::ManyPasswords { .. }
         | RepositoryError::LastPassword { .. }
         | RepositoryError::WrongKit { .. }
         | RepositoryError::Missing { .. }

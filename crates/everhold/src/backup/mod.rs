@@ -171,6 +171,8 @@ fn code(error: &RepositoryError) -> Code {
         RepositoryError::WrongPassword { .. }
         | RepositoryError::WrongKit { .. }
         | RepositoryError::NoPassword { .. }
+        | RepositoryError::DamagedPassword { .. }
+        | RepositoryError::ManyPasswords { .. }
         | RepositoryError::LastPassword { .. } => Code::RepositoryKey,
         RepositoryError::Taken { .. }
         | RepositoryError::Foreign { .. }

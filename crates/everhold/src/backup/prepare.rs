@@ -7,7 +7,9 @@ use super::{open, told};
 use crate::seat::Seat;
 use crate::{clock, helper};
 use anyhow::{Context, anyhow};
-use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED, drop_restored};
+use everhold_adapters::postgres::{
+    Aside, AsideConfig, LOG_ENDS, PgError, RESTORED, Target, drop_restored,
+};
 use everhold_core::postgres::Restored;
 use everhold_core::term::{last_written, line_to};
 use everhold_repository::backup::cut_log;
@@ -95,10 +97,15 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
     helper::say(&Said::Step(format!("replaying the log, at most to {}", files.log_end)));
     let line = line_to(&files.line, files.tli);
     let at = AsideConfig { tli: files.tli, ..aside.clone() };
-    let held = Aside::hold(&at, &order.aim.until.target()).await;
-    let (server, held) = held.map_err(|error| {
-        let elsewhere = &files.elsewhere;
-        anyhow!("E287 the restored server does not come to that point: {error}{elsewhere}")
+    let until = &order.aim.until;
+    let is_end = |error: &PgError| error.to_string().contains(LOG_ENDS);
+    let mut held = Aside::hold(&at, &until.target()).await;
+    if held.as_ref().is_err_and(is_end) && files.has_all_until(until) {
+        held = Aside::hold(&at, &Target::End).await;
+    }
+    let (server, held) = held.map_err(|error| match is_end(&error) {
+        true => files.not_reached(until),
+        false => anyhow!("E287 the restored server does not come to that point: {error}"),
     })?;
     server.stop().await?;
     remove(&aside.run_dir)?;

@@ -4,22 +4,25 @@
 use super::{away, list, open, room, shown, told};
 use crate::spec::local::{RunAs, Search};
 use anyhow::{Context, anyhow, bail};
-use everhold_adapters::postgres::{Aside, AsideConfig, Target};
+use everhold_adapters::postgres::{Aside, AsideConfig, PgError, Target};
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::spec::Spec;
 use everhold_core::term::Branch;
-use everhold_repository::backup::{Info, Lines, Progress, Restore, THREADS, Watch};
+use everhold_repository::backup::{Info, Lines, MARKER, Progress, Restore, THREADS, Watch};
 use everhold_repository::log::{Log, Mark, coverage, is_on, missing};
 use everhold_repository::{Repository, RepositoryError, backup};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 /// Marks that can't be read: so many are looked at.
 const MARKS_MAX: usize = 8;
+/// A time is written in seconds, and a commit reaches the log a moment after its own time.
+const SURELY_MS: u64 = 2_000;
 
 /// What to restore, and where.
 #[derive(Clone, Debug)]
@@ -170,18 +173,18 @@ pub async fn restore(
     let until = order.aim.until.clone();
     let files = move || files(&open(&of, &names)?, &order, &to, &config, "recovery.signal", &say);
     let files = tokio::task::spawn_blocking(files).await??;
-    let Files { backup, tli, log_end, bytes_written, elsewhere, .. } = files;
-    aside.tli = tli;
-    let server = Aside::recover(&aside, &until.target()).await.map_err(|error| {
-        let text = error.to_string();
-        match text.contains("recovery ended before configured recovery target was reached") {
-            true => anyhow!(
-                "E287 the log ends at {log_end}, before the point that was asked for was \
-                 reached{elsewhere}"
-            ),
-            false => anyhow!("E287 the restored server does not recover: {text}"),
-        }
+    aside.tli = files.tli;
+    let ended = "recovery ended before configured recovery target was reached";
+    let is_end = |error: &PgError| error.to_string().contains(ended);
+    let mut recovered = Aside::recover(&aside, &until.target()).await;
+    if recovered.as_ref().is_err_and(is_end) && files.has_all_until(&until) {
+        recovered = Aside::recover(&aside, &Target::End).await;
+    }
+    let server = recovered.map_err(|error| match is_end(&error) {
+        true => files.not_reached(&until),
+        false => anyhow!("E287 the restored server does not recover: {error}"),
     })?;
+    let Files { backup, log_end, bytes_written, .. } = files;
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Standing { server, backup, log_end, bytes_written, took_ms })
 }
@@ -193,8 +196,39 @@ pub(super) struct Files {
     pub tli: Tli,
     pub log_end: Lsn,
     pub bytes_written: u64,
+    /// A leader said so late that all before was written, and that is in the log: milliseconds since
+    /// 1970.
+    pub known_ms: Option<u64>,
     /// Where else the point may be, in words.
     pub elsewhere: String,
+}
+
+impl Files {
+    /// The time lies behind the last commit of the log, and nothing was committed after it up to then:
+    /// PostgreSQL finds no commit to stop before, and the log's end is what was asked for.
+    pub fn has_all_until(&self, until: &Until) -> bool {
+        let Until::Time(at_s, _) = until else { return false };
+        let at_ms = u64::try_from(*at_s).unwrap_or(0).saturating_mul(1_000);
+        self.known_ms.is_some_and(|known| known >= at_ms + SURELY_MS)
+    }
+
+    /// Why a recovery came to the end of the log.
+    pub fn not_reached(&self, until: &Until) -> anyhow::Error {
+        let Files { backup, log_end, elsewhere, .. } = self;
+        match until {
+            Until::Name(name) => anyhow!(
+                "E287 no point {name} lies between backup {}, which ended {}, and the end of the log at \
+                 {log_end}; next step: if it was made before, name the last backup before it with \
+                 `--backup ID`{elsewhere}",
+                backup.id,
+                shown::time(backup.about.ended_s)
+            ),
+            Until::Latest | Until::Time(..) | Until::Lsn(_) => anyhow!(
+                "E287 the log ends at {log_end}, before the point that was asked for was \
+                 reached{elsewhere}"
+            ),
+        }
+    }
 }
 
 /// Writes them. `signal`: the file that says how a server starts there.
@@ -213,7 +247,11 @@ pub(super) fn files(
     if let Some((sysid, _)) = order.along {
         backups.retain(|it| it.about.sysid == sysid);
     }
-    let (chosen, Course { line, end: log_end, elsewhere }) = choose(repository, order, &backups)?;
+    let (chosen, Course { line, end: log_end, known_ms, elsewhere }) =
+        choose(repository, order, &backups)?;
+    if order.over {
+        same_database(to, chosen.about.sysid)?;
+    }
     room(to, chosen, log_end)?;
     say(&format!(
         "backup {} of {}, then the log to {log_end}",
@@ -249,6 +287,7 @@ pub(super) fn files(
         tli: restored.tli,
         log_end,
         bytes_written: restored.bytes_written,
+        known_ms,
         elsewhere,
     })
 }
@@ -273,6 +312,7 @@ struct Course {
     line: Vec<Branch>,
     /// Where the log on it ends.
     end: Lsn,
+    known_ms: Option<u64>,
     elsewhere: String,
 }
 
@@ -379,7 +419,10 @@ fn followed(
         }
         Until::Latest | Until::Time(..) | Until::Lsn(_) | Until::Name(_) => {}
     }
-    Ok(Course { line, end, elsewhere })
+    let marks = log.marks().unwrap_or_default();
+    let mut newest = marks.iter().rev().take(MARKS_MAX).filter_map(|name| log.mark(*name).ok());
+    let known = newest.find(|mark| mark.lsn <= end && is_on(&line, mark.branch, mark.lsn));
+    Ok(Course { line, end, known_ms: known.map(|mark| mark.at_ms), elsewhere })
 }
 
 /// The last word of a leader before that time that can be read. What can't be is no reason to refuse.
@@ -392,6 +435,26 @@ fn last_mark(log: &Log<'_>, at_s: i64) -> Option<Mark> {
 }
 
 /// Whether the disk has room for it. What is there is written over.
+/// All else in the directory is removed: it has to hold this very database, or what a restore left.
+fn same_database(to: &Path, sysid: u64) -> anyhow::Result<()> {
+    let empty = std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_none());
+    if empty || to.join(MARKER).exists() {
+        return Ok(());
+    }
+    let mut id = [0; 8];
+    let control = to.join("global/pg_control");
+    let read = std::fs::File::open(&control).and_then(|mut file| file.read_exact(&mut id));
+    let said = match read.map(|()| u64::from_ne_bytes(id)) {
+        Ok(found) if found == sysid => return Ok(()),
+        Ok(found) => format!("it holds database {found}, and the backup is of {sysid}"),
+        Err(error) => format!("it holds no database: {}: {error}", control.display()),
+    };
+    bail!(
+        "E288 {}: {said}; next step: name the directory of this database, or an empty one",
+        to.display()
+    )
+}
+
 fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
     let empty = std::fs::read_dir(to).map_or(true, |mut entries| entries.next().is_none());
     let log = log_end.0.saturating_sub(backup.about.start.0);

@@ -202,10 +202,11 @@ fn nodes(nodes: &Map<String, Value>) -> String {
     let title = ["node", "health", "address", "zone", "agent pid", "heard"];
     let mut rows: Vec<Vec<String>> = vec![title.map(str::to_string).to_vec()];
     rows.extend(nodes.iter().map(|(name, node)| {
+        let told = |key: &str, what: &'static str| if node[key].is_null() { "" } else { what };
         let heard = node["seen_ms_ago"].as_u64().map(|ms| format!("{} ago", duration(ms)));
         vec![
             name.clone(),
-            plain(&node["health"]) + if node["lost_since"].is_null() { "" } else { ", lost" },
+            plain(&node["health"]) + told("lost_since", ", lost") + told("back_since", ", back"),
             plain(&node["address"]),
             plain(&node["zone"]),
             plain(&node["agent_pid"]),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::cluster::{Agreed, Parts};
+use crate::gateway::Presence;
 use crate::layout::Layout;
 use crate::link::Tls;
 use crate::spec::{StorePorts, record};
@@ -69,6 +70,34 @@ fn what_gateways_find_of_a_node() {
 }
 
 #[test]
+fn stand_ins_wait_until_all_that_tell_find_it_well() {
+    let check = |spec: &Spec, gateways: &str, expected: &str| {
+        let found = unready("b", spec, &word(gateways)).unwrap_or_default();
+        assert_eq!(found, expected, "{gateways}");
+    };
+    let all = spec();
+    check(&all, "a:b.1=healthy", "");
+    check(&all, "a:b.1=healthy c:b.1=healthy", "");
+    check(&all, "a:- c:b.1=healthy", "");
+    let by_a = |is: &str| format!("b.1 of api is {is}, as the gateway a finds");
+    check(&all, "a:b.1=unhealthy c:b.1=healthy", &by_a("unhealthy"));
+    check(&all, "a:b.1=unknown", &by_a("unknown"));
+    check(&all, "a:b.1=ejected", &by_a("ejected"));
+    check(&all, "a:b.1=left", &by_a("left"));
+    // A table from before it began.
+    check(&all, "a:a.1=healthy c:b.1=healthy", &by_a("unknown"));
+    check(&all, "", "no gateway tells whether b.1 of api answers");
+    check(&all, "a:-", "no gateway tells whether b.1 of api answers");
+    check(&all.with_drained("api", "b.1", true), "a:a.1=healthy", "");
+    check(&all.scaled("api", 1).expect("fewer"), "", "");
+    // No gateway has the service.
+    let mut word = word("a:x=healthy");
+    let gateway = word.gateways.get_mut("a").expect("a gateway");
+    gateway.snapshot = json!({ "services": { "other": {} } });
+    assert_eq!(unready("b", &all, &word), None);
+}
+
+#[test]
 fn who_is_not_heard_is_asked_after() {
     let reports: Reports = [("a", 99_000), ("b", 94_000)]
         .map(|(it, at)| (it.to_string(), (Arc::default(), at)))
@@ -76,11 +105,17 @@ fn who_is_not_heard_is_asked_after() {
     let mut spec = spec();
     spec.set_lost("c", Some("then".to_string()));
     let nodes = look(&spec, &reports, &word("a:a.1=healthy,b.1=healthy"), 100_000);
-    let node = |heard: Option<u64>, lost, found| Node { heard: heard.map(Time), lost, found };
+    let node =
+        |heard: Option<u64>, is, found| Node { heard: heard.map(Time), is, found, unready: None };
     let well = Found::Well { instance: "b.1".to_string(), gateway: "a".to_string() };
-    assert_eq!(nodes["a"], node(Some(99_000), false, Found::Unknown));
-    assert_eq!(nodes["b"], node(Some(94_000), false, well));
-    assert_eq!(nodes["c"], node(None, true, Found::Nothing));
+    assert_eq!(nodes["a"], node(Some(99_000), Is::Here, Found::Unknown));
+    assert_eq!(nodes["b"], node(Some(94_000), Is::Here, well));
+    assert_eq!(nodes["c"], node(None, Is::Lost, Found::Nothing));
+    spec.set_back("c", "then".to_string());
+    let nodes = look(&spec, &reports, &word("a:c.1=unhealthy"), 100_000);
+    assert_eq!(nodes["c"].is, Is::Back);
+    let unready = "c.1 of api is unhealthy, as the gateway a finds";
+    assert_eq!(nodes["c"].unready.as_deref(), Some(unready));
 }
 
 /// A store with the spec in it, and who coordinates.
@@ -136,6 +171,17 @@ async fn only_the_coordinator_says_it_and_only_of_the_spec_that_it_judged() {
         [("api".to_string(), "b.1 ends; a.2 begins".to_string())].into()
     );
     assert!(!said(Expect::Rev(rev), &spec).await, "it was said");
+
+    // Its own begins before the other one ends.
+    let mut spec = lost;
+    for (verdict, told) in [(Verdict::Return, "b.1 begins"), (Verdict::Settle, "a.2 ends")] {
+        let ours = ("/everhold/shop/coordinator".to_string(), Expect::Rev(rev));
+        let verdicts = [("b".to_string(), verdict)].into();
+        assert!(carry_out(&cluster, &ours, &spec, &verdicts).await.expect("the store answers"));
+        let old = std::mem::replace(&mut spec, stored(&store).await.0);
+        assert_eq!(moves(&old, &spec), [("api".to_string(), told.to_string())].into());
+    }
+    assert_eq!(spec, self::spec());
 }
 
 #[test]

@@ -235,7 +235,15 @@ fn one_node(name: &str, raw: &RawNode, faults: &mut Faults<'_>) -> Option<NodeSp
         Part::Faulty | Part::Is(_) => parsed(&format!("ports of node {name}"), &raw.ports, faults),
     };
     let (address, ports) = (address?, ports?);
-    Some(NodeSpec { address, region, zone, ports, duty: spec::Duty::Active, lost: None })
+    Some(NodeSpec {
+        address,
+        region,
+        zone,
+        ports,
+        duty: spec::Duty::Active,
+        lost: None,
+        back: None,
+    })
 }
 
 /// A value that parses itself and says why not.
@@ -557,16 +565,17 @@ fn bounded(
     key: &str,
     place: &str,
     raw: &Number,
-    max: u32,
+    range: RangeInclusive<u32>,
     default: u32,
     faults: &mut Faults<'_>,
 ) -> u32 {
     let Some(number) = raw.is() else { return default };
     match u32::try_from(number.value) {
-        Ok(value) if value <= max => value,
+        Ok(value) if range.contains(&value) => value,
         Ok(_) | Err(_) => {
+            let (least, most) = (range.start(), range.end());
             let message =
-                format!("`{key}` in {place} must be from 0 to {max}, not {}", number.value);
+                format!("`{key}` in {place} must be from {least} to {most}, not {}", number.value);
             faults.add(Code::OutOfRange, number.at, message);
             default
         }

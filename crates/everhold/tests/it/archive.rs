@@ -351,7 +351,7 @@ pub fn checkpoint(stack: &mut Stack) {
 }
 
 /// The first value that the node's own server answers, waiting for nobody else.
-fn as_superuser(stack: &Stack, node: &str, sql: &str) -> Option<String> {
+pub fn as_superuser(stack: &Stack, node: &str, sql: &str) -> Option<String> {
     let run = stack.data().join(node).join("main/run");
     let mut to = tokio_postgres::Config::new();
     to.host_path(&run).port(stack.postgres_port(node)).user(SUPERUSER).dbname("postgres");

@@ -1,14 +1,14 @@
 //! Backups of a running stack: made by schedule and by hand, listed, restored beside it.
 
 use crate::stack::load::Load;
-use crate::stack::{Stack, Wanted, signal};
+use crate::stack::{PATIENCE, Stack, Wanted, signal};
 use serde_json::Value;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A stack with one repository, which is made.
 pub fn stack() -> Stack {
@@ -83,6 +83,73 @@ pub fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
     let err = String::from_utf8_lossy(&psql.stderr);
     assert!(psql.status.success(), "{err}");
     String::from_utf8_lossy(&psql.stdout).trim().to_string()
+}
+
+/// Nothing is committed after that time, and the log is known to go on to it.
+fn after_the_last_commit(stack: &mut Stack, points: &str) {
+    let (leader, stack) = (stack.leader(), &*stack);
+    let superuser = |sql: &str| crate::archive::as_superuser(stack, &leader, sql);
+    std::thread::sleep(Duration::from_secs(1));
+    let now = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SSZ') \
+               || ' ' || (extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+    let now = superuser(now).expect("a time");
+    let (then, then_ms) = now.split_once(' ').expect("two");
+    let then_ms: u64 = then_ms.parse().expect("a number");
+    let until = Instant::now() + PATIENCE;
+    let marked = || {
+        let logs = fs::read_dir(vault(stack).join("main/log")).expect("listed").flatten();
+        let marks =
+            logs.flat_map(|log| fs::read_dir(log.path().join("marks")).into_iter().flatten());
+        let names = marks.flatten().map(|mark| mark.file_name().into_string().expect("a name"));
+        names.filter_map(|name| u64::from_str_radix(name.split('.').next()?, 16).ok()).max()
+    };
+    while marked() < Some(then_ms + 3_000) {
+        assert!(Instant::now() < until, "no mark after {then_ms}: {:?}", marked());
+        // Written, and no commit.
+        superuser("CHECKPOINT");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(look(stack, &stack.dir().join("idle"), &["--time", then], points), "1 2");
+}
+
+/// A point that has a name, of which only the last backup before it knows.
+fn named(stack: &mut Stack, points: &str) {
+    let (leader, status) = (stack.leader(), stack.status().expect("a status"));
+    let stack = &*stack;
+    let psql = |sql: &str| stack.done(&["psql", "main", "--", "-XAt", "-c", sql]);
+    let before = &status["services"]["main"]["backup"]["newest"];
+    let before = before.as_str().expect("a backup");
+    let superuser = |sql: &str| crate::archive::as_superuser(stack, &leader, sql);
+    let place = superuser("SELECT pg_create_restore_point('before')").expect("a place");
+    psql("INSERT INTO point VALUES (3)");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(look(stack, &stack.dir().join("named"), &["--name", "before"], points), "1 2");
+    assert_eq!(look(stack, &stack.dir().join("at"), &["--lsn", &place], points), "1 2");
+    // Over what is there, and over nothing else.
+    let other = stack.dir().join("other-data");
+    fs::create_dir_all(&other).expect("made");
+    fs::write(other.join("letter"), "dear").expect("written");
+    let arguments = ["restore", "main", "--over", "--to", &other.display().to_string()];
+    let error = refused(stack, &arguments);
+    assert!(error.contains("E288") && error.contains("holds no database"), "{error}");
+    fs::create_dir_all(other.join("global")).expect("made");
+    fs::write(other.join("global/pg_control"), [7; 100]).expect("written");
+    let error = refused(stack, &arguments);
+    assert!(
+        error.contains("E288") && error.contains("it holds database 506381209866536711"),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(other.join("letter")).expect("read"), "dear");
+    let over = ["--over", "--name", "before"];
+    assert_eq!(look(stack, &stack.dir().join("latest"), &over, points), "1 2");
+    // Behind a newer backup it is looked for in vain, which says what to do.
+    stack.done(&["backup", "now", "main"]);
+    let to = stack.dir().join("vain").display().to_string();
+    let error = refused(stack, &["restore", "main", "--to", &to, "--name", "before"]);
+    assert!(error.contains("E287") && error.contains("--backup ID"), "{error}");
+    psql("DELETE FROM point WHERE at = 3");
+    let by_backup = ["--name", "before", "--backup", before];
+    assert_eq!(look(stack, &stack.dir().join("by-backup"), &by_backup, points), "1 2");
 }
 
 /// Runs a line that was printed with the kit, which it gets on stdin; what it prints, or says if it
@@ -214,6 +281,8 @@ fn a_database_is_backed_up_and_comes_back() {
     let points = "SELECT string_agg(at::text, ' ' ORDER BY at) FROM point";
     assert_eq!(look(&stack, &stack.dir().join("latest"), &[], points), "1 2");
     assert_eq!(look(&stack, &stack.dir().join("then"), &["--time", &between], points), "1");
+    after_the_last_commit(&mut stack, points);
+    named(&mut stack, points);
     // By what the repository has of the spec, as where the machines are gone.
     stack.wait("a copy of the spec", |status| status["copies"]["spec_at"].is_string());
     let place = format!("file://{}", vault(&stack).display());

@@ -13,14 +13,20 @@ fn spec(hosts: &Hosts) -> String {
     let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0);
     let user = if root { "user = \"root\"\n" } else { "" };
     let program = env!("CARGO_BIN_EXE_everhold");
+    let slow = slow_file(hosts);
     format!(
         "{}web = {{ bind = \"0.0.0.0:8080\", protocol = \"http\" }}\n\
          [route.web]\nlistener = \"web\"\nservice = \"web\"\n\
          [service.web]\nkind = \"http\"\n{user}slow_start = \"0s\"\n\
-         command = [\"{program}\", \"sample\", \"--address\", \"0.0.0.0\", \"--port\", \"{{port}}\", \
-         \"--name\", \"{{instance}}\"]\nhealth = {{ path = \"/healthz\" }}\n",
+         command = [\"bash\", \"-c\", \"test -e {slow} && sleep 10; \
+         exec {program} sample --address 0.0.0.0 --port {{port}} --name {{instance}}\"]\nhealth = {{ path = \"/healthz\" }}\n",
         hosts.spec(&Wanted::default())
     )
+}
+
+/// While there is such a file an instance takes long to start.
+fn slow_file(hosts: &Hosts) -> String {
+    format!("{}.slow", hosts.spec_file().display())
 }
 
 /// The instances that a status tells of, with their processes.
@@ -51,7 +57,7 @@ fn answered<'a>(hosts: &Hosts, through: &[&str], wanted: impl Iterator<Item = &'
         assert!(Instant::now() < until, "the gateways of {through:?} find nothing of {missing:?}");
         let script = "exec 3<>/dev/tcp/127.0.0.1/8080; \
                       printf 'GET / HTTP/1.1\\r\\nhost: x\\r\\nconnection: close\\r\\n\\r\\n' >&3; \
-                      cat <&3";
+                      timeout 5 cat <&3";
         let output = hosts.on(host, "bash").args(["-c", script]).output().expect("bash runs");
         let answer = String::from_utf8_lossy(&output.stdout).into_owned();
         if answer.starts_with("HTTP/1.1 200 ") {
@@ -92,12 +98,11 @@ fn others_stand_in_for_a_node_that_is_lost_and_not_for_one_whose_agent_is() {
     }
     answered(&hosts, &["a", "b"], second.keys());
     assert!(lives(first["c.1"]), "nobody could tell it");
-    let status = hosts.status("b").expect("a status");
     let hold = |status: &Value, words: &str| {
         let mut holds = status["holds"].as_array().into_iter().flatten();
         holds.any(|hold| hold["why"].as_str().is_some_and(|why| why.contains(words)))
     };
-    assert!(hold(&status, "c is lost, and others run its instances"), "{:#}", status["holds"]);
+    hosts.wait("b", "hold", |status| hold(status, "c is lost, and others run its instances"));
 
     // Its agent hears that others run by now.
     let begun = Instant::now();
@@ -105,12 +110,18 @@ fn others_stand_in_for_a_node_that_is_lost_and_not_for_one_whose_agent_is() {
     hosts.until("end of the old instance", || !lives(first["c.1"]));
     let status = hosts.status("a").expect("a status");
     assert!(status["nodes"]["c"]["lost_since"].is_string(), "it was not to end any later");
+    fs::write(slow_file(&hosts), "").expect("written");
     let agent = agent(&hosts, "b");
     hosts::signal("STOP", &[agent]);
     hosts.wait("a", "hold", |status| hold(status, "instances stay with it: b.1 answers there"));
     hosts.wait("a", "return", |status| status["nodes"]["c"]["lost_since"].is_null());
     let back = begun.elapsed();
     println!("back after {back:?}");
+    let status = hosts.wait("a", "stand-in", |status| {
+        hold(status, "c is back, and others still stand in for its instances: c.1 of web is")
+    });
+    assert_eq!(instances(&status)["a.2"], second["a.2"], "{:#}", status["services"]["web"]);
+    assert!(lives(second["a.2"]));
     hosts::signal("CONT", &[agent]);
     let third = whole(&hosts, None);
     assert_eq!(third.keys().collect::<Vec<_>>(), ["a.1", "b.1", "c.1"]);
@@ -121,9 +132,11 @@ fn others_stand_in_for_a_node_that_is_lost_and_not_for_one_whose_agent_is() {
     answered(&hosts, &NAMES, third.keys());
     hosts.wait("a", "no hold", |status| !hold(status, "b.1 answers") && !hold(status, "c is lost"));
     let journal = hosts.done("a", &["journal", "--service", "web", "--limit", "100"]);
-    for words in
-        ["c is lost: not heard for 30 s; c.1 ends; a.2 begins", "c is back; a.2 ends; c.1 begins"]
-    {
+    for words in [
+        "c is lost: not heard for 30 s; c.1 ends; a.2 begins",
+        "c is back; c.1 begins",
+        "c is back, and what it runs is well; a.2 ends",
+    ] {
         assert!(journal.contains(words), "{words}: {journal}");
     }
 }

@@ -229,6 +229,11 @@ fn an_end_leaves_nothing_not_even_what_hides() {
         json!({ "fingerprint": "f2", "given_ms": 2 }),
     );
     let runner = it.runner();
+    children_go_with_one_that_ends(&mut it, runner);
+}
+
+/// Of an instance with one child.
+pub fn children_go_with_one_that_ends(it: &mut Instance, runner: i32) {
     let first = it.running();
     assert_eq!(it.family().len(), 2);
     signal("KILL", &[first]);

@@ -1,6 +1,6 @@
 //! A runner and its instance when what they rely on fails: files, rights, other processes.
 
-use crate::runner::{Instance, is_root, pid};
+use crate::runner::{Instance, children_go_with_one_that_ends, is_root};
 use crate::stack::signal;
 use serde_json::json;
 use std::fs;
@@ -138,13 +138,7 @@ fn a_family_is_found_without_the_right_to_trace() {
     it.order(&["sh", "-c", "sleep 604 & exec sleep 605"], more);
     let less = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"];
     let runner = it.runner_through(&less, &[]);
-    let first = it.running();
-    assert_eq!(it.family().len(), 2);
-    signal("KILL", &[first]);
-    it.wait("another", |state| state["is"] == "running" && pid(state) != first);
-    assert_eq!(it.family().len(), 2, "the first one's child is gone");
-    it.end(runner);
-    assert!(it.family().is_empty());
+    children_go_with_one_that_ends(&mut it, runner);
 }
 
 /// The kernel ended a child of it for its memory, long before it is stopped in the usual way.

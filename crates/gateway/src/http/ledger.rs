@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub const BOUNDS_S: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 /// Combinations of route, method and status that are told apart; an instance that makes up statuses
-/// can't fill the memory.
+/// can't fill the memory. All others are counted under [`REST`], which no spec can name.
 const SERIES_MAX: usize = 2_000;
+const REST: &str = "(rest)";
 /// The last requests of a thread, and the last that went wrong: half a kilobyte each.
 const RECENT_MAX: usize = 4_096;
 const WRONG_MAX: usize = 1_024;
@@ -156,21 +157,28 @@ impl<K> Default for Histograms<K> {
 }
 
 impl<K: Ord + Clone> Histograms<K> {
-    /// `is`: whether a key is the one; `key`: makes it.
-    fn add(&mut self, is: impl Fn(&K) -> bool, key: impl FnOnce() -> K, took_us: u64) {
+    /// `is`: whether a key is the one; `key`: makes it; `rest`: of which few it is where there are too
+    /// many.
+    fn add(
+        &mut self,
+        is: impl Fn(&K) -> bool,
+        key: impl FnOnce() -> K,
+        rest: impl FnOnce(&K) -> K,
+        took_us: u64,
+    ) {
         let index = match &self.last {
             Some((last, index)) if is(last) => *index,
             _ => {
                 let key = key();
-                let index = match self.by.get(&key) {
-                    Some(index) => *index,
-                    None if self.all.len() < SERIES_MAX => {
-                        self.all.push(Histogram::default());
-                        self.by.insert(key.clone(), self.all.len() - 1);
-                        self.all.len() - 1
-                    }
-                    None => return,
+                let counted = match self.by.contains_key(&key) || self.all.len() < SERIES_MAX {
+                    true => key.clone(),
+                    false => rest(&key),
                 };
+                let next = self.all.len();
+                let index = *self.by.entry(counted).or_insert(next);
+                if index == next {
+                    self.all.push(Histogram::default());
+                }
                 self.last = Some((key, index));
                 index
             }
@@ -205,12 +213,18 @@ impl Ledger {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
         };
         let series = || Series { route: route.clone(), method: *method, status: *status };
-        requests.add(is, series, record.took_us);
+        let rest = |it: &Series| Series {
+            route: Arc::from(REST),
+            method: it.method,
+            status: it.status / 100 * 100,
+        };
+        requests.add(is, series, rest, record.took_us);
         for one in record.tries.iter() {
             let is = |it: &Of| Arc::ptr_eq(&it.backend, &one.backend) && it.ok == one.ok;
             let (service, backend) = (&record.service, &one.backend);
             let of = || Of { service: service.clone(), backend: backend.clone(), ok: one.ok };
-            tries.add(is, of, one.took_us);
+            let rest = |it: &Of| Of { backend: Arc::from(REST), ..it.clone() };
+            tries.add(is, of, rest, one.took_us);
         }
         if let Some(lines) = lines {
             lines.add(&record);
@@ -342,5 +356,35 @@ mod tests {
         assert_eq!(ledger.find(b"first").expect("it went wrong").status, 502);
         assert_eq!(ledger.find(b"later").expect("it is recent").status, 200);
         assert!(ledger.find(b"never").is_none());
+    }
+
+    #[test]
+    fn what_can_not_be_told_apart_any_more_is_counted_all_the_same() {
+        let ledger = Ledger::default();
+        let add = |route: usize, status| {
+            let route: Arc<str> = Arc::from(format!("r{route}"));
+            let mut record = record(b"x", status, 1);
+            if let Some(first) = &mut record.tries.first {
+                first.backend = route.clone();
+            }
+            ledger.write(Record { route, ..record });
+        };
+        (0..SERIES_MAX).for_each(|route| add(route, 200));
+        for _ in 0..3 {
+            (0..5).for_each(|route| add(route, 200));
+            [502, 503].iter().for_each(|status| add(7, *status));
+        }
+        add(SERIES_MAX, 204);
+        let mut sums = Sums::default();
+        ledger.add_to(&mut sums);
+        let rest = sums.requests.iter().filter(|(it, _)| &*it.route == REST);
+        let rest: Vec<_> = rest.map(|(it, sum)| (it.status, sum.count)).collect();
+        assert_eq!(rest, [(200, 1), (500, 6)]);
+        let rest = sums.tries.iter().filter(|(it, _)| &*it.backend == REST);
+        let rest: Vec<_> = rest.map(|(it, sum)| (it.ok, sum.count)).collect();
+        assert_eq!(rest, [(false, 6), (true, 1)]);
+        let count = |sums: &mut dyn Iterator<Item = &Histogram>| sums.map(|it| it.count).sum();
+        let all: u64 = count(&mut sums.requests.values());
+        assert_eq!(all, SERIES_MAX as u64 + 22);
     }
 }

@@ -146,13 +146,79 @@ fn passwords_come_and_go() {
     let again = Repository::open(&west, "shop").expect("opened");
     assert_eq!(again.get("a/1").expect("got"), b"content");
     let other = Repository::create(&place(dir.path(), "other"), &word("o"), "shop").expect("made");
-    let text = other.kit().text().replace(&other.identity().id, &kit.id);
-    let body = &text[..text.len() - 9];
-    let sum = blake3::hash(body.as_bytes()).to_hex();
-    let wrong = Kit::parse(&format!("{body} {}", &sum[..8])).expect("a kit");
+    let wrong = disguised(&other, &repository);
     let refused = Repository::open_with_kit(&place(dir.path(), "west"), &wrong).err();
     let refused = refused.expect("another master key");
     assert!(matches!(refused, RepositoryError::WrongKit { .. }), "{refused}");
+}
+
+#[test]
+fn a_password_that_is_damaged_keeps_no_other_from_opening() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    repository.add_password("east", &word("new")).expect("added");
+    let open = |text: &str| Repository::open(&[(place(dir.path(), "east"), word(text))], "shop");
+    let keys = dir.path().join("east/keys");
+    for damage in
+        ["", "{}", "{\"memory_kib\":1,\"passes\":0,\"lanes\":0,\"salt\":\"\",\"master\":\"\"}"]
+    {
+        // The first and the last of all.
+        fs::write(keys.join("0000000000000000.json"), damage).expect("written");
+        fs::write(keys.join("ffffffffffffffff.json"), damage).expect("written");
+        assert!(open("e").is_ok() && open("new").is_ok(), "{damage}");
+        let wrong = open("x").err().expect("no password").to_string();
+        assert!(wrong.contains("keys/0000000000000000.json"), "{wrong}");
+    }
+    // It is no other password that would open.
+    for name in ["0000000000000000.json", "ffffffffffffffff.json"] {
+        fs::write(keys.join(name), "{}").expect("written");
+    }
+    repository.remove_password("east", &word("e")).expect("removed");
+    let last = repository.remove_password("east", &word("new")).expect_err("the last one");
+    assert!(matches!(last, RepositoryError::LastPassword { .. }), "{last}");
+}
+
+#[test]
+fn one_more_password_than_are_tried_is_refused() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    let keys = dir.path().join("east/keys");
+    let one = fs::read_dir(&keys).expect("listed").next().expect("one").expect("one").path();
+    for n in 1..32 {
+        fs::copy(&one, keys.join(format!("{n:016}.json"))).expect("copied");
+    }
+    let many = repository.add_password("east", &word("new")).expect_err("too many");
+    assert!(matches!(many, RepositoryError::ManyPasswords { most: 32, .. }), "{many}");
+    fs::remove_file(keys.join("0000000000000001.json")).expect("removed");
+    repository.add_password("east", &word("new")).expect("added");
+    let east = [(place(dir.path(), "east"), word("new"))];
+    assert!(Repository::open(&east, "shop").is_ok());
+}
+
+#[test]
+fn a_kit_opens_where_what_proves_it_is_damaged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = two(dir.path());
+    repository.put("cluster/spec/20260101T000000Z-0000", b"a spec").expect("put");
+    let east = place(dir.path(), "east");
+    fs::write(dir.path().join("east").join(SEALED), "damaged").expect("written");
+    assert!(Repository::open_with_kit(&east, &repository.kit()).is_ok());
+    // The kit of another one that says it is this one's.
+    let other = Repository::create(&place(dir.path(), "other"), &word("o"), "shop").expect("made");
+    let refused = Repository::open_with_kit(&east, &disguised(&other, &repository)).err();
+    assert!(matches!(refused, Some(RepositoryError::WrongKit { .. })), "{refused:?}");
+    // Nothing is left to prove it by.
+    fs::remove_dir_all(dir.path().join("east/cluster")).expect("removed");
+    let refused = Repository::open_with_kit(&east, &repository.kit()).err();
+    assert!(matches!(refused, Some(RepositoryError::WrongKit { .. })), "{refused:?}");
+}
+
+/// The master key of one repository under the id of another.
+fn disguised(one: &Repository, id_of: &Repository) -> Kit {
+    let text = one.kit().text().replace(&one.identity().id, &id_of.identity().id);
+    let body = &text[..text.len() - 9];
+    let sum = blake3::hash(body.as_bytes()).to_hex();
+    Kit::parse(&format!("{body} {}", &sum[..8])).expect("a kit")
 }
 
 #[test]

@@ -25,7 +25,8 @@ fn spec(nodes: &str, instances: u32) -> Spec {
 
 fn add_node(spec: &mut Spec, name: &str, zone: Option<&str>, ports: PortRange) {
     let (address, zone) = (Address::Ip(ADDRESS), zone.map(str::to_owned));
-    let node = NodeSpec { address, region: None, zone, ports, duty: Duty::Active, lost: None };
+    let node =
+        NodeSpec { address, region: None, zone, ports, duty: Duty::Active, lost: None, back: None };
     spec.nodes.insert(name.to_owned(), node);
 }
 
@@ -244,6 +245,68 @@ fn what_changes_while_a_node_is_lost_moves_nothing_to_and_fro() {
     assert_eq!(placed(&new, "web").into_keys().collect::<Vec<_>>(), ["a.1", "b.1", "c.1"]);
 }
 
+/// `-b` is lost, `~b` is back, `+b` is found well; what is placed then.
+fn events(spec: &mut Spec, events: &str) -> Vec<String> {
+    let show = |event: &str| {
+        let (what, node) = event.split_at(1);
+        match what {
+            "-" => lose(spec, node),
+            "~" => spec.set_back(node, "2026-11-21T10:00:00Z".into()),
+            _ => spec.set_lost(node, None),
+        }
+        show(spec)
+    };
+    events.split_whitespace().map(show).collect()
+}
+
+#[test]
+fn stand_ins_run_on_beside_instances_that_are_back() {
+    let check = |nodes: &str, count: u32, what: &str, expected: &[&str]| {
+        let before = spec(nodes, count);
+        let mut spec = before.clone();
+        assert_eq!(events(&mut spec, what), expected, "{nodes}, {count}, {what}");
+        assert_eq!(spec, before, "{nodes}, {count}, {what}");
+    };
+    let both = "a.1 a.2 b.1 c.1";
+    check("a b c", 3, "-b ~b +b", &["a.1 a.2 c.1", both, "a.1 b.1 c.1"]);
+    check("a b c", 1, "-a ~a +a", &["b.1", "a.1 b.1", "a.1"]);
+    // Lost anew before it answered; the stand-in has gone on.
+    check("a b c", 3, "-b ~b -b ~b +b", &["a.1 a.2 c.1", both, "a.1 a.2 c.1", both, "a.1 b.1 c.1"]);
+    // Another one is lost meanwhile, and the one of the first stands for it no less.
+    check(
+        "a b c d",
+        4,
+        "-b ~b -c +b ~c +c",
+        &[
+            "a.1 a.2 c.1 d.1",
+            "a.1 a.2 b.1 c.1 d.1",
+            "a.1 a.2 b.1 d.1 d.2",
+            "a.1 a.2 b.1 d.1",
+            "a.1 a.2 b.1 c.1 d.1",
+            "a.1 b.1 c.1 d.1",
+        ],
+    );
+    // Whoever stood in is lost itself.
+    check("a b c d", 1, "-a ~a -b +a +b", &["b.1", "a.1 b.1", "a.1 c.1", "a.1", "a.1"]);
+    // On the only node where it may run it never runs twice.
+    let mut alone = spec("a b c", 0);
+    run(&mut alone, "api").nodes = vec!["b".into()];
+    let mut alone = alone.scaled("api", 1).expect("there is room");
+    assert_eq!(events(&mut alone, "-b ~b -b ~b +b"), ["b.1"; 5]);
+    // An apply or another number in between.
+    let mut spec = spec("a b c", 3);
+    events(&mut spec, "-b ~b");
+    let mut applied = spec.clone();
+    applied.nodes.values_mut().for_each(|node| (node.lost, node.back) = (None, None));
+    applied.keep(&spec);
+    assert_eq!(applied, spec);
+    let mut more = spec.scaled("api", 4).expect("there is room");
+    assert_eq!(show(&more), "a.1 a.2 b.1 c.1 c.2");
+    assert_eq!(events(&mut more, "+b"), ["a.1 a.2 b.1 c.1"]);
+    let without = spec.without("b").expect("it may go");
+    assert_eq!(show(&without), "a.1 a.2 c.1");
+}
+
 #[test]
 fn an_instance_out_of_use_is_so_when_its_node_is_back() {
     let mut spec = spec("a b c", 3).with_drained("api", "b.1", true);
@@ -277,16 +340,18 @@ fn any_losses_of_any_cluster() {
         for step in 0..12 {
             let old = spec.clone();
             let node = &nodes[chance.below(nodes.len() as u64) as usize];
-            let is_lost = spec.is_lost(node);
-            match is_lost {
-                true => spec.set_lost(node, None),
-                false => lose(&mut spec, node),
+            let is_back = spec.nodes[node].back.is_some();
+            let (is_lost, settled) = (spec.is_lost(node), is_back && chance.below(2) == 0);
+            match (is_lost, settled) {
+                (true, _) if chance.below(2) == 0 => spec.set_back(node, "then".into()),
+                (true, _) | (_, true) => spec.set_lost(node, None),
+                _ => lose(&mut spec, node),
             }
             let when = format!("seed {seed}, step {step}, {node}");
             moved += usize::from(spec.services != old.services);
             for name in ["api", "web"] {
                 stands(&before, &spec, name, &when);
-                if !is_lost {
+                if !is_lost && !settled {
                     let mut stay = placed(&old, name);
                     stay.retain(|_, place| !spec.is_lost(&place.node));
                     let now = placed(&spec, name);
@@ -307,8 +372,10 @@ fn any_losses_of_any_cluster() {
 /// As many as are wanted, on nodes that are there; those that were there before are where they were.
 fn stands(before: &Spec, spec: &Spec, name: &str, when: &str) {
     let run = spec.http(name).and_then(HttpSpec::run).expect("it is run");
-    assert_eq!(run.placed.len(), run.instances as usize, "{when}");
+    let wanted = run.instances as usize;
     let home = placed(before, name);
+    let back = home.values().filter(|it| spec.nodes[&it.node].back.is_some()).count();
+    assert!((wanted..=wanted + back).contains(&run.placed.len()), "{when}");
     if spec.nodes.values().all(|node| node.lost.is_some()) {
         return assert_eq!(run.placed, home, "{when}: nowhere to go");
     }

@@ -90,6 +90,8 @@ impl End {
             | RepositoryError::WrongPassword { .. }
             | RepositoryError::WrongKit { .. }
             | RepositoryError::NoPassword { .. }
+            | RepositoryError::DamagedPassword { .. }
+            | RepositoryError::ManyPasswords { .. }
             | RepositoryError::LastPassword { .. }
             | RepositoryError::Unreachable { .. }
             | RepositoryError::FewCopies { .. }

@@ -164,7 +164,7 @@ fn kept(place: &str, raw: &RawBackup, faults: &mut Faults<'_>) -> Keep {
             _ => &mut kept.yearly,
         };
         let most = keep::COUNT_MAX;
-        *field = bounded(&format!("keep.{key}"), place, number, most, *field, faults);
+        *field = bounded(&format!("keep.{key}"), place, number, 0..=most, *field, faults);
     }
     kept
 }

@@ -58,7 +58,14 @@ pub(super) fn http(
         slow_start_ms: slow_start,
         timeout_ms,
         try_timeout_ms,
-        retries: bounded("retries", &place, &raw.retries, spec::RETRIES_MAX, spec::RETRIES, faults),
+        retries: bounded(
+            "retries",
+            &place,
+            &raw.retries,
+            0..=spec::RETRIES_MAX,
+            spec::RETRIES,
+            faults,
+        ),
         source: source?,
         drained: Default::default(),
     })
@@ -102,7 +109,7 @@ fn addresses(
             name_fault("zone", zone, &[], faults);
             zone.value.clone()
         });
-        let weight = from_one("weight", place, &raw.weight, WEIGHT_MAX, 1, faults);
+        let weight = bounded("weight", place, &raw.weight, 1..=WEIGHT_MAX, 1, faults);
         let Some(text) = raw.address.is() else { continue };
         let Some((address, port)) = host_and_port(&text.value) else {
             let shown = text.value.escape_debug();
@@ -179,7 +186,7 @@ fn run(
             "instances",
             place,
             &raw.instances,
-            spec::INSTANCES_MAX,
+            0..=spec::INSTANCES_MAX,
             spec::INSTANCES,
             faults,
         ),
@@ -402,7 +409,7 @@ fn health(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> HealthSpec {
     let timeout_ms =
         time("health.timeout", &raw.health_timeout, HEALTH_TIMEOUT_MS, default.timeout_ms);
     let mut times = |key: &str, raw: &Number, default| {
-        from_one(key, place, raw, THRESHOLD_MAX, default, faults)
+        bounded(key, place, raw, 1..=THRESHOLD_MAX, default, faults)
     };
     HealthSpec {
         path,
@@ -418,27 +425,6 @@ fn health(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> HealthSpec {
             &raw.unhealthy_threshold,
             default.unhealthy_threshold,
         ),
-    }
-}
-
-/// A whole number from 1.
-fn from_one(
-    key: &str,
-    place: &str,
-    raw: &Number,
-    max: u32,
-    default: u32,
-    faults: &mut Faults<'_>,
-) -> u32 {
-    let Some(number) = raw.is() else { return default };
-    match u32::try_from(number.value) {
-        Ok(value) if (1..=max).contains(&value) => value,
-        Ok(_) | Err(_) => {
-            let message =
-                format!("`{key}` in {place} must be from 1 to {max}, not {}", number.value);
-            faults.add(Code::OutOfRange, number.at, message);
-            default
-        }
     }
 }
 

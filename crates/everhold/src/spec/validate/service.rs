@@ -117,7 +117,7 @@ fn number(place: &str, raw: &RawPostgres, on: &[String], faults: &mut Faults<'_>
     // A single node has no standby to wait for; declared, one would be a fault.
     let default = spec::SYNCHRONOUS_NUMBER.min(standbys);
     let most = u32::try_from(spec::NODES_MAX).unwrap_or(u32::MAX) - 1;
-    let number = bounded("synchronous.number", place, &raw.number, most, default, faults);
+    let number = bounded("synchronous.number", place, &raw.number, 0..=most, default, faults);
     if let (Some(raw), true, false) =
         (raw.number.is(), number > standbys, raw.nodes == Part::Faulty)
     {
@@ -184,7 +184,7 @@ fn instances(
             "priority",
             &place,
             &written.priority,
-            spec::PRIORITY_MAX,
+            0..=spec::PRIORITY_MAX,
             spec::PRIORITY,
             faults,
         );
