@@ -191,19 +191,24 @@ impl Turned {
         if !self.is_there()? {
             *self = Turned::open(&self.path)?;
         } else if self.file.metadata()?.len() >= FILE_BYTES {
-            let within = self.path.parent().filter(|it| !it.as_os_str().is_empty());
-            let directory = File::open(within.unwrap_or(Path::new(".")))?;
-            // One process at a time, until this handle is closed. What another one is doing is not waited
-            // for: it may have been stopped.
-            if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
-                return Ok(());
-            }
-            // It may have been done just before.
-            if self.is_there()? {
-                self.rename()?;
-            }
-            *self = Turned::open(&self.path)?;
+            self.turn_over()?;
         }
+        Ok(())
+    }
+
+    fn turn_over(&mut self) -> std::io::Result<()> {
+        let within = self.path.parent().filter(|it| !it.as_os_str().is_empty());
+        let directory = File::open(within.unwrap_or(Path::new(".")))?;
+        // One process at a time, until this handle is closed. What another one is doing is not waited for:
+        // it may have been stopped.
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
+        }
+        // It may have been done just before.
+        if self.is_there()? {
+            self.rename()?;
+        }
+        *self = Turned::open(&self.path)?;
         Ok(())
     }
 
@@ -288,6 +293,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("access.log");
         let mut one = Turned::open(&path).expect("opened");
+        let mut two = Turned::open(&path).expect("opened");
         one.file.set_len(FILE_BYTES).expect("a hole");
         let other = File::open(dir.path()).expect("opened");
         flock(&other, FlockOperation::LockExclusive).expect("locked");
@@ -298,30 +304,10 @@ mod tests {
         one.write(b"two\n").expect("written");
         assert_eq!((there(), std::fs::read(&path).expect("read")), (2, b"two\n".to_vec()));
 
-        // Several that find it full at one moment: each of the older files is a full one.
-        const ROUNDS: usize = 200;
-        let (start, early) = (std::sync::Barrier::new(4), AtomicU64::new(0));
-        std::thread::scope(|scope| {
-            for writer in 0..4 {
-                let (path, start, early) = (&path, &start, &early);
-                scope.spawn(move || {
-                    let mut file = Turned::open(path).expect("opened");
-                    for _ in 0..ROUNDS {
-                        if start.wait().is_leader() {
-                            file.turn().expect("turned");
-                            file.file.set_len(FILE_BYTES).expect("a hole");
-                        }
-                        start.wait();
-                        file.write(format!("{writer}\n").as_bytes()).expect("written");
-                        start.wait();
-                        let first = path.with_extension("log.1");
-                        let length = std::fs::metadata(first).expect("there").len();
-                        early.fetch_add(u64::from(length < FILE_BYTES), Relaxed);
-                    }
-                });
-            }
-        });
-        assert_eq!(early.load(Relaxed), 0);
+        // One that finds it full at the same moment, and comes after it.
+        two.turn_over().expect("turned");
+        two.write(b"three\n").expect("written");
+        assert_eq!((there(), std::fs::read(&path).expect("read")), (2, b"two\nthree\n".to_vec()));
     }
 
     /// A disk that is full takes a part of what it is given.
