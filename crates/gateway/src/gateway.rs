@@ -236,7 +236,7 @@ impl Gateway {
         });
         let to = opened.transpose()?;
         for worker in &self.workers {
-            worker.ledger.turn_log(to.clone().map(http::Lines::new));
+            worker.ledger.turn_log(to.clone());
         }
         *known = path.map(Path::to_path_buf);
         Ok(())

@@ -163,7 +163,7 @@ metrics! {
     BACKEND_USED gauge "everhold_gateway_instance_used" "service, backend"
         "1 if it gets requests.";
     ACCESS_LOST counter "everhold_gateway_access_log_lost_lines_total" ""
-        "Lines of the access log that the disk was too slow for.";
+        "Lines of the access log that the disk was too slow for, or did not take.";
     PROCESS_CPU counter "process_cpu_seconds_total" ""
         "Processor time of this process.";
     PROCESS_RESIDENT gauge "process_resident_memory_bytes" ""

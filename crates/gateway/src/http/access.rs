@@ -3,10 +3,13 @@
 
 use super::ledger::Record;
 use jiff::Timestamp;
+use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// So much of one thread goes to the writer at once.
@@ -18,16 +21,30 @@ const FILE_BYTES: u64 = 100 << 20;
 /// Files beside the one that is written.
 const FILES: usize = 9;
 
+/// Whole lines of one thread, on their way to the disk.
+pub struct Batch {
+    text: Vec<u8>,
+    /// Counts those that don't get there.
+    lost: Arc<AtomicU64>,
+}
+
+impl Batch {
+    /// So much of it was written.
+    fn lose_after(&self, written: usize) {
+        let left = &self.text[written..];
+        self.lost.fetch_add(memchr::memchr_iter(b'\n', left).count() as u64, Relaxed);
+    }
+}
+
 /// What one thread has to say.
 pub struct Lines {
     text: Vec<u8>,
-    lines: u64,
-    to: SyncSender<Vec<u8>>,
-    lost: u64,
+    to: SyncSender<Batch>,
+    lost: Arc<AtomicU64>,
 }
 
 /// Begins a log at that path, with a thread that writes it.
-pub fn open(path: &Path) -> std::io::Result<SyncSender<Vec<u8>>> {
+pub fn open(path: &Path) -> std::io::Result<SyncSender<Batch>> {
     let file = Turned::open(path)?;
     let (to, batches) = sync_channel(BATCHES_MAX);
     std::thread::Builder::new()
@@ -37,13 +54,13 @@ pub fn open(path: &Path) -> std::io::Result<SyncSender<Vec<u8>>> {
 }
 
 impl Lines {
-    pub fn new(to: SyncSender<Vec<u8>>) -> Lines {
-        Lines { text: Vec::with_capacity(BATCH + 1_024), lines: 0, to, lost: 0 }
+    /// `lost` counts what the disk is too slow for, or does not take.
+    pub fn new(to: SyncSender<Batch>, lost: Arc<AtomicU64>) -> Lines {
+        Lines { text: Vec::with_capacity(BATCH + 1_024), to, lost }
     }
 
     pub fn add(&mut self, record: &Record) {
         line(&mut self.text, record);
-        self.lines += 1;
         if self.text.len() >= BATCH {
             self.flush();
         }
@@ -53,16 +70,13 @@ impl Lines {
         if self.text.is_empty() {
             return;
         }
-        let batch = std::mem::replace(&mut self.text, Vec::with_capacity(BATCH + 1_024));
-        let lines = std::mem::take(&mut self.lines);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.to.try_send(batch)
+        let text = std::mem::replace(&mut self.text, Vec::with_capacity(BATCH + 1_024));
+        let batch = Batch { text, lost: self.lost.clone() };
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) =
+            self.to.try_send(batch)
         {
-            self.lost += lines;
+            batch.lose_after(0);
         }
-    }
-
-    pub fn lost(&self) -> u64 {
-        self.lost
     }
 }
 
@@ -113,12 +127,13 @@ fn quoted(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-fn write(mut file: Turned, batches: &Receiver<Vec<u8>>) {
+fn write(mut file: Turned, batches: &Receiver<Batch>) {
     let mut failing = false;
     while let Ok(batch) = batches.recv() {
-        match file.write(&batch) {
+        match file.write(&batch.text) {
             Ok(()) => failing = false,
-            Err(error) => {
+            Err((written, error)) => {
+                batch.lose_after(written);
                 if !failing {
                     tracing::error!(path = %file.path.display(), %error, "cannot write the access log");
                 }
@@ -132,39 +147,91 @@ fn write(mut file: Turned, batches: &Receiver<Vec<u8>>) {
 struct Turned {
     path: PathBuf,
     file: File,
+    /// Its last line was not written to its end.
+    torn: bool,
 }
 
 impl Turned {
     fn open(path: &Path) -> std::io::Result<Turned> {
         let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        Ok(Turned { path: path.to_path_buf(), file })
+        Ok(Turned { path: path.to_path_buf(), file, torn: false })
     }
 
-    fn write(&mut self, batch: &[u8]) -> std::io::Result<()> {
-        let own = self.file.metadata()?;
-        let there = std::fs::metadata(&self.path);
-        let is_own = there.is_ok_and(|it| (it.dev(), it.ino()) == (own.dev(), own.ino()));
-        if is_own && own.len() >= FILE_BYTES {
-            let numbered = |number: usize| {
-                let mut name = self.path.clone().into_os_string();
-                name.push(format!(".{number}"));
-                PathBuf::from(name)
-            };
-            for number in (1..FILES).rev() {
-                // There may be fewer yet.
-                let _ = std::fs::rename(numbered(number), numbered(number + 1));
-            }
-            match std::fs::rename(&self.path, numbered(1)) {
-                // The other one was faster.
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-                Err(_) | Ok(()) => {}
+    /// Writes whole lines; an error comes with how many bytes of them were written.
+    fn write(&mut self, lines: &[u8]) -> Result<(), (usize, std::io::Error)> {
+        let mut written = 0;
+        self.turn()
+            .and_then(|()| self.append(lines, &mut written))
+            .map_err(|error| (written, error))
+    }
+
+    fn append(&mut self, lines: &[u8], written: &mut usize) -> std::io::Result<()> {
+        if self.torn {
+            // The next line is none of it.
+            self.file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        while *written < lines.len() {
+            match self.file.write(&lines[*written..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => *written += count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.torn = *written > 0 && lines[*written - 1] != b'\n';
+                    return Err(error);
+                }
             }
         }
-        // Somebody else turned it over, or took it away: a new one has begun, or begins.
-        if !is_own || own.len() >= FILE_BYTES {
+        Ok(())
+    }
+
+    /// Goes on with a new file where this one is full, or is there no more: somebody else turned it over,
+    /// or took it away.
+    fn turn(&mut self) -> std::io::Result<()> {
+        if !self.is_there()? {
             *self = Turned::open(&self.path)?;
+        } else if self.file.metadata()?.len() >= FILE_BYTES {
+            self.turn_over()?;
         }
-        self.file.write_all(batch)
+        Ok(())
+    }
+
+    fn turn_over(&mut self) -> std::io::Result<()> {
+        let within = self.path.parent().filter(|it| !it.as_os_str().is_empty());
+        let directory = File::open(within.unwrap_or(Path::new(".")))?;
+        // One process at a time, until this handle is closed. What another one is doing is not waited for:
+        // it may have been stopped.
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(());
+        }
+        // It may have been done just before.
+        if self.is_there()? {
+            self.rename()?;
+        }
+        *self = Turned::open(&self.path)?;
+        Ok(())
+    }
+
+    fn is_there(&self) -> std::io::Result<bool> {
+        let (own, there) = (self.file.metadata()?, std::fs::metadata(&self.path));
+        Ok(there.is_ok_and(|it| (it.dev(), it.ino()) == (own.dev(), own.ino())))
+    }
+
+    fn rename(&self) -> std::io::Result<()> {
+        let numbered = |number: usize| {
+            let mut name = self.path.clone().into_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        for number in (1..FILES).rev() {
+            // There may be fewer yet.
+            let _ = std::fs::rename(numbered(number), numbered(number + 1));
+        }
+        match std::fs::rename(&self.path, numbered(1)) {
+            // Another program took it away.
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            Err(_) | Ok(()) => Ok(()),
+        }
     }
 }
 
@@ -218,6 +285,47 @@ mod tests {
         std::fs::rename(&path, dir.path().join("away")).expect("moved");
         other.write(b"third\n").expect("written");
         assert_eq!(std::fs::read_to_string(&path).expect("read"), "third\n");
+    }
+
+    /// Whoever comes late finds it done, and whoever comes meanwhile goes on with what it has.
+    #[test]
+    fn who_turns_it_over_is_alone_in_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("access.log");
+        let mut one = Turned::open(&path).expect("opened");
+        let mut two = Turned::open(&path).expect("opened");
+        one.file.set_len(FILE_BYTES).expect("a hole");
+        let other = File::open(dir.path()).expect("opened");
+        flock(&other, FlockOperation::LockExclusive).expect("locked");
+        one.write(b"one\n").expect("written");
+        let there = || std::fs::read_dir(dir.path()).expect("a directory").count();
+        assert_eq!((there(), one.file.metadata().expect("there").len()), (1, FILE_BYTES + 4));
+        drop(other);
+        one.write(b"two\n").expect("written");
+        assert_eq!((there(), std::fs::read(&path).expect("read")), (2, b"two\n".to_vec()));
+
+        // One that finds it full at the same moment, and comes after it.
+        two.turn_over().expect("turned");
+        two.write(b"three\n").expect("written");
+        assert_eq!((there(), std::fs::read(&path).expect("read")), (2, b"two\nthree\n".to_vec()));
+    }
+
+    /// A disk that is full takes a part of what it is given.
+    #[test]
+    fn lines_that_are_not_written_are_counted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut file = Turned::open(Path::new("/dev/full")).expect("opened");
+        let (written, _) = file.write(b"one\ntwo\n").expect_err("it is full");
+        assert_eq!((written, file.torn), (0, false));
+        let batch = Batch { text: b"one\ntwo\nthree\n".to_vec(), lost: Arc::default() };
+        // The second one was torn.
+        batch.lose_after(6);
+        assert_eq!(batch.lost.load(Relaxed), 2);
+        let mut file = Turned::open(&dir.path().join("access.log")).expect("opened");
+        file.write(b"one\ntw").expect("written");
+        file.torn = true;
+        file.write(b"four\n").expect("written");
+        assert_eq!(std::fs::read(&file.path).expect("read"), b"one\ntw\nfour\n");
     }
 
     #[test]

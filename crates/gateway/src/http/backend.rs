@@ -39,14 +39,19 @@ pub enum Need {
 pub struct Conn {
     pub io: Io,
     pub buf: Buf,
-    /// It has carried a request before.
+    /// It has carried a request before, and nobody has heard of it since then.
     pub reused: bool,
 }
 
 impl Conn {
     fn on(stream: Stream) -> Conn {
-        let reused = stream.was_idle();
+        let reused = stream.was_in_doubt();
         Conn { io: Io::Stream(Box::new(stream)), buf: Buf::default(), reused }
+    }
+
+    /// That it broke without an answer says nothing of the instance.
+    pub fn is_stale(&self) -> bool {
+        self.reused || matches!(&self.io, Io::Stream(stream) if stream.is_calmed())
     }
 }
 

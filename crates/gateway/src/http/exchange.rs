@@ -447,17 +447,17 @@ pub async fn answer(client: &mut Client, status: u16, why: &str, deadline: Insta
     let Client { io, buf, request, response, up, down, timer, .. } = client;
     // A body that is still there is not the next request.
     up.let_go(buf);
-    let body = match request.method {
-        Method::Head => {
-            response.own(status, why, &request.id, None);
-            Vec::new()
-        }
-        _ => response.own(status, why, &request.id, None),
-    };
+    let mut body = response.own(status, why, request);
+    if request.method == Method::Head {
+        body.clear();
+    }
     request.keep_alive &= up.is_read() || request.framing == Framing::None;
     response.framing = Framing::Length(body.len() as u64);
     let read = response.framing;
-    if begin(io, request, response, down, read).is_err() {
+    let begun = begin(io, request, response, down, read);
+    // What went wrong is remembered as such, also where gRPC has it said in a success.
+    response.status = status;
+    if begun.is_err() {
         return false;
     }
     // What was read of the request is not read as the answer's body.

@@ -1,12 +1,14 @@
 //! What became of requests: counted for metrics, the last ones kept for who asks about one, and a line
 //! each for the access log. A thread writes its own; whoever reads, reads all threads'.
 
-use super::access::Lines;
+use super::access::{Batch, Lines};
 use super::id::{RequestId, Short};
 use super::request::Method;
 use everhold_core::spec::RETRIES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Upper bounds in seconds: OpenTelemetry's for `http.server.request.duration`.
@@ -139,8 +141,7 @@ struct Books {
     recent: VecDeque<Record>,
     wrong: VecDeque<Record>,
     lines: Option<Lines>,
-    /// Of logs that were given up.
-    lines_lost: u64,
+    lines_lost: Arc<AtomicU64>,
 }
 
 /// Histograms by what they are of; the last one is found without a search.
@@ -196,7 +197,7 @@ impl<K: Ord + Clone> Histograms<K> {
 pub struct Sums {
     pub requests: BTreeMap<Series, Histogram>,
     pub tries: BTreeMap<Of, Histogram>,
-    /// Lines of the access log for which there was no room.
+    /// Lines of the access log that the disk was too slow for, or did not take.
     pub lines_lost: u64,
 }
 
@@ -238,11 +239,11 @@ impl Ledger {
     }
 
     /// Goes on with another access log, or with none; the one it had gets what is its own.
-    pub fn turn_log(&self, lines: Option<Lines>) {
+    pub fn turn_log(&self, to: Option<SyncSender<Batch>>) {
         let mut books = self.books();
+        let lines = to.map(|to| Lines::new(to, books.lines_lost.clone()));
         if let Some(mut last) = std::mem::replace(&mut books.lines, lines) {
             last.flush();
-            books.lines_lost += last.lost();
         }
     }
 
@@ -268,7 +269,7 @@ impl Ledger {
         for (of, histogram) in books.tries.iter() {
             sums.tries.entry(of.clone()).or_default().merge(histogram);
         }
-        sums.lines_lost += books.lines_lost + books.lines.as_ref().map_or(0, Lines::lost);
+        sums.lines_lost += books.lines_lost.load(Relaxed);
     }
 }
 

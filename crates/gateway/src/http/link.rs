@@ -5,9 +5,9 @@ use super::backend::{FRESH, IDLE_FOR, Need};
 use super::stream::Stream;
 use crate::socket;
 use bytes::Bytes;
-use everhold_core::http::pulse::{Beat, Pulse};
+use everhold_core::http::pulse::{Beat, Heard, Pulse};
 use h2::client::{Builder, SendRequest};
-use h2::{Ping, PingPong};
+use h2::{Ping, PingPong, Reason};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
@@ -50,9 +50,12 @@ struct Link {
     streams: Cell<usize>,
     /// It has carried requests before.
     used: Cell<bool>,
-    /// Since when it carries none.
-    idle: Cell<Instant>,
-    heard: Rc<Cell<u64>>,
+    came: Rc<Came>,
+    /// How much had come when it was last called in doubt: it was taken after a rest, or left a request
+    /// without a word. What comes then proves it.
+    doubted: Cell<Option<u64>>,
+    said: Cell<u64>,
+    pongs: Cell<u64>,
     pulse: Cell<Pulse>,
     ping: RefCell<Option<PingPong>>,
     driver: AbortHandle,
@@ -60,29 +63,57 @@ struct Link {
     socket: Weak<RefCell<TcpStream>>,
 }
 
+/// What came on a connection, and when the last of it did.
+struct Came {
+    bytes: Cell<u64>,
+    at: Cell<Instant>,
+}
+
 /// A request's place on a connection, for as long as this lives.
 pub struct Place {
     link: Rc<Link>,
-    /// The connection had been idle.
-    pub was_idle: bool,
+    /// How much had come on the connection when this began.
+    came: u64,
+    /// The connection was in doubt then: it may have been closed already.
+    pub in_doubt: bool,
 }
 
 impl Place {
     fn new(link: &Rc<Link>) -> Place {
-        let was_idle = link.streams.get() == 0 && link.used.replace(true);
+        let came = link.came.bytes.get();
+        if link.streams.get() == 0 && link.used.replace(true) {
+            link.doubted.set(Some(came));
+        }
         link.streams.set(link.streams.get() + 1);
-        Place { link: link.clone(), was_idle }
+        Place { link: link.clone(), came, in_doubt: !link.is_proven() }
     }
 
     pub fn sender(&self) -> SendRequest<Bytes> {
         self.link.send.clone()
     }
+
+    /// A head of an answer came, or a piece of one.
+    pub fn said(&self) {
+        self.link.said.set(self.link.said.get() + 1);
+    }
+
+    /// The instance ended the connection since too much was asked on it. Servers of gRPC say that of
+    /// pings, others of requests that are given up: what it was to answer tells nothing of how it does.
+    pub fn is_calmed(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(Err(error)) = self.sender().poll_ready(&mut cx) else { return false };
+        let calm = error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
+        error.is_go_away() && error.is_remote() && calm
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.link.streams.set(self.link.streams.get() - 1);
-        self.link.idle.set(Instant::now());
+        let Link { streams, came, doubted, .. } = &*self.link;
+        streams.set(streams.get() - 1);
+        if came.bytes.get() == self.came {
+            doubted.set(Some(self.came));
+        }
     }
 }
 
@@ -147,11 +178,10 @@ impl Links {
                 return link.is_open() && link.is_fit(Need::Good, now);
             }
             let mut pulse = link.pulse.get();
-            let beat = pulse.look(link.heard.get());
+            let beat = pulse.look(link.heard());
             match beat {
                 Beat::Steady => {}
-                Beat::Ask if link.ask() => pulse.asked(),
-                Beat::Ask => {}
+                Beat::Ask => link.ask(),
                 Beat::Gone => {
                     tracing::debug!(address = %self.address, "nobody answers a ping");
                     link.driver.abort();
@@ -166,9 +196,9 @@ impl Links {
 impl Link {
     async fn open(address: SocketAddr) -> io::Result<Link> {
         let socket = Rc::new(RefCell::new(socket::connect(address).await?));
-        let heard = Rc::new(Cell::new(0));
+        let came = Rc::new(Came { bytes: Cell::new(0), at: Cell::new(Instant::now()) });
         let of_link = Rc::downgrade(&socket);
-        let io = Heard { socket, bytes: heard.clone() };
+        let io = Counted { socket, came: came.clone() };
         let none = |_| io::Error::from(io::ErrorKind::InvalidData);
         let (send, mut connection) = Builder::new()
             .enable_push(false)
@@ -197,8 +227,10 @@ impl Link {
             send,
             streams: Cell::new(0),
             used: Cell::new(false),
-            idle: Cell::new(Instant::now()),
-            heard,
+            came,
+            doubted: Cell::new(None),
+            said: Cell::new(0),
+            pongs: Cell::new(0),
             pulse: Cell::default(),
             ping,
             driver: driver.abort_handle(),
@@ -215,17 +247,22 @@ impl Link {
         self.streams.get() < self.send.current_max_send_streams().min(STREAMS_MAX)
     }
 
-    /// Whether it is as good as that. One that carries requests is: what ends it ends those, too.
+    /// Whether it is as good as that. One that carries requests is, unless it is in doubt: what ends it
+    /// ends those, too. Any other is as good as what was last heard of it is new.
     fn is_fit(&self, need: Need, now: Instant) -> bool {
-        let idle = now.saturating_duration_since(self.idle.get());
-        self.streams.get() > 0
+        let age = now.saturating_duration_since(self.came.at.get());
+        self.streams.get() > 0 && self.is_proven()
             || match (need, self.used.get()) {
-                (Need::Good, _) => idle <= IDLE_FOR,
-                (Need::Fresh, true) => idle <= FRESH && !self.has_spoken(),
+                (Need::Good, _) => age <= IDLE_FOR,
+                (Need::Fresh, true) => age <= FRESH && !self.has_spoken(),
                 (Need::New, true) => false,
                 // What it says now belongs to its greeting.
-                (Need::Fresh | Need::New, false) => idle <= FRESH,
+                (Need::Fresh | Need::New, false) => age <= FRESH,
             }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.doubted.get().is_none_or(|by_then| self.came.bytes.get() > by_then)
     }
 
     /// Whether anything came that was not looked at, as an end or a word that it will.
@@ -233,23 +270,32 @@ impl Link {
         self.socket.upgrade().is_none_or(|it| socket::has_spoken(&it.borrow()))
     }
 
-    /// `false`: it can't be asked now.
-    fn ask(&self) -> bool {
-        let mut ping = self.ping.borrow_mut();
-        let Some(ping) = &mut *ping else { return false };
-        // The answer to the last one is still there to be taken.
-        let _ = ping.poll_pong(&mut Context::from_waker(Waker::noop()));
-        ping.send_ping(Ping::opaque()).is_ok()
+    /// All that came so far; takes the answer to a question, or there could not be another one.
+    fn heard(&self) -> Heard {
+        let mut cx = Context::from_waker(Waker::noop());
+        let answered = self.ping.borrow_mut().as_mut().map(|ping| ping.poll_pong(&mut cx));
+        if let Some(Poll::Ready(Ok(_))) = answered {
+            self.pongs.set(self.pongs.get() + 1);
+        }
+        Heard { bytes: self.came.bytes.get(), said: self.said.get(), pongs: self.pongs.get() }
+    }
+
+    /// Asks whether anybody is there.
+    fn ask(&self) {
+        if let Some(ping) = &mut *self.ping.borrow_mut() {
+            // It can't only if the connection has ended, and then it says nothing either.
+            let _ = ping.send_ping(Ping::opaque());
+        }
     }
 }
 
 /// A socket that counts what came.
-struct Heard {
+struct Counted {
     socket: Rc<RefCell<TcpStream>>,
-    bytes: Rc<Cell<u64>>,
+    came: Rc<Came>,
 }
 
-impl AsyncRead for Heard {
+impl AsyncRead for Counted {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -257,13 +303,16 @@ impl AsyncRead for Heard {
     ) -> Poll<io::Result<()>> {
         let before = room.filled().len();
         ready!(Pin::new(&mut *self.socket.borrow_mut()).poll_read(cx, room))?;
-        let came = (room.filled().len() - before) as u64;
-        self.bytes.set(self.bytes.get() + came);
+        let count = (room.filled().len() - before) as u64;
+        if count > 0 {
+            self.came.bytes.set(self.came.bytes.get() + count);
+            self.came.at.set(Instant::now());
+        }
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Heard {
+impl AsyncWrite for Counted {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -35,7 +35,7 @@ mod trailers;
 mod tunnel;
 mod world;
 
-pub(crate) use access::{Lines, open as open_log};
+pub(crate) use access::open as open_log;
 pub use id::RequestId;
 pub(crate) use judge::run as judge;
 pub use ledger::{BOUNDS_S, Histogram, Ledger, Of, Record, Series, Sums, Tries, Try};

@@ -556,6 +556,14 @@ impl Request {
         })
     }
 
+    /// Whether it is a call of gRPC. That of browsers is not: it is answered in other ways.
+    pub fn is_grpc(&self) -> bool {
+        const GRPC: &[u8] = b"application/grpc";
+        let kind = self.value("content-type").unwrap_or_default();
+        let (name, rest) = kind.split_at(kind.len().min(GRPC.len()));
+        name.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
+    }
+
     /// The value of a cookie.
     pub fn cookie(&self, name: &str) -> Option<&[u8]> {
         let mut all = lines(&self.head).filter(|(it, _)| it.eq_ignore_ascii_case(b"cookie"));

@@ -2,7 +2,7 @@
 
 use super::body::{Framing, lines_are_whole};
 use super::id::RequestId;
-use super::request::{FIELDS_MAX, Method, number, push, tokens};
+use super::request::{FIELDS_MAX, Method, Request, number, push, tokens};
 use http::header::CONTENT_LENGTH;
 use httparse::{Header, Status};
 use jiff::Timestamp;
@@ -223,24 +223,17 @@ impl Response {
     }
 
     /// An answer of the gateway's own, with its body: what is wrong, and the name of the request. 204:
-    /// nothing is, and there is none.
-    pub fn own(
-        &mut self,
-        status: u16,
-        why: &str,
-        id: &RequestId,
-        retry_after_s: Option<u32>,
-    ) -> Vec<u8> {
+    /// nothing is, and there is none. Who speaks gRPC gets no body, and the same in its own words.
+    pub fn own(&mut self, status: u16, why: &str, asked: &Request) -> Vec<u8> {
+        if asked.is_grpc() && status != 204 {
+            self.own_grpc(status, why, &asked.id);
+            return Vec::new();
+        }
+        let id = &asked.id;
         let id_text = String::from_utf8_lossy(id.as_bytes());
         let body =
             format!("{{\"error\":\"{why}\",\"status\":{status},\"request\":\"{id_text}\"}}\n");
-        self.status = status;
-        self.framing = Framing::Length(body.len() as u64);
-        self.keep_alive = true;
-        self.begin(status, reason(status), 256);
-        if let Ok(now) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
-            push(&mut self.head, b"Date", now.as_bytes());
-        }
+        self.begin_own(status, reason(status));
         if status == 204 {
             self.finish(id);
             return Vec::new();
@@ -248,11 +241,27 @@ impl Response {
         push(&mut self.head, b"Content-Type", b"application/json");
         push(&mut self.head, b"Content-Length", body.len().to_string().as_bytes());
         push(&mut self.head, b"Cache-Control", b"no-store");
-        if let Some(after_s) = retry_after_s {
-            push(&mut self.head, b"Retry-After", after_s.to_string().as_bytes());
-        }
         self.finish(id);
         body.into_bytes()
+    }
+
+    /// Trailers alone, as gRPC calls an answer that is over with its head. In HTTP it is a success.
+    fn own_grpc(&mut self, status: u16, why: &str, id: &RequestId) {
+        self.begin_own(200, "OK");
+        push(&mut self.head, b"Content-Type", b"application/grpc");
+        push(&mut self.head, b"Content-Length", b"0");
+        push(&mut self.head, b"grpc-status", grpc_status(status).to_string().as_bytes());
+        // Printable ASCII without a percent sign stands for itself.
+        push(&mut self.head, b"grpc-message", why.as_bytes());
+        self.finish(id);
+    }
+
+    fn begin_own(&mut self, status: u16, reason: &str) {
+        (self.status, self.keep_alive) = (status, true);
+        self.begin(status, reason, 256);
+        if let Ok(now) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
+            push(&mut self.head, b"Date", now.as_bytes());
+        }
     }
 }
 
@@ -271,6 +280,24 @@ fn is_nominated(fields: &[Header<'_>], kinds: &[Kind], name: &str) -> bool {
     connections
         .flat_map(|(field, _)| tokens(field.value))
         .any(|token| token.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+/// What gRPC calls a status, as Envoy says it, and where something is too much by the name it has for that.
+fn grpc_status(status: u16) -> u8 {
+    match status {
+        // INTERNAL
+        400 => 13,
+        // UNIMPLEMENTED
+        404 => 12,
+        // RESOURCE_EXHAUSTED
+        413 | 429 | 431 => 8,
+        // UNAVAILABLE
+        502 | 503 => 14,
+        // DEADLINE_EXCEEDED
+        504 => 4,
+        // UNKNOWN
+        _ => 2,
+    }
 }
 
 fn reason(status: u16) -> &'static str {

@@ -251,8 +251,8 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             Failure::Bad(_) => (Sent::Response, (502, "the instance's answer is none")),
             Failure::Timeout => (Sent::Request, (504, "the instance does not answer in time")),
         };
-        // An idle connection that was closed says nothing of the instance, which has seen nothing: it
-        // may be asked again, over a new one.
+        // An idle connection that was closed says nothing of the instance, which has seen nothing, nor
+        // does one that was ended for what others did on it: it may be asked again, over a new one.
         if failed.stale {
             (tried[index], anew) = (usize::MAX, true);
         } else {
@@ -336,7 +336,8 @@ fn alarm(world: &World, is_due: bool) {
 /// A try that came to nothing.
 struct NoAnswer {
     failure: Failure,
-    /// Over a connection that had been idle and broke without a word, or takes no more.
+    /// Over a connection that had been idle and broke without a word, or was ended for what others did,
+    /// or takes no more.
     stale: bool,
 }
 
@@ -369,7 +370,7 @@ async fn one_try(
         Ok(()) => Ok(conn),
         Err(failure) => {
             let stale = match failure {
-                Failure::Broken(_) => conn.reused,
+                Failure::Broken(_) => conn.is_stale(),
                 // It goes on over another one.
                 Failure::Refused { leaving } => leaving,
                 Failure::Connect(_)

@@ -56,9 +56,14 @@ impl Stream {
         Stream { place: Some((place, address)), ..Stream::default() }
     }
 
-    /// Its connection has carried others before and was idle: it may have been closed meanwhile.
-    pub fn was_idle(&self) -> bool {
-        self.place.as_ref().is_some_and(|(place, _)| place.was_idle)
+    /// Its connection has carried others before and had rested: it may have been closed meanwhile.
+    pub fn was_in_doubt(&self) -> bool {
+        self.place.as_ref().is_some_and(|(place, _)| place.in_doubt)
+    }
+
+    /// The instance ended its connection since too much was asked on it.
+    pub fn is_calmed(&self) -> bool {
+        self.place.as_ref().is_some_and(|(place, _)| place.is_calmed())
     }
 
     /// Asks an instance; `bare`: no body follows.
@@ -77,10 +82,13 @@ impl Stream {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(response::Parts, bool), h2::Error>> {
         let Some(answer) = &mut self.answer else { return Poll::Pending };
+        let said = || self.place.iter().for_each(|(place, _)| place.said());
         if let Poll::Ready(Some(interim)) = answer.poll_informational(cx) {
+            said();
             return Poll::Ready(interim.map(|it| (it.into_parts().0, false)));
         }
         let (head, receive) = ready!(Pin::new(answer).poll(cx))?.into_parts();
+        said();
         let over = receive.is_end_stream();
         (self.answer, self.receive) = (None, Some(receive));
         Poll::Ready(Ok((head, over)))
@@ -94,7 +102,10 @@ impl Stream {
         while self.left.is_empty() {
             let Some(receive) = &mut self.receive else { return Poll::Ready(Ok(())) };
             match ready!(receive.poll_data(cx)) {
-                Some(data) => self.left = data.map_err(broken)?,
+                Some(data) => {
+                    self.left = data.map_err(broken)?;
+                    self.place.iter().for_each(|(place, _)| place.said());
+                }
                 None => {
                     let trailers = ready!(receive.poll_trailers(cx)).map_err(broken)?;
                     self.received = trailers;

@@ -99,6 +99,7 @@ fn a_refused_stream_is_tried_elsewhere_and_another_reset_only_if_that_does_no_ha
 const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const HEADERS: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -380,6 +381,130 @@ fn a_connection_that_rested_takes_nothing_that_must_not_be_repeated() {
     assert_eq!((gateway.ask(POST).status, count.load(SeqCst)), (200, 2));
     // One that was used just now does.
     assert_eq!((gateway.ask(POST).status, count.load(SeqCst)), (200, 2));
+}
+
+/// Answers so many requests on its first connection, then nothing, and closes it at the word. `count`:
+/// those that it answers on others.
+fn falls_silent(most: usize, word: mpsc::Receiver<()>, count: Arc<AtomicUsize>) -> SocketAddr {
+    let word = std::sync::Mutex::new(word);
+    raw(move |index, socket| {
+        if index == 0 {
+            for _ in 0..most {
+                let Some(stream) = next_stream(socket) else { return };
+                let _ = socket.write_all(&fine(stream));
+            }
+            let _ = word.lock().unwrap().recv();
+            return;
+        }
+        while let Some(stream) = next_stream(socket) {
+            count.fetch_add(1, SeqCst);
+            let _ = socket.write_all(&fine(stream));
+        }
+    })
+}
+
+/// Requests are on it again, but nothing was heard of it since it rested.
+#[test]
+fn a_connection_that_was_woken_is_not_proven_by_that() {
+    let ((close, word), count) = (mpsc::channel(), Arc::new(AtomicUsize::new(0)));
+    let gateway = before(&[falls_silent(1, word, count.clone())]);
+    assert_eq!(gateway.ask(GET).status, 200);
+    thread::sleep(Duration::from_secs(1) + A_WHILE);
+    let mut gets: Vec<_> = (0..8).map(|_| gateway.client()).collect();
+    gets.iter_mut().for_each(|it| it.say(GET));
+    // So that they are on their way before it.
+    thread::sleep(A_WHILE);
+    assert_eq!(gateway.ask(POST).status, 200, "over another one");
+    close.send(()).unwrap();
+    // There is nobody else: what is held against the instance is not asked of it again.
+    let statuses: Vec<u16> = gets.iter_mut().map(|it| it.answer().status).collect();
+    assert_eq!(statuses, [200; 8]);
+    assert_eq!(count.load(SeqCst), 9);
+}
+
+/// What ran out of time did not do so on a sound connection.
+#[test]
+fn a_request_that_was_left_without_a_word_proves_nothing() {
+    let hurried = "GET / HTTP/1.1\r\nHost: a\r\nX-Envoy-Expected-Rq-Timeout-Ms: 100\r\n\r\n";
+    // Of a connection that had rested, and of one on which something else is waited for.
+    for rested in [true, false] {
+        let ((_close, word), count) = (mpsc::channel(), Arc::new(AtomicUsize::new(0)));
+        let gateway = before(&[falls_silent(usize::from(rested), word, count.clone())]);
+        let mut first = gateway.client();
+        first.say(GET);
+        if rested {
+            assert_eq!(first.answer().status, 200);
+        }
+        thread::sleep(Duration::from_secs(1) + A_WHILE);
+        gateway.ask(hurried);
+        assert_eq!(gateway.ask(POST).status, 200, "rested: {rested}");
+        assert!(count.load(SeqCst) > 0);
+    }
+}
+
+/// As servers of gRPC do when they were pinged too often, and others when too much was given up. What
+/// was begun had nothing to do with it.
+#[test]
+fn an_instance_that_asks_for_calm_is_asked_over_another_connection() {
+    const ENHANCE_YOUR_CALM: u32 = 11;
+    let address = raw(move |index, socket| {
+        if index == 0 {
+            let last = (0..3).filter_map(|_| next_stream(socket)).max().unwrap();
+            let why = [&last.to_be_bytes()[..], &ENHANCE_YOUR_CALM.to_be_bytes()].concat();
+            let _ = socket.write_all(&frame(GOAWAY, 0, 0, &[&why[..], b"too_many_pings"].concat()));
+            return thread::sleep(A_WHILE);
+        }
+        while let Some(stream) = next_stream(socket) {
+            let _ = socket.write_all(&fine(stream));
+        }
+    });
+    let gateway = before(&[address]);
+    let mut gets: Vec<_> = (0..3).map(|_| gateway.client()).collect();
+    gets.iter_mut().for_each(|it| it.say(GET));
+    // There is nobody else: what is held against the instance is not asked of it again.
+    let statuses: Vec<u16> = gets.iter_mut().map(|it| it.answer().status).collect();
+    assert_eq!(statuses, [200; 3]);
+}
+
+/// One leaves the ping without an answer, and says something else before it falls silent. The other one
+/// answers it, says something of its answer, and is silent again.
+#[test]
+fn a_question_stays_open_until_it_is_answered_and_is_put_again_then() {
+    let dead = raw(|index, socket| {
+        while let Some((kind, stream, _)) = read_frame(socket) {
+            if kind == PING {
+                let more = frame(WINDOW_UPDATE, 0, 0, &1_u32.to_be_bytes());
+                let _ = socket.write_all(&[&more[..], &more].concat());
+            } else if kind == HEADERS && index > 0 {
+                let _ = socket.write_all(&fine(stream));
+            }
+        }
+    });
+    let pings = Arc::new(AtomicUsize::new(0));
+    let count = pings.clone();
+    let slow = raw(move |_, socket| {
+        let Some(stream) = next_stream(socket) else { return };
+        while let Some((kind, _, payload)) = read_frame(socket) {
+            if kind == PING {
+                let _ = socket.write_all(&frame(PING, 1, 0, &payload));
+                // An interim answer: 103.
+                let early = frame(HEADERS, END_HEADERS, stream, b"\x08\x03103");
+                let first = count.fetch_add(1, SeqCst) == 0;
+                let _ = socket.write_all(&if first { early } else { fine(stream) });
+            }
+        }
+    });
+    let [dead, slow] = [dead, slow]
+        .map(|address| second::before_with(&[address], |service| service.timeout_ms = 600_000));
+    let mut clients = [dead.client(), slow.client()];
+    for client in &mut clients {
+        client.socket.set_read_timeout(Some(Duration::from_secs(100))).unwrap();
+        client.say(GET);
+    }
+    let statuses = clients.map(|mut client| client.answer().status);
+    assert_eq!(statuses, [502, 200], "it was seen, and there is nobody else");
+    assert_eq!(pings.load(SeqCst), 2);
+    assert_eq!(dead.ask(POST).status, 200, "over another connection");
 }
 
 /// Answers that HTTP/2 does not allow, or that would be read in two ways in HTTP/1.

@@ -70,3 +70,17 @@ fn a_line_for_each_request_while_it_is_on_and_no_secrets() {
     assert_eq!(lines(&second)[2]["url.path"], "/on");
     assert_eq!(fixture.gateway.sums().lines_lost, 0);
 }
+
+/// A disk that is full.
+#[test]
+fn lines_that_are_not_written_are_counted() {
+    let instance = Instance::says("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    let fixture = Fixture::before(&instance);
+    fixture.gateway.set_access_log(Some(Path::new("/dev/full"))).unwrap();
+    for _ in 0..3 {
+        assert_eq!(fixture.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    }
+    eventually("all are counted", || fixture.gateway.sums().lines_lost == 3);
+    fixture.gateway.set_access_log(None).unwrap();
+    assert_eq!(fixture.gateway.sums().lines_lost, 3);
+}

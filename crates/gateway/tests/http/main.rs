@@ -11,6 +11,7 @@ mod fixture;
 mod framing;
 mod frozen;
 mod gone;
+mod grpc;
 mod keep;
 mod leave;
 mod links;
