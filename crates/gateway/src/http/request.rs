@@ -102,6 +102,8 @@ pub struct Request {
     pub keep_alive: bool,
     /// It asks for another protocol.
     pub upgrade: bool,
+    /// It waits for leave to send its body: RFC 9110 section 10.1.1.
+    pub expects: bool,
     /// It goes no further: RFC 9110 section 7.6.2.
     pub is_last: bool,
     /// It bears fields after the answer's body.
@@ -129,6 +131,7 @@ impl Default for Request {
             old: false,
             keep_alive: false,
             upgrade: false,
+            expects: false,
             is_last: false,
             trailers: false,
             grpc_timeout: None,
@@ -160,6 +163,7 @@ enum Kind {
     TransferEncoding,
     Upgrade,
     Te,
+    Expect,
     MaxForwards,
     TraceParent,
     TraceState,
@@ -184,6 +188,7 @@ fn known(name: &str) -> Kind {
         4 if is("host") => Kind::Host,
         // An old CGI takes it for the environment's variable of that name.
         5 if is("proxy") => Kind::Own,
+        6 if is("expect") => Kind::Expect,
         7 if is("upgrade") => Kind::Upgrade,
         9 if is("forwarded") => Kind::Own,
         10 if is("connection") => Kind::Connection,
@@ -227,7 +232,7 @@ impl Request {
         let mut parsed = httparse::Request::new(&mut []);
         // Of what can't be read nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
-        (self.trailers, self.is_last) = (false, false);
+        (self.trailers, self.expects, self.is_last) = (false, false, false);
         (self.grpc_timeout, self.expected) = (None, None);
         let length = match parsed.parse_with_uninit_headers(input, &mut space) {
             Ok(Status::Complete(length)) => length,
@@ -282,6 +287,7 @@ impl Request {
                     }
                 }
                 Kind::Te => self.trailers |= bears_trailers(field.value),
+                Kind::Expect => self.expects |= is_continue(field.value),
                 Kind::Connection => {
                     for token in tokens(field.value) {
                         match () {
@@ -323,14 +329,18 @@ impl Request {
             (None, host) => host.unwrap_or_default(),
         };
         self.keep_alive = !close && (!self.old || keep);
-        self.upgrade =
-            upgrade && !http2 && wants_upgrade && !self.old && self.framing == Framing::None;
+        self.expects &= !self.old;
+        // A body would be between the two protocols.
+        let bare = matches!(self.framing, Framing::None | Framing::Length(0));
+        self.upgrade = upgrade && !http2 && wants_upgrade && !self.old && bare;
         self.id = id.map_or_else(|| ids.request(), RequestId::of);
 
         self.begin(length, method, target, host)?;
         for (field, kind) in fields.iter().zip(&kinds) {
             let passes = match kind {
-                Kind::EndToEnd => !nominates || !is_nominated(fields, &kinds, field.name),
+                Kind::EndToEnd | Kind::Expect => {
+                    !nominates || !is_nominated(fields, &kinds, field.name)
+                }
                 Kind::ContentLength => true,
                 Kind::MaxForwards => self.goes_on(field.value)?,
                 Kind::Upgrade => self.upgrade,
@@ -366,7 +376,7 @@ impl Request {
     ) -> Result<(), Refusal> {
         // Of what can't be taken nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
-        (self.trailers, self.is_last) = (false, false);
+        (self.trailers, self.expects, self.is_last) = (false, false, false);
         (self.grpc_timeout, self.expected) = (None, None);
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
@@ -378,6 +388,7 @@ impl Request {
                 Kind::EndToEnd | Kind::Own | Kind::TraceState | Kind::MaxForwards => {}
                 Kind::Connection | Kind::TransferEncoding | Kind::Upgrade => {}
                 Kind::Te => self.trailers |= bears_trailers(value),
+                Kind::Expect => self.expects |= is_continue(value),
                 Kind::Host => {
                     if host.replace(value).is_some() {
                         return refuse(400, "more than one Host");
@@ -416,6 +427,7 @@ impl Request {
         for (name, value) in &parts.headers {
             let passes = match kind(name.as_str()) {
                 Kind::EndToEnd => name != COOKIE,
+                Kind::Expect => true,
                 Kind::MaxForwards => self.goes_on(value.as_bytes())?,
                 Kind::TraceParent | Kind::TraceState => traced,
                 Kind::Own
@@ -619,6 +631,10 @@ fn least(known: &mut Option<Duration>, said: Option<Duration>) -> Result<(), Ref
     let Some(said) = said else { return refuse(400, "a timeout that is none") };
     *known = Some(known.map_or(said, |known| known.min(said)));
     Ok(())
+}
+
+fn is_continue(expected: &[u8]) -> bool {
+    expected.eq_ignore_ascii_case(b"100-continue")
 }
 
 /// Whether it is a protocol over which no instance may be talked to by an upgrade: HTTP/2 in the clear

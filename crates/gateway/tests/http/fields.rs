@@ -36,7 +36,8 @@ fn fields_of_one_hop_stay_on_it() {
         ("Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n",             ""),
         ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",  ""),
         ("Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",                   ""),
-        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n", "Content-Length: 0\r\n"),
+        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi", "Content-Length: 2\r\n"),
+        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n", "Upgrade: websocket\r\nContent-Length: 0\r\nConnection: Upgrade\r\n"),
         ("Connection: Upgrade\r\nUpgrade: websocket\r\n",                  "Upgrade: websocket\r\nConnection: Upgrade\r\n"),
         // These are the instance's.
         ("Expect: 100-continue\r\nTrailer: A\r\nCookie: b\r\nAuthorization: c\r\nX-Real-Ip: d\r\n", "Expect: 100-continue\r\nTrailer: A\r\nCookie: b\r\nAuthorization: c\r\nX-Real-Ip: d\r\n"),
