@@ -257,7 +257,7 @@ impl Request {
         let fields = &*parsed.headers;
 
         let mut kinds = [Kind::EndToEnd; FIELDS_MAX];
-        let (mut host, mut lengths, mut codings) = (None, None, 0_usize);
+        let (mut host, mut lengths, mut codings, mut unread) = (None, None, 0_usize, None);
         let (mut close, mut keep, mut wants_upgrade, mut nominates) = (false, false, false, false);
         let (mut upgrade, mut http2, mut traces, mut traced, mut id) =
             (false, false, 0, false, None);
@@ -278,12 +278,7 @@ impl Request {
                 Kind::TransferEncoding => {
                     codings += 1;
                     if !field.value.eq_ignore_ascii_case(b"chunked") {
-                        // Section 6.3: where such a body ends nobody can say.
-                        let last = tokens(field.value).last();
-                        return match last.is_some_and(|it| it.eq_ignore_ascii_case(b"chunked")) {
-                            true => refuse(501, "a transfer coding beside chunked"),
-                            false => refuse(400, "a transfer coding that does not end"),
-                        };
+                        unread = Some(unread_coding(field.value));
                     }
                 }
                 Kind::Te => self.trailers |= bears_trailers(field.value),
@@ -312,13 +307,14 @@ impl Request {
                 Kind::Expected => least(&mut self.expected, deadline::expected(field.value))?,
             }
         }
-        self.framing = match (lengths, codings) {
-            (None, 0) => Framing::None,
-            (Some(length), 0) => Framing::Length(length),
-            (None, 1) if !self.old => Framing::Chunked,
-            (None, 1) => return refuse(400, "chunks in HTTP/1.0"),
-            (None, _) => return refuse(400, "more than one transfer coding"),
-            (Some(_), _) => return refuse(400, "both Content-Length and Transfer-Encoding"),
+        self.framing = match (lengths, codings, unread) {
+            (None, 0, _) => Framing::None,
+            (Some(length), 0, _) => Framing::Length(length),
+            (Some(_), _, _) => return refuse(400, "both Content-Length and Transfer-Encoding"),
+            (None, 2.., _) => return refuse(400, "more than one transfer coding"),
+            (None, 1, _) if self.old => return refuse(400, "chunks in HTTP/1.0"),
+            (None, 1, Some(refusal)) => return Err(refusal),
+            (None, 1, None) => Framing::Chunked,
         };
         if host.is_some_and(|host| host_name(host).is_none()) {
             return refuse(400, "a malformed Host");
@@ -383,6 +379,10 @@ impl Request {
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
         for (name, value) in &parts.headers {
             let value = value.as_bytes();
+            // By RFC 9113 section 8.2.1 none of its own is: on its way it would be lost.
+            if value.trim_ascii().len() < value.len() {
+                return refuse(400, "a value that begins or ends with a space");
+            }
             match kind(name.as_str()) {
                 Kind::EndToEnd if name == COOKIE => crumbs.push(value),
                 Kind::EndToEnd | Kind::Own | Kind::TraceState | Kind::MaxForwards => {}
@@ -631,6 +631,20 @@ fn least(known: &mut Option<Duration>, said: Option<Duration>) -> Result<(), Ref
     let Some(said) = said else { return refuse(400, "a timeout that is none") };
     *known = Some(known.map_or(said, |known| known.min(said)));
     Ok(())
+}
+
+/// What is said of a transfer coding that isn't `chunked` alone: by RFC 9112 sections 6.3 and 7.1 nobody
+/// can say where the body ends if that isn't the last one, and it may not be there twice.
+fn unread_coding(value: &[u8]) -> Refusal {
+    let is_chunked = |token: &[u8]| token.eq_ignore_ascii_case(b"chunked");
+    let (status, why) = match tokens(value).filter(|it| is_chunked(it)).count() {
+        _ if !tokens(value).last().is_some_and(is_chunked) => {
+            (400, "a transfer coding that does not end")
+        }
+        0 | 1 => (501, "a transfer coding beside chunked"),
+        _ => (400, "chunks within chunks"),
+    };
+    Refusal { status, why }
 }
 
 fn is_continue(expected: &[u8]) -> bool {

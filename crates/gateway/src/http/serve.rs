@@ -423,7 +423,12 @@ async fn next(
                 return Ok(true);
             }
             if buf.is_full() {
-                return Err(Refusal { status: 431, why: "the head is too long" });
+                // RFC 9112 section 3.
+                let line = buf.data().strip_prefix(b"\r\n").unwrap_or(buf.data());
+                return Err(match memchr::memchr(b'\n', line) {
+                    None => Refusal { status: 414, why: "the target is too long" },
+                    Some(_) => Refusal { status: 431, why: "the head is too long" },
+                });
             }
             until.get_or_insert_with(|| Instant::now() + HEAD_WITHIN);
         }

@@ -79,7 +79,7 @@ fn a_client_that_does_not_read_stops_the_instance() {
         let grown = memory().saturating_sub(before);
         assert!(grown < HELD_MAX, "{grown} bytes of memory more");
         if !chunked {
-            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\nX-Request-Id: 0123456789abcdef\r\n\r\n";
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\nDate: Sat, 21 Nov 2026 06:00:00 GMT\r\nX-Request-Id: 0123456789abcdef\r\n\r\n";
             assert!(client.exactly(head.len()).unwrap().ends_with(b"\r\n\r\n"));
             let taken = client.drain() as u64;
             read_all(&mut client, ALL - taken);
