@@ -364,9 +364,14 @@ fn head(
     }
 }
 
-/// Carries the response to the client, and what is left of the request to the instance, until nothing
-/// has moved for `stalled`.
-pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> Carried {
+/// Carries the response to the client, and what is left of the request to the instance, until the client
+/// has taken nothing for `stalled`, or nobody has said anything for `idle`.
+pub async fn carry(
+    client: &mut Client,
+    conn: &mut Conn,
+    stalled: Duration,
+    idle: Duration,
+) -> Carried {
     let Client { io, buf, request, response, up, down, timer, .. } = client;
     up.let_go(buf);
     let upgraded = response.status == 101;
@@ -378,7 +383,7 @@ pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> C
         return Carried::Cut;
     }
     let mut deaf = false;
-    let (mut seen, mut until) = (0, Instant::now() + stalled);
+    let (mut seen, mut since) = (0, Instant::now());
     let whole = poll_fn(|cx| {
         if let Io::Stream(stream) = io
             && stream.poll_given_up(cx).is_ready()
@@ -396,9 +401,10 @@ pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> C
             Poll::Pending => {
                 let bytes = down.bytes + up.bytes;
                 if bytes != seen {
-                    (seen, until) = (bytes, Instant::now() + stalled);
+                    (seen, since) = (bytes, Instant::now());
                 }
-                timer.poll(cx, until).map(|()| false)
+                let most = if down.is_starved() { idle } else { stalled };
+                timer.poll(cx, since + most).map(|()| false)
             }
         }
     })

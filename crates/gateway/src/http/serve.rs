@@ -28,7 +28,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const IDLE: Duration = Duration::from_secs(75);
 /// A head has to be whole within this of its first byte.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// A body that does not move for so long is given up.
+/// A client that takes nothing for so long of what is there for it is given up.
 const STALLED: Duration = Duration::from_secs(60);
 /// One attempt to connect: see `Limits::connect_max`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -225,7 +225,8 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
                 let _active = Active::new(&backend.live);
-                return match carry(client, &mut conn, STALLED).await {
+                let idle = Duration::from_millis(service.spec.idle_timeout_ms);
+                return match carry(client, &mut conn, STALLED, idle).await {
                     Carried::Whole { reusable } => {
                         if reusable {
                             backend.keep(conn, Instant::now());

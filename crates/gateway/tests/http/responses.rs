@@ -225,6 +225,24 @@ fn a_body_that_is_malformed_from_the_start_is_no_answer() {
     }
 }
 
+/// Each piece begins its time anew.
+#[test]
+fn an_answer_may_be_silent_for_as_long_as_its_service_says() {
+    let instance = Instance::start(|line| {
+        line.request();
+        line.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for _ in 0..10 {
+            sleep(A_WHILE);
+            line.say("7\r\ndata: 1\r\n");
+        }
+        line.some();
+    });
+    let gateway = Fixture::with(&[instance.address], |service| service.idle_timeout_ms = 2_000);
+    let answer = gateway.ask(GET);
+    assert_eq!((answer.status, answer.text()), (200, "data: 1".repeat(10)));
+    assert!(!answer.whole);
+}
+
 /// To a client that knows an end only by the end of the connection, a cut must not look like one.
 #[test]
 fn a_cut_is_no_end() {
