@@ -25,12 +25,13 @@ pub use backup::{
     RepositorySpec,
 };
 pub use diff::{Change, TakesEffect, diff};
+pub(crate) use http::idle_timeout_ms;
 pub use http::{
     ADDRESSES_MAX, Affinity, BackendSpec, Balance, GRACE_MS, GRACE_MS_MAX, HEALTH_INTERVAL_MS,
-    HEALTH_TIMEOUT_MS, HEALTHY_THRESHOLD, HashKey, HealthSpec, HttpSpec, INSTANCES, INSTANCES_MAX,
-    LimitsSpec, Match, PathMatch, Placed, RETRIES, RETRIES_MAX, ROUTES_MAX, RouteSpec, RunSpec,
-    SLOW_START_MS, Source, StopSignal, StopSpec, TIMEOUT_MS, TlsFiles, UNHEALTHY_THRESHOLD,
-    Version,
+    HEALTH_TIMEOUT_MS, HEALTHY_THRESHOLD, HashKey, HealthSpec, HttpSpec, IDLE_TIMEOUT_MS,
+    INSTANCES, INSTANCES_MAX, LimitsSpec, Match, PathMatch, Placed, RETRIES, RETRIES_MAX,
+    ROUTES_MAX, RouteSpec, RunSpec, SLOW_START_MS, Source, StopSignal, StopSpec, TIMEOUT_MS,
+    TlsFiles, UNHEALTHY_THRESHOLD, Version,
 };
 pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,

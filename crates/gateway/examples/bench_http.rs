@@ -250,6 +250,7 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
         slow_start_ms: 0,
         timeout_ms: 60_000,
         try_timeout_ms: None,
+        idle_timeout_ms: 3_600_000,
         retries: 2,
         backends: backends.collect(),
     };

@@ -78,7 +78,11 @@ pub struct Failed<'a> {
     pub method: &'a str,
     pub sent: Sent,
     pub body: Body,
-    /// Tries made, this one too.
+    /// Over an idle connection, which the other side had closed, and not so before: one more try over a
+    /// new one takes none of those allowed and nothing from the budget, as with nginx, HAProxy and
+    /// Envoy.
+    pub stale: bool,
+    /// Tries made, this one too; not a stale one.
     pub tries: u32,
     /// Tries allowed beyond the first.
     pub retries: u32,
@@ -105,7 +109,7 @@ pub enum Why {
     Budget,
 }
 
-/// Whether a request is tried once more; takes it from the budget if so.
+/// Whether a request is tried once more; takes it from the budget if so, and if it is to be paid for.
 pub fn may_retry(failed: &Failed<'_>, budget: &mut Budget, now_ms: u64) -> Verdict {
     let refused = match (failed.sent, failed.body) {
         (Sent::Response, _) => Some(Why::Answered),
@@ -114,9 +118,9 @@ pub fn may_retry(failed: &Failed<'_>, budget: &mut Budget, now_ms: u64) -> Verdi
         (Sent::Request | Sent::Nothing, Body::None | Body::Held) => None,
     };
     let why = refused
-        .or_else(|| (failed.tries > failed.retries).then_some(Why::Tries))
+        .or_else(|| (!failed.stale && failed.tries > failed.retries).then_some(Why::Tries))
         .or_else(|| (failed.remaining_ms == 0).then_some(Why::Deadline))
-        .or_else(|| (!budget.take(now_ms)).then_some(Why::Budget));
+        .or_else(|| (!failed.stale && !budget.take(now_ms)).then_some(Why::Budget));
     why.map_or(Verdict::Again, Verdict::No)
 }
 
@@ -159,24 +163,42 @@ mod tests {
             ("PUT",     Response, Held,       no(Why::Answered)),
         ];
         for (method, sent, body, expected) in cases {
-            let failed = Failed { method, sent, body, tries: 1, retries: 2, remaining_ms: 100 };
-            let verdict = may_retry(&failed, &mut Budget::default(), 0);
-            assert_eq!(verdict, expected, "{method} {sent:?} {body:?}");
+            for stale in [false, true] {
+                let (tries, retries, remaining_ms) = (1, 2, 100);
+                let failed = Failed { method, sent, body, stale, tries, retries, remaining_ms };
+                let verdict = may_retry(&failed, &mut Budget::default(), 0);
+                assert_eq!(verdict, expected, "{method} {sent:?} {body:?} {stale}");
+            }
         }
         #[rustfmt::skip]
         let cases = [
-            // tries, retries, remaining
-            (1, 0, 100, no(Why::Tries)),
-            (2, 2, 100, Verdict::Again),
-            (3, 2, 100, no(Why::Tries)),
-            (1, 2,   0, no(Why::Deadline)),
+            // stale, tries, retries, remaining
+            (false, 1, 0, 100, no(Why::Tries)),
+            (false, 2, 2, 100, Verdict::Again),
+            (false, 3, 2, 100, no(Why::Tries)),
+            (false, 1, 2,   0, no(Why::Deadline)),
+            (true,  0, 0, 100, Verdict::Again),
+            (true,  1, 0, 100, Verdict::Again),
+            (true,  0, 0,   0, no(Why::Deadline)),
         ];
-        for (tries, retries, remaining_ms, expected) in cases {
+        for (stale, tries, retries, remaining_ms, expected) in cases {
             let (method, sent, body) = ("GET", Request, Body::None);
-            let failed = Failed { method, sent, body, tries, retries, remaining_ms };
+            let failed = Failed { method, sent, body, stale, tries, retries, remaining_ms };
             let verdict = may_retry(&failed, &mut Budget::default(), 0);
-            assert_eq!(verdict, expected, "{tries} of {retries}, {remaining_ms}");
+            assert_eq!(verdict, expected, "{stale}, {tries} of {retries}, {remaining_ms}");
         }
+    }
+
+    #[test]
+    fn an_idle_connection_that_was_closed_takes_nothing_from_the_budget() {
+        let mut budget = Budget::default();
+        while budget.take(0) {}
+        let (method, sent, body) = ("GET", Sent::Request, Body::None);
+        let (tries, retries, remaining_ms) = (0, 0, 100);
+        let failed = Failed { method, sent, body, stale: true, tries, retries, remaining_ms };
+        let before = budget.clone();
+        assert_eq!(may_retry(&failed, &mut budget, 0), Verdict::Again);
+        assert_eq!(budget, before);
     }
 
     #[test]
@@ -186,6 +208,7 @@ mod tests {
             method: "POST",
             sent: Sent::Request,
             body: Body::None,
+            stale: false,
             tries: 1,
             retries: 2,
             remaining_ms: 100,

@@ -61,6 +61,9 @@ pub struct HttpService {
     /// One try; `None`: as long as all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub try_timeout_ms: Option<u64>,
+    /// Between two pieces of an answer.
+    #[serde(default = "crate::spec::idle_timeout_ms")]
+    pub idle_timeout_ms: u64,
     /// Tries beyond the first.
     pub retries: u32,
     /// By name.
@@ -452,6 +455,7 @@ mod tests {
             slow_start_ms: 10_000,
             timeout_ms: 60_000,
             try_timeout_ms: None,
+            idle_timeout_ms: 3_600_000,
             retries: 2,
             backends: vec![Backend {
                 name: "a.1".to_string(),

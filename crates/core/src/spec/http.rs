@@ -23,6 +23,9 @@ pub const HEALTHY_THRESHOLD: u32 = 2;
 /// From the first byte of a request to the last of its response's head, over all tries: as nginx's
 /// `proxy_read_timeout`.
 pub const TIMEOUT_MS: u64 = 60_000;
+/// An answer that has begun and goes on to be silent: as HAProxy's manual has it for tunnels. Events and
+/// watches may have nothing to say for long, and who died is found otherwise.
+pub const IDLE_TIMEOUT_MS: u64 = 3_600_000;
 /// How long an instance that is new, or is back, takes to get its full share.
 pub const SLOW_START_MS: u64 = 10_000;
 /// Tries of one request beyond the first.
@@ -48,12 +51,20 @@ pub struct HttpSpec {
     /// One try; `None`: as long as all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub try_timeout_ms: Option<u64>,
+    /// Between two pieces of an answer.
+    #[serde(default = "idle_timeout_ms")]
+    pub idle_timeout_ms: u64,
     /// Further tries of a request that may be repeated.
     pub retries: u32,
     /// Instances, by their names, that commands took out of use. A document doesn't say it, and
     /// doesn't change it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drained: BTreeSet<String>,
+}
+
+/// Of records from before there was such a key.
+pub(crate) fn idle_timeout_ms() -> u64 {
+    IDLE_TIMEOUT_MS
 }
 
 impl HttpSpec {

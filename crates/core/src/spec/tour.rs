@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::{
-    ADDRESS, Balance, GRACE_MS, HealthSpec, HttpListener, HttpSpec, INSTANCES, LimitsSpec,
-    ListenerSpec, Match, Protocol, RETRIES, RouteSpec, RunSpec, ServiceSpec, Source, Spec,
-    StopSignal, StopSpec, TIMEOUT_MS, Version,
+    ADDRESS, Balance, GRACE_MS, HealthSpec, HttpListener, HttpSpec, IDLE_TIMEOUT_MS, INSTANCES,
+    LimitsSpec, ListenerSpec, Match, Protocol, RETRIES, RouteSpec, RunSpec, ServiceSpec, Source,
+    Spec, StopSignal, StopSpec, TIMEOUT_MS, Version,
 };
 
 /// The name of the sample, of its listener and of its route.
@@ -29,6 +29,7 @@ impl Spec {
             slow_start_ms: SLOW_START_MS,
             timeout_ms: TIMEOUT_MS,
             try_timeout_ms: None,
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
             retries: RETRIES,
             drained: Default::default(),
         });

@@ -173,6 +173,7 @@ mod tests {
             slow_start_ms: 0,
             timeout_ms: 1,
             try_timeout_ms: None,
+            idle_timeout_ms: 3_600_000,
             retries: 0,
             drained: BTreeSet::new(),
         }

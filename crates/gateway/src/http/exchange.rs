@@ -105,7 +105,7 @@ pub enum Failure {
     Client {
         malformed: Option<&'static str>,
     },
-    /// The client does not send what it has announced.
+    /// The client does not send what it has announced, or takes no interim answer.
     Slow,
 }
 
@@ -194,6 +194,8 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
     // Pieces of a body in chunks are not held: what delimits them would have to be, too.
     up.hold = matches!(framing, Framing::Length(_) | Framing::End);
     let mut interim = 0;
+    // Whoever waits for leave to send owes nothing before it was given.
+    let mut waits = request.expects;
     let mut broken = None;
     // While the client sends the instance owes nothing: its time begins anew with each piece.
     let window = deadline.saturating_duration_since(Instant::now());
@@ -252,6 +254,7 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
                         let agreed = request.upgrade && is_of(&response.head, &request.head);
                         return Poll::Ready(if agreed { Ok(()) } else { Err(unasked) });
                     }
+                    waits &= response.status != 100;
                     interim += 1;
                     if interim > INTERIM_MAX {
                         return Poll::Ready(Err(Failure::Bad("it does not come to its answer")));
@@ -278,7 +281,9 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
         timer.poll(cx, gone.unwrap_or(until)).map(|()| {
             Err(match gone {
                 Some(_) => Failure::Client { malformed: None },
-                None if up.is_starved() => Failure::Slow,
+                // It does not take what the instance has said.
+                None if !down.is_over() => Failure::Slow,
+                None if up.is_starved() && !(waits && up.is_untouched()) => Failure::Slow,
                 None => Failure::Timeout,
             })
         })
@@ -359,9 +364,14 @@ fn head(
     }
 }
 
-/// Carries the response to the client, and what is left of the request to the instance, until nothing
-/// has moved for `stalled`.
-pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> Carried {
+/// Carries the response to the client, and what is left of the request to the instance, until the client
+/// has taken nothing for `stalled`, or nobody has said anything for `idle`.
+pub async fn carry(
+    client: &mut Client,
+    conn: &mut Conn,
+    stalled: Duration,
+    idle: Duration,
+) -> Carried {
     let Client { io, buf, request, response, up, down, timer, .. } = client;
     up.let_go(buf);
     let upgraded = response.status == 101;
@@ -373,7 +383,7 @@ pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> C
         return Carried::Cut;
     }
     let mut deaf = false;
-    let (mut seen, mut until) = (0, Instant::now() + stalled);
+    let (mut seen, mut since) = (0, Instant::now());
     let whole = poll_fn(|cx| {
         if let Io::Stream(stream) = io
             && stream.poll_given_up(cx).is_ready()
@@ -391,9 +401,10 @@ pub async fn carry(client: &mut Client, conn: &mut Conn, stalled: Duration) -> C
             Poll::Pending => {
                 let bytes = down.bytes + up.bytes;
                 if bytes != seen {
-                    (seen, until) = (bytes, Instant::now() + stalled);
+                    (seen, since) = (bytes, Instant::now());
                 }
-                timer.poll(cx, until).map(|()| false)
+                let most = if down.is_starved() { idle } else { stalled };
+                timer.poll(cx, since + most).map(|()| false)
             }
         }
     })
@@ -442,7 +453,7 @@ fn begin(
     Ok(())
 }
 
-/// Answers by itself, and reads no more of the request.
+/// Answers by itself, and reads no more of the request; `false`: that can't be said.
 pub async fn answer(client: &mut Client, status: u16, why: &str, deadline: Instant) -> bool {
     let Client { io, buf, request, response, up, down, timer, .. } = client;
     // A body that is still there is not the next request.
@@ -450,6 +461,10 @@ pub async fn answer(client: &mut Client, status: u16, why: &str, deadline: Insta
     let mut body = response.own(status, why, request);
     if request.method == Method::Head {
         body.clear();
+    }
+    if down.is_halfway() {
+        // In the middle of an interim answer this one would be a field of it.
+        return false;
     }
     request.keep_alive &= up.is_read() || request.framing == Framing::None;
     response.framing = Framing::Length(body.len() as u64);

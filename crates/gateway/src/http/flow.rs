@@ -91,6 +91,16 @@ impl Flow {
         !self.touched
     }
 
+    /// Some of what goes out before anything else was written, and not all of it.
+    pub fn is_halfway(&self) -> bool {
+        self.at > 0
+    }
+
+    /// Nothing of the body came.
+    pub fn is_untouched(&self) -> bool {
+        self.bytes == 0 && !self.touched
+    }
+
     /// Who says it has said all.
     pub fn is_read(&self) -> bool {
         self.decoder.is_over()

@@ -21,8 +21,8 @@ const REST: &str = "(rest)";
 /// The last requests of a thread, and the last that went wrong: half a kilobyte each.
 const RECENT_MAX: usize = 4_096;
 const WRONG_MAX: usize = 1_024;
-/// Tries of one request that are told of.
-const TRIES_MAX: usize = RETRIES_MAX as usize + 1;
+/// Tries of one request: the first, further ones, and one over a new connection instead of an idle one.
+pub const TRIES_MAX: usize = RETRIES_MAX as usize + 2;
 
 /// How long things took.
 #[derive(Debug, Clone, Default, PartialEq)]

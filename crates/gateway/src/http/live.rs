@@ -249,6 +249,7 @@ mod tests {
             slow_start_ms: 0,
             timeout_ms: 1_000,
             try_timeout_ms: None,
+            idle_timeout_ms: 3_600_000,
             retries: 0,
         };
         HttpTable { services: [("s".to_string(), service)].into(), ..HttpTable::default() }

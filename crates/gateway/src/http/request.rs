@@ -102,6 +102,8 @@ pub struct Request {
     pub keep_alive: bool,
     /// It asks for another protocol.
     pub upgrade: bool,
+    /// It waits for leave to send its body: RFC 9110 section 10.1.1.
+    pub expects: bool,
     /// It goes no further: RFC 9110 section 7.6.2.
     pub is_last: bool,
     /// It bears fields after the answer's body.
@@ -129,6 +131,7 @@ impl Default for Request {
             old: false,
             keep_alive: false,
             upgrade: false,
+            expects: false,
             is_last: false,
             trailers: false,
             grpc_timeout: None,
@@ -160,6 +163,7 @@ enum Kind {
     TransferEncoding,
     Upgrade,
     Te,
+    Expect,
     MaxForwards,
     TraceParent,
     TraceState,
@@ -184,6 +188,7 @@ fn known(name: &str) -> Kind {
         4 if is("host") => Kind::Host,
         // An old CGI takes it for the environment's variable of that name.
         5 if is("proxy") => Kind::Own,
+        6 if is("expect") => Kind::Expect,
         7 if is("upgrade") => Kind::Upgrade,
         9 if is("forwarded") => Kind::Own,
         10 if is("connection") => Kind::Connection,
@@ -227,7 +232,7 @@ impl Request {
         let mut parsed = httparse::Request::new(&mut []);
         // Of what can't be read nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
-        (self.trailers, self.is_last) = (false, false);
+        (self.trailers, self.expects, self.is_last) = (false, false, false);
         (self.grpc_timeout, self.expected) = (None, None);
         let length = match parsed.parse_with_uninit_headers(input, &mut space) {
             Ok(Status::Complete(length)) => length,
@@ -252,7 +257,7 @@ impl Request {
         let fields = &*parsed.headers;
 
         let mut kinds = [Kind::EndToEnd; FIELDS_MAX];
-        let (mut host, mut lengths, mut codings) = (None, None, 0_usize);
+        let (mut host, mut lengths, mut codings, mut unread) = (None, None, 0_usize, None);
         let (mut close, mut keep, mut wants_upgrade, mut nominates) = (false, false, false, false);
         let (mut upgrade, mut http2, mut traces, mut traced, mut id) =
             (false, false, 0, false, None);
@@ -273,15 +278,11 @@ impl Request {
                 Kind::TransferEncoding => {
                     codings += 1;
                     if !field.value.eq_ignore_ascii_case(b"chunked") {
-                        // Section 6.3: where such a body ends nobody can say.
-                        let last = tokens(field.value).last();
-                        return match last.is_some_and(|it| it.eq_ignore_ascii_case(b"chunked")) {
-                            true => refuse(501, "a transfer coding beside chunked"),
-                            false => refuse(400, "a transfer coding that does not end"),
-                        };
+                        unread = Some(unread_coding(field.value));
                     }
                 }
                 Kind::Te => self.trailers |= bears_trailers(field.value),
+                Kind::Expect => self.expects |= is_continue(field.value),
                 Kind::Connection => {
                     for token in tokens(field.value) {
                         match () {
@@ -306,13 +307,14 @@ impl Request {
                 Kind::Expected => least(&mut self.expected, deadline::expected(field.value))?,
             }
         }
-        self.framing = match (lengths, codings) {
-            (None, 0) => Framing::None,
-            (Some(length), 0) => Framing::Length(length),
-            (None, 1) if !self.old => Framing::Chunked,
-            (None, 1) => return refuse(400, "chunks in HTTP/1.0"),
-            (None, _) => return refuse(400, "more than one transfer coding"),
-            (Some(_), _) => return refuse(400, "both Content-Length and Transfer-Encoding"),
+        self.framing = match (lengths, codings, unread) {
+            (None, 0, _) => Framing::None,
+            (Some(length), 0, _) => Framing::Length(length),
+            (Some(_), _, _) => return refuse(400, "both Content-Length and Transfer-Encoding"),
+            (None, 2.., _) => return refuse(400, "more than one transfer coding"),
+            (None, 1, _) if self.old => return refuse(400, "chunks in HTTP/1.0"),
+            (None, 1, Some(refusal)) => return Err(refusal),
+            (None, 1, None) => Framing::Chunked,
         };
         if host.is_some_and(|host| host_name(host).is_none()) {
             return refuse(400, "a malformed Host");
@@ -323,14 +325,18 @@ impl Request {
             (None, host) => host.unwrap_or_default(),
         };
         self.keep_alive = !close && (!self.old || keep);
-        self.upgrade =
-            upgrade && !http2 && wants_upgrade && !self.old && self.framing == Framing::None;
+        self.expects &= !self.old;
+        // A body would be between the two protocols.
+        let bare = matches!(self.framing, Framing::None | Framing::Length(0));
+        self.upgrade = upgrade && !http2 && wants_upgrade && !self.old && bare;
         self.id = id.map_or_else(|| ids.request(), RequestId::of);
 
         self.begin(length, method, target, host)?;
         for (field, kind) in fields.iter().zip(&kinds) {
             let passes = match kind {
-                Kind::EndToEnd => !nominates || !is_nominated(fields, &kinds, field.name),
+                Kind::EndToEnd | Kind::Expect => {
+                    !nominates || !is_nominated(fields, &kinds, field.name)
+                }
                 Kind::ContentLength => true,
                 Kind::MaxForwards => self.goes_on(field.value)?,
                 Kind::Upgrade => self.upgrade,
@@ -366,18 +372,23 @@ impl Request {
     ) -> Result<(), Refusal> {
         // Of what can't be taken nothing is known, least of all from the request before it.
         (self.method, self.framing) = (Method::Other, Framing::None);
-        (self.trailers, self.is_last) = (false, false);
+        (self.trailers, self.expects, self.is_last) = (false, false, false);
         (self.grpc_timeout, self.expected) = (None, None);
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
         for (name, value) in &parts.headers {
             let value = value.as_bytes();
+            // By RFC 9113 section 8.2.1 none of its own is: on its way it would be lost.
+            if value.trim_ascii().len() < value.len() {
+                return refuse(400, "a value that begins or ends with a space");
+            }
             match kind(name.as_str()) {
                 Kind::EndToEnd if name == COOKIE => crumbs.push(value),
                 Kind::EndToEnd | Kind::Own | Kind::TraceState | Kind::MaxForwards => {}
                 Kind::Connection | Kind::TransferEncoding | Kind::Upgrade => {}
                 Kind::Te => self.trailers |= bears_trailers(value),
+                Kind::Expect => self.expects |= is_continue(value),
                 Kind::Host => {
                     if host.replace(value).is_some() {
                         return refuse(400, "more than one Host");
@@ -416,6 +427,7 @@ impl Request {
         for (name, value) in &parts.headers {
             let passes = match kind(name.as_str()) {
                 Kind::EndToEnd => name != COOKIE,
+                Kind::Expect => true,
                 Kind::MaxForwards => self.goes_on(value.as_bytes())?,
                 Kind::TraceParent | Kind::TraceState => traced,
                 Kind::Own
@@ -627,6 +639,24 @@ fn least(known: &mut Option<Duration>, said: Option<Duration>) -> Result<(), Ref
     let Some(said) = said else { return refuse(400, "a timeout that is none") };
     *known = Some(known.map_or(said, |known| known.min(said)));
     Ok(())
+}
+
+/// What is said of a transfer coding that isn't `chunked` alone: by RFC 9112 sections 6.3 and 7.1 nobody
+/// can say where the body ends if that isn't the last one, and it may not be there twice.
+fn unread_coding(value: &[u8]) -> Refusal {
+    let is_chunked = |token: &[u8]| token.eq_ignore_ascii_case(b"chunked");
+    let (status, why) = match tokens(value).filter(|it| is_chunked(it)).count() {
+        _ if !tokens(value).last().is_some_and(is_chunked) => {
+            (400, "a transfer coding that does not end")
+        }
+        0 | 1 => (501, "a transfer coding beside chunked"),
+        _ => (400, "chunks within chunks"),
+    };
+    Refusal { status, why }
+}
+
+fn is_continue(expected: &[u8]) -> bool {
+    expected.eq_ignore_ascii_case(b"100-continue")
 }
 
 /// Whether it is a protocol over which no instance may be talked to by an upgrade: HTTP/2 in the clear

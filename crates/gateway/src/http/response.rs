@@ -3,7 +3,7 @@
 use super::body::{Framing, lines_are_whole};
 use super::id::RequestId;
 use super::request::{FIELDS_MAX, Method, Request, number, push, tokens};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, DATE};
 use httparse::{Header, Status};
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
@@ -38,12 +38,14 @@ enum Kind {
     ContentLength,
     TransferEncoding,
     Upgrade,
+    Date,
     RequestId,
 }
 
 fn kind(name: &str) -> Kind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
+        4 if is("date") => Kind::Date,
         7 if is("upgrade") => Kind::Upgrade,
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Own,
@@ -89,7 +91,7 @@ impl Response {
         for (field, kind_of) in fields.iter().zip(&mut kinds) {
             *kind_of = kind(field.name);
             match *kind_of {
-                Kind::Own | Kind::EndToEnd | Kind::Upgrade | Kind::RequestId => {}
+                Kind::Own | Kind::EndToEnd | Kind::Upgrade | Kind::Date | Kind::RequestId => {}
                 Kind::ContentLength => {
                     let length = number(field.value).map_err(|it| BadResponse(it.why))?;
                     if lengths.replace(length).is_some_and(|before| before != length) {
@@ -135,10 +137,12 @@ impl Response {
             && status != 101;
 
         self.begin(status, parsed.reason.unwrap_or_default(), length);
-        let mut has_length = false;
+        let (mut has_length, mut has_date) = (false, false);
         for (field, kind) in fields.iter().zip(&kinds) {
             let passes = match kind {
-                Kind::EndToEnd => !nominates || !is_nominated(fields, &kinds, field.name),
+                Kind::EndToEnd | Kind::Date => {
+                    !nominates || !is_nominated(fields, &kinds, field.name)
+                }
                 Kind::ContentLength => {
                     !std::mem::replace(&mut has_length, true) && !matches!(status, 100..=199 | 204)
                 }
@@ -146,11 +150,12 @@ impl Response {
                 Kind::Own | Kind::Connection | Kind::TransferEncoding | Kind::RequestId => false,
             };
             if passes {
+                has_date |= *kind == Kind::Date;
                 push(&mut self.head, field.name.as_bytes(), field.value);
             }
         }
         if status >= 200 {
-            self.finish(id);
+            self.finish(id, has_date);
         }
         Ok(Some(length))
     }
@@ -181,7 +186,7 @@ impl Response {
         self.begin(status, parts.status.canonical_reason().unwrap_or_default(), 512);
         for (name, value) in &parts.headers {
             let passes = match kind(name.as_str()) {
-                Kind::EndToEnd => true,
+                Kind::EndToEnd | Kind::Date => true,
                 Kind::Own
                 | Kind::Connection
                 | Kind::ContentLength
@@ -202,7 +207,7 @@ impl Response {
             push(&mut self.head, b"content-length", length.to_string().as_bytes());
         }
         if status >= 200 {
-            self.finish(id);
+            self.finish(id, parts.headers.contains_key(DATE));
         }
         Ok(())
     }
@@ -218,7 +223,13 @@ impl Response {
         self.head.extend_from_slice(b"\r\n");
     }
 
-    fn finish(&mut self, id: &RequestId) {
+    /// By RFC 9110 section 6.6.1 who passes on an answer without a date gives it one.
+    fn finish(&mut self, id: &RequestId, has_date: bool) {
+        if !has_date
+            && let Ok(now) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now())
+        {
+            push(&mut self.head, b"Date", now.as_bytes());
+        }
         push(&mut self.head, b"X-Request-Id", id.as_bytes());
     }
 
@@ -235,13 +246,13 @@ impl Response {
             format!("{{\"error\":\"{why}\",\"status\":{status},\"request\":\"{id_text}\"}}\n");
         self.begin_own(status, reason(status));
         if status == 204 {
-            self.finish(id);
+            self.finish(id, false);
             return Vec::new();
         }
         push(&mut self.head, b"Content-Type", b"application/json");
         push(&mut self.head, b"Content-Length", body.len().to_string().as_bytes());
         push(&mut self.head, b"Cache-Control", b"no-store");
-        self.finish(id);
+        self.finish(id, false);
         body.into_bytes()
     }
 
@@ -253,15 +264,12 @@ impl Response {
         push(&mut self.head, b"grpc-status", grpc_status(status).to_string().as_bytes());
         // Printable ASCII without a percent sign stands for itself.
         push(&mut self.head, b"grpc-message", why.as_bytes());
-        self.finish(id);
+        self.finish(id, false);
     }
 
     fn begin_own(&mut self, status: u16, reason: &str) {
         (self.status, self.keep_alive) = (status, true);
         self.begin(status, reason, 256);
-        if let Ok(now) = DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()) {
-            push(&mut self.head, b"Date", now.as_bytes());
-        }
     }
 }
 
@@ -305,7 +313,6 @@ fn reason(status: u16) -> &'static str {
         204 => "No Content",
         400 => "Bad Request",
         404 => "Not Found",
-        405 => "Method Not Allowed",
         408 => "Request Timeout",
         413 => "Content Too Large",
         414 => "URI Too Long",

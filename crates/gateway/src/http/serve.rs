@@ -5,14 +5,13 @@ use super::backend::{Active, Backend, Conn, Need};
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::id::Short;
 use super::io::Io;
-use super::ledger::{Record, Try};
+use super::ledger::{Record, TRIES_MAX, Try};
 use super::live::Live;
 use super::request::{From, Refusal};
 use super::streams::{self, Begun};
 use super::tunnel;
 use super::world::{Picked, Route, Seat, World};
 use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
-use everhold_core::spec::RETRIES_MAX;
 use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -29,7 +28,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const IDLE: Duration = Duration::from_secs(75);
 /// A head has to be whole within this of its first byte.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
-/// A body that does not move for so long is given up.
+/// A client that takes nothing for so long of what is there for it is given up.
 const STALLED: Duration = Duration::from_secs(60);
 /// One attempt to connect: see `Limits::connect_max`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
@@ -49,12 +48,19 @@ pub async fn serve(
     let from = From::of(peer, matches!(io, Io::Tls(_)));
     let mut client = Client::new(io);
     let mut seat = world.seat(&listener, &open.0);
-    if !matches!(client.io, Io::Tls(_)) && speaks_http2(&mut client).await {
-        let Client { io, buf, .. } = client;
-        return streams::serve(Begun { io, buf }, peer, (listener, open), world).await;
+    // Until when the first head has to be whole.
+    let mut until = None;
+    if !matches!(client.io, Io::Tls(_)) {
+        if speaks_http2(&mut client, &mut until).await {
+            let Client { io, buf, .. } = client;
+            return streams::serve(Begun { io, buf }, peer, (listener, open), world).await;
+        }
+        if client.buf.is_empty() {
+            return;
+        }
     }
     loop {
-        match next(&mut client, &from, &world).await {
+        match next(&mut client, &from, &world, until.take()).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(refusal) => {
@@ -71,10 +77,11 @@ pub async fn serve(
     }
 }
 
-/// Whether a connection begins as one of HTTP/2 that was agreed on beforehand.
-async fn speaks_http2(client: &mut Client) -> bool {
+/// Whether a connection begins as one of HTTP/2 that was agreed on beforehand. `until`: from its first
+/// byte on, when there has to be more of it.
+async fn speaks_http2(client: &mut Client, until: &mut Option<Instant>) -> bool {
     let Client { io, buf, timer, .. } = client;
-    let until = Instant::now() + IDLE;
+    let idle = Instant::now() + IDLE;
     poll_fn(|cx| {
         loop {
             let seen = buf.data();
@@ -86,9 +93,11 @@ async fn speaks_http2(client: &mut Client) -> bool {
                 return Poll::Ready(true);
             }
             match io.poll_read(cx, buf) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    until.get_or_insert_with(|| Instant::now() + HEAD_WITHIN);
+                }
                 Poll::Ready(_) => return Poll::Ready(false),
-                Poll::Pending => return timer.poll(cx, until).map(|()| false),
+                Poll::Pending => return timer.poll(cx, until.unwrap_or(idle)).map(|()| false),
             }
         }
     })
@@ -166,8 +175,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
     let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
     service.budget.borrow_mut().request(world.ms(begun));
-    let mut tried = [usize::MAX; RETRIES_MAX as usize + 1];
-    let mut anew = false;
+    let mut tried = [usize::MAX; TRIES_MAX];
+    // The instance that is asked again over a new connection, and whether one was.
+    let (mut again, mut anew) = (None, false);
+    let mut tries = 0;
     let mut last = (503, "no instance is there");
     for index in 0..tried.len() {
         let now = if index == 0 { begun } else { Instant::now() };
@@ -176,7 +187,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             return unserved(client, (504, "the client waits no longer")).await;
         }
         let now_ms = world.ms(now);
-        let picked = service.pick(world, &client.request, &tried[..index], now_ms);
+        let picked = match again.take() {
+            Some(picked) => Some(picked),
+            None => service.pick(world, &client.request, &tried[..index], now_ms),
+        };
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
             return unserved(client, last).await;
         };
@@ -211,7 +225,8 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
                 let _active = Active::new(&backend.live);
-                return match carry(client, &mut conn, STALLED).await {
+                let idle = Duration::from_millis(service.spec.idle_timeout_ms);
+                return match carry(client, &mut conn, STALLED, idle).await {
                     Carried::Whole { reusable } => {
                         if reusable {
                             backend.keep(conn, Instant::now());
@@ -252,7 +267,9 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             Failure::Timeout => (Sent::Request, (504, "the instance does not answer in time")),
         };
         // An idle connection that was closed says nothing of the instance, which has seen nothing, nor
-        // does one that was ended for what others did on it: it may be asked again, over a new one.
+        // does one that was ended for what others did on it: it is asked again, over a new one, and the
+        // first time this is no further try.
+        let stale = failed.stale && !anew;
         if failed.stale {
             (tried[index], anew) = (usize::MAX, true);
         } else {
@@ -265,13 +282,15 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
             }
         }
+        tries += u32::from(!stale);
         let left = deadline.saturating_duration_since(ended).as_millis() as u64;
         let method = String::from_utf8_lossy(client.request.method_name());
         let failed = Failed {
             method: &method,
             sent,
             body: client.body(),
-            tries: index as u32 + 1,
+            stale,
+            tries,
             retries: service.spec.retries,
             remaining_ms: left,
         };
@@ -280,6 +299,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             drop(method);
             client.trail.outcome = not_again(why);
             return unserved(client, last).await;
+        }
+        if stale {
+            let why = "its idle connection had closed";
+            again = Some(Picked { index: chosen, set_cookie, why });
         }
     }
     unserved(client, last).await
@@ -384,9 +407,14 @@ async fn one_try(
     }
 }
 
-/// The next request; `false`: the client has no more.
-async fn next(client: &mut Client, from: &From, world: &World) -> Result<bool, Refusal> {
-    let mut until = None;
+/// The next request; `false`: the client has no more. `until`: when its head has to be whole, if it has
+/// begun already.
+async fn next(
+    client: &mut Client,
+    from: &From,
+    world: &World,
+    mut until: Option<Instant>,
+) -> Result<bool, Refusal> {
     let Client { io, buf, request, up, timer, .. } = client;
     loop {
         if !buf.is_empty() {
@@ -398,7 +426,12 @@ async fn next(client: &mut Client, from: &From, world: &World) -> Result<bool, R
                 return Ok(true);
             }
             if buf.is_full() {
-                return Err(Refusal { status: 431, why: "the head is too long" });
+                // RFC 9112 section 3.
+                let line = buf.data().strip_prefix(b"\r\n").unwrap_or(buf.data());
+                return Err(match memchr::memchr(b'\n', line) {
+                    None => Refusal { status: 414, why: "the target is too long" },
+                    Some(_) => Refusal { status: 431, why: "the head is too long" },
+                });
             }
             until.get_or_insert_with(|| Instant::now() + HEAD_WITHIN);
         }

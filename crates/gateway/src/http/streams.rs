@@ -24,9 +24,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// As Envoy advises for an edge, and twice what nginx takes.
 const STREAMS_MAX: u32 = 256;
-/// What one stream, and all of a connection, may send before it is taken.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What one stream may send before it is taken; as nginx, and as Envoy advises for an edge.
+const STREAM_WINDOW: u32 = 64 << 10;
+/// Uploads that instances don't take must not hold up others, so all streams can have full windows: a
+/// client that sends as much may cost 16 MB, one that doesn't costs nothing.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX;
 const HEAD_MAX: u32 = 16 << 10;
 /// Of the answer to one stream that the client has not taken.
 const SEND_MAX: usize = 64 << 10;

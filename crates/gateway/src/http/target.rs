@@ -10,7 +10,7 @@ pub fn split<'t>(method: &str, target: &'t str) -> Result<(Option<&'t str>, &'t 
     match method {
         "CONNECT" => return refuse(501, "this is no forward proxy"),
         // It would show fields that the gateway and those before it have added.
-        "TRACE" => return refuse(405, "TRACE is not served"),
+        "TRACE" => return refuse(501, "TRACE is not served"),
         "OPTIONS" if target == "*" => return Ok((None, target)),
         _ => {}
     }

@@ -74,7 +74,7 @@ fn curl_is_served() {
     // As it is, it is refused; else curl takes the dots out.
     assert_eq!(curl(&["--path-as-is"], &url("/a/../b"), b"").0, 400);
     assert_eq!(curl(&[], &url("/a/../b"), b"").1, b"GET /b ");
-    assert_eq!(curl(&["--request", "TRACE"], &url("/"), b"").0, 405);
+    assert_eq!(curl(&["--request", "TRACE"], &url("/"), b"").0, 501);
     assert_eq!(curl(&["--header", "Host: elsewhere.org"], &url("/"), b"").0, 503);
     let upgrade = ["--http2"];
     assert_eq!(curl(&upgrade, &url("/a"), b"").1, b"GET /a ", "it stays with HTTP/1.1");

@@ -36,7 +36,8 @@ fn fields_of_one_hop_stay_on_it() {
         ("Connection: Upgrade\r\nUpgrade: websocket, H2C\r\n",             ""),
         ("Connection: Upgrade\r\nUpgrade: h2c\r\nUpgrade: websocket\r\n",  ""),
         ("Connection: Upgrade\r\nUpgrade: HTTP/2.0\r\n",                   ""),
-        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n", "Content-Length: 0\r\n"),
+        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nhi", "Content-Length: 2\r\n"),
+        ("Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n", "Upgrade: websocket\r\nContent-Length: 0\r\nConnection: Upgrade\r\n"),
         ("Connection: Upgrade\r\nUpgrade: websocket\r\n",                  "Upgrade: websocket\r\nConnection: Upgrade\r\n"),
         // These are the instance's.
         ("Expect: 100-continue\r\nTrailer: A\r\nCookie: b\r\nAuthorization: c\r\nX-Real-Ip: d\r\n", "Expect: 100-continue\r\nTrailer: A\r\nCookie: b\r\nAuthorization: c\r\nX-Real-Ip: d\r\n"),
@@ -140,24 +141,42 @@ fn fields_of_answers_stay_on_their_hop_too() {
     let instance = Instance::says(
         "HTTP/1.1 200 OK\r\nConnection: X-One\r\nX-One: 1\r\nKeep-Alive: timeout=5\r\n\
          Proxy-Connection: close\r\nUpgrade: h2c\r\nX-Two: 2\r\nX-Request-Id: b\r\n\
-         Set-Cookie: a=b\r\nset-cookie: c=d\r\nContent-Length: 2\r\n\r\nok",
+         Set-Cookie: a=b\r\nset-cookie: c=d\r\nDATE: then\r\nContent-Length: 2\r\n\r\nok",
     );
     let gateway = Fixture::before(&instance);
     let answer = gateway.ask("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: mine\r\n\r\n");
     let expected = "HTTP/1.1 200 OK\r\nX-Two: 2\r\nSet-Cookie: a=b\r\nset-cookie: c=d\r\n\
-                    Content-Length: 2\r\nX-Request-Id: mine\r\n";
+                    DATE: then\r\nContent-Length: 2\r\nX-Request-Id: mine\r\n";
     assert_eq!(answer.head, expected);
 }
 
+/// RFC 9110 section 6.6.1: what the gateway says itself, and what it passes on without one.
 #[test]
-fn what_the_gateway_says_itself_has_a_date() {
-    let gateway = Fixture::start(&[]);
-    let answer = gateway.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(answer.status, 503);
-    let [date] = answer.values("date")[..] else { panic!("{answer:?}") };
-    let (day, rest) = date.split_once(", ").unwrap();
-    assert!(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"].contains(&day), "{date}");
-    assert!(rest.len() == "21 Nov 2026 06:00:00 GMT".len() && rest.ends_with(" GMT"), "{date}");
+fn each_answer_has_a_date() {
+    let is_date = |date: &str| {
+        let (day, rest) = date.split_once(", ").unwrap();
+        assert!(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"].contains(&day), "{date}");
+        assert!(rest.len() == "21 Nov 2026 06:00:00 GMT".len() && rest.ends_with(" GMT"), "{date}");
+    };
+    const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n";
+    let nominates =
+        "HTTP/1.1 200 OK\r\nConnection: date\r\nDate: then\r\nContent-Length: 2\r\n\r\nok";
+    let without = [[HINTS.as_bytes(), FINE].concat(), nominates.as_bytes().to_vec()];
+    let instances = without.map(Instance::says);
+    let server = Server::start(100, second::echo);
+    let gateways = [
+        (Fixture::start(&[]), 503),
+        (Fixture::before(&instances[0]), 200),
+        (Fixture::before(&instances[1]), 200),
+        (before(&[server.address]), 200),
+    ];
+    for (gateway, status) in gateways {
+        let answer = gateway.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(answer.status, status);
+        let [date] = answer.values("date")[..] else { panic!("{answer:?}") };
+        is_date(date);
+        assert!(answer.interim.iter().all(|it| !it.contains("Date")), "{answer:?}");
+    }
 }
 
 /// RFC 9110 section 7.6.2.

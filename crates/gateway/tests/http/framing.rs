@@ -92,6 +92,11 @@ fn of_two_ways_to_say_where_a_body_ends_none_is_taken() {
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",        Refused(501)),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity, chunked\r\n\r\n0\r\n\r\n",    Refused(501)),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: , chunked\r\n\r\n0\r\n\r\n",            Refused(501)),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",     Refused(400)),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip, Chunked\r\n\r\n0\r\n\r\n", Refused(400)),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Refused(400)),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", Refused(400)),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", Refused(400)),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",  Refused(400)),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-encoding: identity\r\n\r\n0\r\n\r\n", Refused(400)),
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", Refused(400)),
@@ -192,7 +197,7 @@ fn request_lines_have_three_words() {
         ("\"GET\" / HTTP/1.1\r\nHost: a\r\n\r\n",                Refused(400)),
         ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n",             Refused(501)),
         ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n",                Refused(501)),
-        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n",                  Refused(405)),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n",                  Refused(501)),
         // Methods are case-sensitive: another one, for the instance to judge.
         ("get / HTTP/1.1\r\nHost: a\r\n\r\n",                    As("get / HTTP/1.1\r\nHost: a\r\n", "")),
         ("PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n",               As("PROPFIND / HTTP/1.1\r\nHost: a\r\n", "")),
@@ -318,9 +323,12 @@ fn heads_have_a_size() {
     assert_eq!(gateway.ask(&hundred).status, 200);
     assert_eq!(instance.seen()[0].values("x").len(), 99);
     assert_eq!(gateway.ask(&whole).status, 200);
-    for request in [more, longer, longest, field] {
+    let blank = format!("\r\nGET /{}", path(64 << 10));
+    for (request, status) in
+        [(more, 431), (longer, 431), (field, 431), (longest, 414), (blank, 414)]
+    {
         let answer = gateway.ask(&(request + NEXT));
-        assert!(answer.is_own() && answer.status == 431, "{answer:?}");
+        assert!(answer.is_own() && answer.status == status, "{answer:?}");
     }
     assert_eq!(instance.seen().len(), 2);
 }

@@ -176,6 +176,24 @@ fn a_head_that_never_ends_is_given_up() {
     assert!(client.ends());
 }
 
+/// A byte is the beginning of a head, also if that could be one of HTTP/2.
+#[test]
+fn what_may_become_http2_has_no_longer_than_any_other_head() {
+    let instance = echo();
+    let gateway = Fixture::before(&instance);
+    let clients = ["P", "PRI *", "PUT"].map(|beginning| {
+        let mut client = gateway.client();
+        client.say(beginning);
+        client
+    });
+    for mut client in clients {
+        // Sooner than this client loses patience.
+        let answer = client.answer();
+        assert!(answer.status == 408 && answer.is_own(), "{answer:?}");
+        assert!(client.ends());
+    }
+}
+
 /// A client can ask about what it was refused, which has nothing of what it asked before.
 #[test]
 fn what_is_refused_is_remembered() {

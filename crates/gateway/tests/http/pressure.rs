@@ -1,6 +1,8 @@
 //! Who takes slowly slows down who gives: the gateway holds little of what lies between.
 
 use super::fixture::{A_WHILE, Client, FINE, Fixture, Instance, PATIENCE, eventually};
+use super::second::{connect, request, run};
+use bytes::Bytes;
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,7 +81,7 @@ fn a_client_that_does_not_read_stops_the_instance() {
         let grown = memory().saturating_sub(before);
         assert!(grown < HELD_MAX, "{grown} bytes of memory more");
         if !chunked {
-            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\nX-Request-Id: 0123456789abcdef\r\n\r\n";
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\nDate: Sat, 21 Nov 2026 06:00:00 GMT\r\nX-Request-Id: 0123456789abcdef\r\n\r\n";
             assert!(client.exactly(head.len()).unwrap().ends_with(b"\r\n\r\n"));
             let taken = client.drain() as u64;
             read_all(&mut client, ALL - taken);
@@ -126,6 +128,43 @@ fn an_instance_that_does_not_read_stops_the_client() {
         client.socket.shutdown(std::net::Shutdown::Both).unwrap_or_default();
         gives.join().unwrap();
     }
+}
+
+/// Uploads of one client that instances don't take leave room for those that they do.
+#[test]
+fn streams_that_stand_still_do_not_stop_others_of_their_connection() {
+    let instance = Instance::start(|line| {
+        while let Some(head) = line.head() {
+            if head.contains(" /still ") {
+                // Till the test is over.
+                sleep(PATIENCE * 2);
+            } else if line.rest(head).is_some() {
+                line.say(FINE);
+            }
+        }
+    });
+    let gateway = Fixture::with(&[instance.address], |service| service.timeout_ms = 600_000);
+    run(async {
+        let send = connect(gateway.address).await;
+        // More than what lies between takes.
+        let all = Bytes::from(vec![b'x'; 32 << 20]);
+        let mut still = Vec::new();
+        for _ in 0..20 {
+            let ready = send.clone().ready().await.unwrap();
+            let (answer, mut stream) =
+                { ready }.send_request(request("POST", "/still"), false).unwrap();
+            stream.send_data(all.clone(), true).unwrap();
+            still.push((answer, stream));
+        }
+        tokio::time::sleep(A_WHILE * 3).await;
+        for _ in 0..5 {
+            let ready = send.clone().ready().await.unwrap();
+            let (answer, mut stream) = { ready }.send_request(request("POST", "/"), false).unwrap();
+            stream.send_data(all.slice(..4 << 20), true).unwrap();
+            assert_eq!(answer.await.unwrap().status(), 200);
+        }
+    });
+    assert!(instance.seen().iter().all(|it| it.body.len() == 4 << 20));
 }
 
 /// As many clients as may be; the next one waits its turn, and others' sockets are left to them.

@@ -225,6 +225,24 @@ fn a_body_that_is_malformed_from_the_start_is_no_answer() {
     }
 }
 
+/// Each piece begins its time anew.
+#[test]
+fn an_answer_may_be_silent_for_as_long_as_its_service_says() {
+    let instance = Instance::start(|line| {
+        line.request();
+        line.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for _ in 0..10 {
+            sleep(A_WHILE);
+            line.say("7\r\ndata: 1\r\n");
+        }
+        line.some();
+    });
+    let gateway = Fixture::with(&[instance.address], |service| service.idle_timeout_ms = 2_000);
+    let answer = gateway.ask(GET);
+    assert_eq!((answer.status, answer.text()), (200, "data: 1".repeat(10)));
+    assert!(!answer.whole);
+}
+
 /// To a client that knows an end only by the end of the connection, a cut must not look like one.
 #[test]
 fn a_cut_is_no_end() {
@@ -299,6 +317,73 @@ fn whoever_waits_for_leave_to_send_gets_it() {
     client.say("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
     let answer = client.answer();
     assert_eq!((answer.status, answer.values("connection")), (417, vec!["close"]));
+}
+
+/// A client that waits for leave to send does as it should: it is the instance that does not go on.
+#[test]
+fn who_gives_no_leave_to_send_is_late() {
+    const HEAD: &str = "HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 5\r\n\r\n";
+    let mute = Instance::start(|line| while line.head().is_some() {});
+    let good = Instance::start(|line| {
+        while let Some(head) = line.head() {
+            line.say("HTTP/1.1 100 Continue\r\n\r\n");
+            if line.rest(head).is_some() {
+                line.say(FINE);
+            }
+        }
+    });
+    let gateway = Fixture::with(&[mute.address, good.address], |service| {
+        service.try_timeout_ms = Some(300);
+    });
+    for _ in 0..4 {
+        let mut client = gateway.client();
+        client.say(format!("PUT / {HEAD}"));
+        assert_eq!(client.exactly(25).unwrap(), b"HTTP/1.1 100 Continue\r\n\r\n");
+        client.say("hello");
+        assert_eq!(client.answer().text(), "ok", "it is asked of the other one");
+    }
+    let alone = |instance: &Instance| {
+        Fixture::with(&[instance.address], |service| service.timeout_ms = 300)
+    };
+    for method in ["PUT", "POST"] {
+        let answer = alone(&mute).ask(&format!("{method} / {HEAD}"));
+        assert!(answer.is_own() && answer.status == 504, "{method}: {answer:?}");
+    }
+    // Whoever was given leave, has begun or speaks HTTP/1.0 is to go on.
+    assert_eq!(alone(&good).ask(&format!("PUT / {HEAD}")).status, 408);
+    assert_eq!(alone(&mute).ask(&format!("PUT / {HEAD}hel")).status, 408);
+    assert_eq!(alone(&mute).ask(&format!("PUT / {}", HEAD.replace("1.1", "1.0"))).status, 408);
+}
+
+/// A client that takes nothing: what it has of an interim answer is not gone on with by another one.
+#[test]
+fn nothing_follows_half_an_interim_answer() {
+    // More than all buffers between hold.
+    const ASKED: usize = 100;
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: {}\r\n\r\n", "a".repeat(15_000));
+    let hints = hint.repeat(16);
+    let instance = Instance::start(move |line| {
+        while line.request().is_some() {
+            line.say(&hints);
+            line.say(FINE);
+        }
+    });
+    let gateway = Fixture::with(&[instance.address], |service| service.timeout_ms = 500);
+    let mut client = gateway.client();
+    client.say(GET.repeat(ASKED));
+    let (mut before, mut now) = (0, 1);
+    while before != now {
+        // Longer than the service's time.
+        sleep(A_WHILE * 6);
+        (before, now) = (now, instance.seen().len());
+    }
+    let mut all = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut client.socket, &mut all);
+    let all = String::from_utf8(all).unwrap();
+    let served = all.matches("HTTP/1.1 200 ").count();
+    assert!(served < ASKED, "all was taken: the test does not test it");
+    let within = all.find("aHTTP/1.1").map(|at| &all[at - 10..all.len().min(at + 40)]);
+    assert_eq!(within, None, "after {served} answers");
 }
 
 /// An instance that has heard enough answers and reads no more; the client reads the answer, though

@@ -176,6 +176,52 @@ fn a_lone_instance_is_asked_again_over_a_new_connection() {
     assert!(instance.seen().len() > 10, "none was tried again");
 }
 
+/// Retries are for requests that an instance has seen: this one never did.
+#[test]
+fn an_idle_connection_that_had_closed_is_no_try() {
+    let fickle = || {
+        Instance::start(|line| {
+            if line.request().is_some() {
+                line.say(FINE);
+                line.request();
+            }
+        })
+    };
+    let (one, other) = (fickle(), fickle());
+    let gateway = Fixture::with(&[one.address, other.address], |service| service.retries = 0);
+    // More often than the budget would allow.
+    for _ in 0..60 {
+        assert_eq!(gateway.ask(GET).status, 200);
+    }
+    assert!(one.seen().len() + other.seen().len() > 100, "few connections had closed");
+    let request = format!("{}X-Request-Id: again\r\n\r\n", &GET[..GET.len() - 2]);
+    assert_eq!(gateway.ask(&request).status, 200);
+    eventually("it is remembered", || gateway.gateway.request("again").is_some());
+    let record = gateway.gateway.request("again").unwrap();
+    let tries: Vec<_> = record.tries.iter().map(|it| (&*it.backend, it.why)).collect();
+    let [(first, "its turn"), (second, "its idle connection had closed")] = tries[..] else {
+        panic!("{tries:?}");
+    };
+    assert_eq!(first, second, "the same instance");
+    // Once only.
+    let dies = Instance::start(|line| {
+        if line.request().is_some() && line.index == 0 {
+            line.say(FINE);
+            line.request();
+        }
+    });
+    let gateway = Fixture::with(&[dies.address], |service| service.retries = 0);
+    assert_eq!(gateway.ask(GET).status, 200);
+    assert_eq!(gateway.ask(GET).status, 502);
+    assert_eq!(dies.seen().len(), 3);
+    // And not what must not be done twice.
+    let gateway = Fixture::with(&[one.address], |service| service.retries = 0);
+    assert_eq!(gateway.ask(GET).status, 200);
+    let before = one.seen().len();
+    assert_eq!(gateway.ask(POST).status, 502);
+    assert_eq!(one.seen().len() - before, 1);
+}
+
 #[test]
 fn silence_is_504() {
     let mute = || Instance::start(|line| while line.request().is_some() {});

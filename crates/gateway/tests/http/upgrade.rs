@@ -103,6 +103,31 @@ fn bytes_in_a_tunnel_are_no_requests() {
     assert_eq!(instance.seen().len(), 1);
 }
 
+/// As `docker attach` and `kubectl exec` ask.
+#[test]
+fn a_body_of_no_length_is_in_nobodys_way() {
+    const ASKS: &str =
+        "POST /attach HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n";
+    let instance = Instance::echoes_after(
+        "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
+    );
+    let gateway = Fixture::before(&instance);
+    let mut client = gateway.client();
+    client.say(format!("{ASKS}Content-Length: 0\r\n\r\nhello"));
+    assert_eq!(client.answer().status, 101);
+    assert_eq!(client.exactly(5).unwrap(), b"hello");
+    let seen = instance.seen().pop().unwrap();
+    assert_eq!((seen.values("upgrade"), seen.body.len()), (vec!["tcp"], 0));
+    // One that has something between its head and the other protocol asks for none.
+    let instance = Instance::says(FINE);
+    let gateway = Fixture::before(&instance);
+    let bodies = ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"];
+    for body in bodies {
+        assert_eq!(gateway.ask(&[ASKS, body].concat()).status, 200);
+        assert_eq!(instance.seen().pop().unwrap().values("upgrade"), [] as [&str; 0]);
+    }
+}
+
 /// An instance that wants to stay with HTTP does.
 #[test]
 fn an_upgrade_that_is_not_taken_changes_nothing() {

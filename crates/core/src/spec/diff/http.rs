@@ -40,6 +40,7 @@ impl Changes {
         of("slow_start", |it| Some(ms(it.slow_start_ms)));
         of("timeout", |it| Some(ms(it.timeout_ms)));
         of("try_timeout", |it| it.try_timeout_ms.map(ms));
+        of("idle_timeout", |it| Some(ms(it.idle_timeout_ms)));
         of("retries", |it| Some(it.retries.to_string()));
         self.process(path, old.run(), new.run());
     }

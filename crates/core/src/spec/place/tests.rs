@@ -51,6 +51,7 @@ fn service(instances: u32) -> ServiceSpec {
         slow_start_ms: SLOW_START_MS,
         timeout_ms: TIMEOUT_MS,
         try_timeout_ms: None,
+        idle_timeout_ms: IDLE_TIMEOUT_MS,
         retries: RETRIES,
         drained: BTreeSet::new(),
     })

@@ -29,6 +29,7 @@ pub(in super::super) struct RawHttp {
     pub slow_start: Text,
     pub timeout: Text,
     pub try_timeout: Text,
+    pub idle_timeout: Text,
     pub retries: Number,
     /// Keys that say how Everhold runs it, and where they stand.
     pub of_run: Vec<(&'static str, usize)>,
@@ -114,6 +115,7 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         slow_start: table.string("slow_start", faults),
         timeout: table.string("timeout", faults),
         try_timeout: table.string("try_timeout", faults),
+        idle_timeout: table.string("idle_timeout", faults),
         retries: table.integer("retries", faults),
         of_run,
     };

@@ -39,6 +39,7 @@ affinity = { cookie = "Session" }
 slow_start = "0s"
 timeout = "5s"
 try_timeout = "1s"
+idle_timeout = "5m"
 retries = 0
 version = "2"
 limits = { cpu = 0.5, memory = "256MiB" }
@@ -77,6 +78,7 @@ service = "old"
     assert_eq!(api.affinity, Some(Affinity::Cookie("Session".into())));
     assert_eq!((api.version, api.retries, api.slow_start_ms), (Version::Http2, 0, 0));
     assert_eq!((api.timeout_ms, api.try_timeout_ms), (5_000, Some(1_000)));
+    assert_eq!(api.idle_timeout_ms, 300_000);
     assert_eq!((api.health.interval_ms, api.health.unhealthy_threshold), (2_000, 5));
     let Source::Addresses(old) = &spec.http("old").expect("old").source else {
         panic!("others run it")
@@ -112,6 +114,7 @@ fn the_least_of_each() {
     assert_eq!((run.stop.signal, run.stop.grace_ms), (StopSignal::Term, 10_000));
     assert_eq!((&api.balance, api.version), (&Balance::PeakEwma, Version::Http1));
     assert_eq!((api.timeout_ms, api.retries, api.slow_start_ms), (60_000, 2, 10_000));
+    assert_eq!(api.idle_timeout_ms, 3_600_000);
 
     // A database has its listeners whatever stands beside it, if none are declared.
     let api = WEB.split_once("[listener]").expect("there").0;
@@ -120,6 +123,12 @@ fn the_least_of_each() {
     let no_database = HEAD.replace("main", "api").replace("\"postgres\"", "\"http\"");
     let http_only = load(&format!("{no_database}command = [\"x\"]\n"), "f").expect("valid");
     assert!(http_only.listeners.is_empty());
+
+    // Records from before there was such a key.
+    let record = record::to_json(&spec).expect("a record");
+    let before = record.replace("\"idle_timeout_ms\":3600000,", "");
+    assert!(before.len() < record.len(), "{record}");
+    assert_eq!(record::from_json(&before).expect("a spec"), spec);
 
     let version = |spec: &everhold_core::spec::Spec| {
         let record = record::to_json(spec).expect("a record");
@@ -179,7 +188,7 @@ fn services() {
         "9:30 E007 `limits.memory` in [service.api] must be from 1MiB to 1024TiB, not \"256MB\"",
         "10:11 E007 `version` in [service.api] must be \"1.1\" or \"2\", not \"3\"",
     ]);
-    check("command = [\"x\"]\nhealth = { path = \"x\", interval = \"10ms\", timeout = \"2m\", healthy_threshold = 0 }\nslow_start = \"1h\"\ntimeout = \"1s\"\ntry_timeout = \"2s\"\nretries = 11\n", &[
+    check("command = [\"x\"]\nhealth = { path = \"x\", interval = \"10ms\", timeout = \"2m\", healthy_threshold = 0 }\nslow_start = \"1h\"\ntimeout = \"1s\"\ntry_timeout = \"2s\"\nretries = 11\nidle_timeout = \"100ms\"\n", &[
         "8:19 E007 `health.path` in [service.api] is not a path: \"x\"",
         "8:35 E007 `health.interval` in [service.api] must be from 100ms to 1h, not \"10ms\"",
         "8:53 E007 `health.timeout` in [service.api] must be from 10ms to 1m, not \"2m\"",
@@ -187,6 +196,7 @@ fn services() {
         "9:14 E007 `slow_start` in [service.api] must be from 0s to 10m, not \"1h\"",
         "11:15 E007 `try_timeout` in [service.api] is longer than all tries may take",
         "12:11 E007 `retries` in [service.api] must be from 0 to 10, not 11",
+        "13:16 E007 `idle_timeout` in [service.api] must be from 1s to 24h, not \"100ms\"",
     ]);
     check("command = [\"x\"]\nbalance = \"random\"\nhash = \"path\"\n", &[
         "8:11 E007 `balance` in [service.api] must be \"round_robin\" or \"weighted\" or \"least_requests\" or \"least_load\" or \"peak_ewma\" or \"consistent_hash\", not \"random\"",

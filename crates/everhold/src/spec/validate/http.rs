@@ -18,6 +18,7 @@ const HEALTH_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (10..=60_000, "10ms to 1m
 const THRESHOLD_MAX: u32 = 100;
 const SLOW_START_MS: (RangeInclusive<u64>, &str) = (0..=600_000, "0s to 10m");
 const TIMEOUT_MS: (RangeInclusive<u64>, &str) = (1..=86_400_000, "1ms to 24h");
+const IDLE_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (1_000..=86_400_000, "1s to 24h");
 const WEIGHT_MAX: u32 = 1_000;
 /// Thousandths of a core; as many cores as no machine has.
 const CPU_MILLI: RangeInclusive<f64> = 10.0..=1_024_000.0;
@@ -49,6 +50,8 @@ pub(super) fn http(
         }
         Some(ms)
     });
+    let idle_timeout_ms =
+        time("idle_timeout", &raw.idle_timeout, IDLE_TIMEOUT_MS, spec::IDLE_TIMEOUT_MS, faults);
     let versions = [("1.1", Version::Http1), ("2", Version::Http2)];
     Some(HttpSpec {
         balance: balance(&place, raw, faults),
@@ -58,6 +61,7 @@ pub(super) fn http(
         slow_start_ms: slow_start,
         timeout_ms,
         try_timeout_ms,
+        idle_timeout_ms,
         retries: bounded(
             "retries",
             &place,
