@@ -9,6 +9,7 @@ pub mod defrag;
 pub mod detector;
 pub mod durable;
 pub mod duty;
+pub mod finds;
 pub mod health;
 pub mod http;
 pub mod ids;

@@ -19,6 +19,7 @@ mod failovers;
 mod fault;
 mod force;
 mod gateway;
+mod gateways_word;
 mod helper;
 mod holds;
 mod install;

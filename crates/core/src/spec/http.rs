@@ -20,6 +20,8 @@ pub const HEALTH_INTERVAL_MS: u64 = 1_000;
 pub const HEALTH_TIMEOUT_MS: u64 = 500;
 pub const UNHEALTHY_THRESHOLD: u32 = 3;
 pub const HEALTHY_THRESHOLD: u32 = 2;
+/// What takes longer to start is rare, and says so.
+pub const START_WITHIN_MS: u64 = 60_000;
 /// From the first byte of a request to the last of its response's head, over all tries: as nginx's
 /// `proxy_read_timeout`.
 pub const TIMEOUT_MS: u64 = 60_000;
@@ -256,6 +258,13 @@ pub struct HealthSpec {
     pub timeout_ms: u64,
     pub healthy_threshold: u32,
     pub unhealthy_threshold: u32,
+    /// How long an instance that Everhold runs may take from its start until it is healthy.
+    #[serde(default = "start_within_ms")]
+    pub start_within_ms: u64,
+}
+
+fn start_within_ms() -> u64 {
+    START_WITHIN_MS
 }
 
 impl Default for HealthSpec {
@@ -266,6 +275,7 @@ impl Default for HealthSpec {
             timeout_ms: HEALTH_TIMEOUT_MS,
             healthy_threshold: HEALTHY_THRESHOLD,
             unhealthy_threshold: UNHEALTHY_THRESHOLD,
+            start_within_ms: START_WITHIN_MS,
         }
     }
 }

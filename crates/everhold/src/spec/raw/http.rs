@@ -24,6 +24,7 @@ pub(in super::super) struct RawHttp {
     pub health_path: Text,
     pub health_interval: Text,
     pub health_timeout: Text,
+    pub health_start_within: Text,
     pub healthy_threshold: Number,
     pub unhealthy_threshold: Number,
     pub slow_start: Text,
@@ -83,12 +84,13 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         header: it.string("header", faults),
     });
     let health = below(&mut table, "health", faults, |it, faults| {
-        let texts = ["path", "interval", "timeout"].map(|key| it.string(key, faults));
+        let texts = ["path", "interval", "timeout", "start_within"];
+        let texts = texts.map(|key| it.string(key, faults));
         (texts, ["healthy_threshold", "unhealthy_threshold"].map(|key| it.integer(key, faults)))
     });
-    let absent = ([Part::Absent, Part::Absent, Part::Absent], [Part::Absent, Part::Absent]);
-    let ([health_path, health_interval, health_timeout], [healthy_threshold, unhealthy_threshold]) =
-        health.unwrap_or(absent);
+    let (texts, [healthy_threshold, unhealthy_threshold]) =
+        health.unwrap_or_else(|| ([(); 4].map(|()| Part::Absent), [Part::Absent, Part::Absent]));
+    let [health_path, health_interval, health_timeout, health_start_within] = texts;
     let http = RawHttp {
         at: table.at,
         instances: table.integer("instances", faults),
@@ -109,6 +111,7 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         health_path,
         health_interval,
         health_timeout,
+        health_start_within,
         healthy_threshold,
         unhealthy_threshold,
         slow_start: table.string("slow_start", faults),
