@@ -12,6 +12,7 @@ pub mod duty;
 pub mod finds;
 pub mod health;
 pub mod http;
+pub mod hung;
 pub mod ids;
 pub mod journal;
 pub mod kv;

@@ -22,6 +22,7 @@ mod gateway;
 mod gateways_word;
 mod helper;
 mod holds;
+mod hung;
 mod install;
 mod installed;
 mod instances;

@@ -118,6 +118,7 @@ mod tests {
         healthy_threshold: 2,
         unhealthy_threshold: 3,
         start_within_ms: 60_000,
+        restart_after_ms: 60_000,
     };
 
     #[test]

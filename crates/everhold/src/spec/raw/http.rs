@@ -25,6 +25,7 @@ pub(in super::super) struct RawHttp {
     pub health_interval: Text,
     pub health_timeout: Text,
     pub health_start_within: Text,
+    pub health_restart_after: Text,
     pub healthy_threshold: Number,
     pub unhealthy_threshold: Number,
     pub slow_start: Text,
@@ -84,13 +85,13 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         header: it.string("header", faults),
     });
     let health = below(&mut table, "health", faults, |it, faults| {
-        let texts = ["path", "interval", "timeout", "start_within"];
+        let texts = ["path", "interval", "timeout", "start_within", "restart_after"];
         let texts = texts.map(|key| it.string(key, faults));
         (texts, ["healthy_threshold", "unhealthy_threshold"].map(|key| it.integer(key, faults)))
     });
     let (texts, [healthy_threshold, unhealthy_threshold]) =
-        health.unwrap_or_else(|| ([(); 4].map(|()| Part::Absent), [Part::Absent, Part::Absent]));
-    let [health_path, health_interval, health_timeout, health_start_within] = texts;
+        health.unwrap_or_else(|| ([(); 5].map(|()| Part::Absent), [Part::Absent, Part::Absent]));
+    let [health_path, health_interval, health_timeout, within, after] = texts;
     let http = RawHttp {
         at: table.at,
         instances: table.integer("instances", faults),
@@ -111,7 +112,8 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         health_path,
         health_interval,
         health_timeout,
-        health_start_within,
+        health_start_within: within,
+        health_restart_after: after,
         healthy_threshold,
         unhealthy_threshold,
         slow_start: table.string("slow_start", faults),
