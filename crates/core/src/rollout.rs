@@ -3,8 +3,12 @@
 //!
 //! What has been done is seen in what runs (another process than when the rollout began), so a
 //! rollout goes on after its coordinator was lost, itself renewed perhaps.
+//!
+//! Instances that nobody is served by when it begins start anew first: nothing is lost with them, and
+//! a rollout of what is mended must not wait for what is broken.
 
 use crate::ids::{Epoch, Time};
+use crate::run::WATCH_MS;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +32,9 @@ pub struct Rollout {
     pub epochs: BTreeMap<String, Epoch>,
     /// Nodes that may be unwell on its account: the last ones it did something to.
     pub doing: BTreeSet<String>,
+    /// Instances that ran when it began, and that no gateway found well.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub broken: BTreeSet<String>,
     pub state: State,
     /// The journal's entry of the request.
     pub journal: Option<String>,
@@ -57,6 +64,37 @@ pub struct Node {
     pub unwell: Option<String>,
     /// What runs was started by what the spec said before: another process alone doesn't count.
     pub outdated: bool,
+    /// It runs, and nobody is served by it: that it starts anew takes nothing from anybody.
+    pub broken: bool,
+    /// So long it may take to be well after it was asked to start anew.
+    pub back_within_ms: u64,
+}
+
+/// Since when those that start anew have been well. Whoever carries out a rollout begins with nothing.
+#[derive(Debug, Default)]
+pub struct Watch {
+    since: BTreeMap<String, (Option<i32>, Time)>,
+}
+
+impl Watch {
+    /// One that the rollout started anew is unwell until it has been well for [`WATCH_MS`] without a
+    /// break, as one process: the next one's turn comes only then.
+    pub fn take(&mut self, rollout: &Rollout, nodes: &mut BTreeMap<String, Node>, now: Time) {
+        self.since.retain(|name, _| rollout.doing.contains(name));
+        for (name, node) in nodes.iter_mut().filter(|(name, _)| rollout.doing.contains(*name)) {
+            if node.unwell.is_some() || !rollout.renewed(name, node) {
+                self.since.remove(name);
+                continue;
+            }
+            let known = self.since.entry(name.clone()).or_insert((node.pid, now));
+            if known.0 != node.pid {
+                *known = (node.pid, now);
+            }
+            if now.since(known.1) < WATCH_MS {
+                node.unwell = Some(format!("is watched for {} s", WATCH_MS / 1_000));
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,14 +186,20 @@ fn wanted(
     }
     let ours = || nodes.iter().filter(|(name, _)| rollout.before.contains_key(*name));
     let waited = waiting.map_or(0, |since| now.since(since));
-    let unwell = ours().find_map(|(name, node)| Some((name, node.unwell.as_ref()?)));
-    if let Some((name, unwell)) = unwell {
-        let patience = if rollout.doing.contains(name) { BACK_WITHIN_MS } else { DOUBT_MS };
+    let begins = |name: &String, node: &Node| {
+        node.broken && rollout.broken.contains(name) && !rollout.renewed(name, node)
+    };
+    let others = ours().filter(|(name, node)| !begins(name, node));
+    let unwell = others.into_iter().find_map(|(name, it)| Some((name, it, it.unwell.as_ref()?)));
+    if let Some((name, node, unwell)) = unwell {
+        let asked = rollout.doing.contains(name);
+        let patience = if asked { node.back_within_ms } else { DOUBT_MS };
         let why = format!("{name}: {unwell}");
         return if waited > patience { Step::Stop { why } } else { Step::Wait { why } };
     }
     let left = ours().filter(|(name, node)| !rollout.renewed(name, node));
-    let Some((name, node)) = left.min_by_key(|(name, node)| (node.leads, *name)) else {
+    let turn = |name: &String, node: &Node| (node.leads, !rollout.broken.contains(name));
+    let Some((name, node)) = left.min_by_key(|(name, node)| (turn(name, node), *name)) else {
         return Step::Done;
     };
     if rollout.service.is_none() || !node.leads {
@@ -171,22 +215,40 @@ fn wanted(
 mod tests {
     use super::*;
 
-    /// `NODE:PID[:leads][:fit][:UNWELL]`; every process was 1 before.
+    fn node(pid: Option<i32>) -> Node {
+        Node {
+            pid,
+            leads: false,
+            fit: false,
+            unwell: None,
+            outdated: false,
+            broken: false,
+            back_within_ms: BACK_WITHIN_MS,
+        }
+    }
+
+    /// `NODE:PID[:leads][:fit][:broken][:UNWELL]`; every process was 1 before. `broken` already was when
+    /// it began, `fails` is since.
     fn check(service: bool, doing: &str, nodes: &str, waited_ms: u64, expected: &str) {
+        let mut broken = BTreeSet::new();
         let nodes: BTreeMap<String, Node> = nodes
             .split_whitespace()
             .map(|text| {
                 let mut parts = text.split(':');
                 let name = parts.next().expect("a name").to_string();
-                let pid = parts.next().and_then(|pid| pid.parse().ok());
-                let mut node =
-                    Node { pid, leads: false, fit: false, unwell: None, outdated: false };
+                let mut node = node(parts.next().and_then(|pid| pid.parse().ok()));
                 for part in parts {
                     match part {
                         "leads" => node.leads = true,
                         "fit" => node.fit = true,
                         "outdated" => node.outdated = true,
+                        "was-broken" => drop(broken.insert(name.clone())),
+                        "soon" => node.back_within_ms = 100,
                         unwell => node.unwell = Some(unwell.to_string()),
+                    }
+                    node.broken |= ["broken", "fails"].contains(&part);
+                    if part == "broken" {
+                        broken.insert(name.clone());
                     }
                 }
                 (name, node)
@@ -199,6 +261,7 @@ mod tests {
             before: ["a", "b", "c"].map(|node| (node.to_string(), Some(1))).into(),
             epochs: BTreeMap::new(),
             doing: doing.chars().map(String::from).collect(),
+            broken,
             state: State::Running,
             journal: None,
         };
@@ -241,6 +304,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_broken_goes_first_and_holds_up_nothing_but_what_serves() {
+        check(true, "", "a:1 b:1:broken c:1", 0, "renew b");
+        check(true, "", "a:1 b:1:broken c:1:broken", 0, "renew b");
+        // It has to be well before the next one's turn, broken or not.
+        check(true, "b", "a:1 b:2:was-broken:young c:1:broken", 0, "wait, b: young");
+        check(true, "b", "a:1 b:2:was-broken c:1:broken", 0, "renew c");
+        check(true, "c", "a:1 b:2:was-broken c:2:was-broken", 0, "renew a");
+        check(true, "", "a:1 b:1:was-broken c:1", 0, "renew b");
+        check(true, "b", "a:1 b:2:broken c:1", BACK_WITHIN_MS + 1, "stop, b: broken");
+        // On its way out.
+        check(true, "b", "a:1 b:1:was-broken:stopping c:1", 0, "wait, b: stopping");
+        // Who fails since is a doubt.
+        check(true, "b", "a:1 b:2:was-broken c:1:fails", 0, "wait, c: fails");
+        check(true, "b", "a:1 b:2:was-broken c:1:fails", DOUBT_MS + 1, "stop, c: fails");
+        check(true, "a", "a:2:fails b:1 c:1", DOUBT_MS + 1, "wait, a: fails");
+    }
+
+    #[test]
+    fn each_has_its_own_time_to_be_well() {
+        check(true, "a", "a:2:soon:young b:1 c:1", 100, "wait, a: young");
+        check(true, "a", "a:2:soon:young b:1 c:1", 101, "stop, a: young");
+        check(true, "a", "a:2 b:1:soon:down c:1", DOUBT_MS, "wait, b: down");
+    }
+
+    #[test]
+    fn one_that_started_anew_is_watched_as_one_process() {
+        let rollout = Rollout {
+            service: Some("api".to_string()),
+            by: String::new(),
+            at: String::new(),
+            before: [("a".to_string(), Some(1)), ("b".to_string(), Some(1))].into(),
+            epochs: BTreeMap::new(),
+            doing: ["a".to_string()].into(),
+            broken: BTreeSet::new(),
+            state: State::Running,
+            journal: None,
+        };
+        let mut watch = Watch::default();
+        let mut check = |ms: u64, pid: i32, sick: bool, well: bool| {
+            let mut a = node(Some(pid));
+            a.unwell = sick.then(|| "sick".to_string());
+            let mut nodes = [("a".to_string(), a), ("b".to_string(), node(Some(1)))].into();
+            watch.take(&rollout, &mut nodes, Time(ms));
+            assert_eq!(nodes["a"].unwell.is_none(), well, "{ms}");
+            assert_eq!(nodes["b"].unwell, None, "nobody watches it");
+        };
+        // Still the old one: it is to be asked, and not waited for.
+        check(0, 1, false, true);
+        check(1_000, 2, false, false);
+        check(999 + WATCH_MS, 2, false, false);
+        check(1_000 + WATCH_MS, 2, false, true);
+        // Another process, or one that was sick meanwhile, begins anew.
+        check(1_001 + WATCH_MS, 3, false, false);
+        check(10_000, 3, true, false);
+        check(10_500, 3, false, false);
+        check(10_499 + WATCH_MS, 3, false, false);
+        check(10_500 + WATCH_MS, 3, false, true);
+    }
+
+    #[test]
     fn nothing_goes_on_over_a_doubt() {
         // Somebody else's trouble is not waited for as long as one's own.
         check(true, "b", "a:1:leads b:2 c:1:down", DOUBT_MS, "wait, c: down");
@@ -255,6 +378,7 @@ mod tests {
             before: BTreeMap::new(),
             epochs: BTreeMap::new(),
             doing: BTreeSet::new(),
+            broken: BTreeSet::new(),
             state: State::Running,
             journal: None,
         };
@@ -272,10 +396,11 @@ mod tests {
             before: [("a".to_string(), Some(1)), ("b".to_string(), Some(1))].into(),
             epochs: BTreeMap::new(),
             doing: BTreeSet::new(),
+            broken: BTreeSet::new(),
             state: State::Running,
             journal: None,
         };
-        let well = Node { pid: Some(1), leads: false, fit: true, unwell: None, outdated: false };
+        let well = node(Some(1));
         let nodes: BTreeMap<_, _> =
             rollout.before.keys().cloned().map(|n| (n, well.clone())).collect();
         let renew = |node: &str| Step::Renew { node: node.to_string() };

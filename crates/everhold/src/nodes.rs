@@ -245,14 +245,7 @@ mod tests {
             let reports = [("b".to_string(), heard)].into();
             let drained = service("main", &spec, &reports, &word, NOW_MS).takers;
             assert_eq!(drained.contains("b"), expected, "{incarnation} {streaming} {ms_ago}");
-            let rolled = crate::rollout::look(
-                Some("main"),
-                &BTreeSet::new(),
-                &spec,
-                &reports,
-                &word,
-                NOW_MS,
-            );
+            let rolled = crate::rollout::look(Some("main"), &spec, &reports, &word, NOW_MS);
             assert_eq!(rolled.expect("a service")["b"].fit, expected);
         };
         check(2, true, FRESH_MS, true);

@@ -4,12 +4,13 @@ use crate::agent::{self, Ask};
 use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
 use crate::failovers::Kind;
 use crate::link::Report;
-use crate::{clock, nodes};
+use crate::{clock, gateways_word, nodes};
+use everhold_core::finds::Finds;
 use everhold_core::ids::Time;
 use everhold_core::kv::{Expect, Txn};
 use everhold_core::records::encode;
-use everhold_core::rollout::{Node, Rollout, State, Step, Tried, next};
-use everhold_core::run::{RunState, WATCH_MS};
+use everhold_core::rollout::{BACK_WITHIN_MS, Node, Rollout, State, Step, Tried, Watch, next};
+use everhold_core::run::{DRAIN_MS, RunState, WATCH_MS};
 use everhold_core::spec::{HttpSpec, Spec};
 use everhold_core::status::State as InstanceState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,18 +28,15 @@ pub fn key(cluster: &str) -> String {
 
 /// What a rollout is about, as it is now: nodes, or the instances of an HTTP service. `None`: no such
 /// service.
-///
-/// `doing`: whom the rollout is at. An instance of these is watched for some seconds.
 pub fn look(
     service: Option<&str>,
-    doing: &BTreeSet<String>,
     spec: &Spec,
     reports: &Reports,
     word: &StoreWord,
     now_ms: u64,
 ) -> Option<BTreeMap<String, Node>> {
     if let Some((service, http)) = service.and_then(|name| Some((name, spec.http(name)?))) {
-        return Some(of_http((service, http), doing, reports, now_ms));
+        return Some(of_http((service, http), spec, reports, word, now_ms));
     }
     let names: Vec<String> = match service {
         Some(name) => spec.postgres(name)?.nodes.clone(),
@@ -54,7 +52,7 @@ pub fn look(
     let nodes = names.into_iter().map(|node| {
         let Some(report) = nodes::fresh(reports, &node, now_ms) else {
             let unwell = Some("its agent is not heard".to_string());
-            return (node, Node { pid: None, leads: false, fit: false, unwell, outdated: false });
+            return (node, Node { unwell, ..NOBODY });
         };
         let on: Vec<Instance> =
             services.iter().filter_map(|name| instance(spec, word, report, name, &node)).collect();
@@ -67,35 +65,56 @@ pub fn look(
             leads: on.iter().any(|instance| instance.leads),
             fit: takers.contains(&node),
             unwell: on.into_iter().find_map(|instance| instance.unwell),
-            outdated: false,
+            ..NOBODY
         };
         (node, found)
     });
     Some(nodes.collect())
 }
 
-/// The instances of an HTTP service: none leads.
+/// Of whom nothing is known.
+const NOBODY: Node = Node {
+    pid: None,
+    leads: false,
+    fit: false,
+    unwell: None,
+    outdated: false,
+    broken: false,
+    back_within_ms: BACK_WITHIN_MS,
+};
+
+/// The instances of an HTTP service: none leads. One that runs is well when all gateways that tell of
+/// the service find it so; who is out of use, or gets no requests, is well when it runs.
 fn of_http(
     (service, http): (&str, &HttpSpec),
-    doing: &BTreeSet<String>,
+    spec: &Spec,
     reports: &Reports,
+    word: &StoreWord,
     now_ms: u64,
 ) -> BTreeMap<String, Node> {
+    let judged = gateways_word::judge(spec, service, http);
+    let grace_ms = http.run().map_or(0, |run| run.stop.grace_ms);
+    // Requests that are on their way to it may take its grace, and so may its end.
+    let ends_ms = grace_ms.max(DRAIN_MS) + grace_ms;
+    let back_within_ms = ends_ms + http.health.start_within_ms + WATCH_MS;
     let instances = http.placed().map(|(id, placed)| {
         let told = nodes::fresh(reports, &placed.node, now_ms)
             .map(|report| report.instances.get(service).and_then(|all| all.get(id)));
+        let judged = judged && !http.drained.contains(id);
+        let finds = judged.then(|| gateways_word::finds(word, service, id));
         let unwell = match told {
             None => Some("the agent of its node is not heard".to_string()),
             Some(None) => Some("nothing is known of it yet".to_string()),
             Some(Some(it)) => match it.state {
-                RunState::Running if it.settled || !doing.contains(id) => None,
-                RunState::Running => Some(format!("is watched for {} s", WATCH_MS / 1_000)),
+                RunState::Running => finds.as_ref().and_then(Finds::doubt),
                 state => Some(format!("is {}", crate::instances::shown::word(state))),
             },
         };
         let told = told.flatten();
+        // What has just begun is not judged yet, and may hear its clients in a moment.
+        let broken = told.is_some_and(|it| it.settled) && finds.is_some_and(|it| it.is_broken());
         let (pid, outdated) = (told.and_then(|it| it.pid), told.is_some_and(|it| it.outdated));
-        (id.clone(), Node { pid, leads: false, fit: true, unwell, outdated })
+        (id.clone(), Node { pid, fit: true, unwell, outdated, broken, back_within_ms, ..NOBODY })
     });
     instances.collect()
 }
@@ -170,6 +189,7 @@ pub async fn tend(cluster: &Cluster) {
     let mut waiting: Option<Time> = None;
     let mut asked: Option<Instant> = None;
     let mut tried: Option<Tried> = None;
+    let mut watch = Watch::default();
     loop {
         tokio::time::sleep(LOOK).await;
         let word = cluster.word();
@@ -178,13 +198,17 @@ pub async fn tend(cluster: &Cluster) {
         };
         if rollout.state != State::Running {
             (waiting, asked, tried) = (None, None, None);
+            watch = Watch::default();
             continue;
         }
         let now = clock::now();
         let service = rollout.service.as_deref();
         let (spec, reports) = (cluster.spec(), cluster.reports());
-        let nodes = look(service, &rollout.doing, &spec, &reports, &word, now.0);
-        let nodes = nodes.unwrap_or_default();
+        let nodes = look(service, &spec, &reports, &word, now.0);
+        let mut nodes = nodes.unwrap_or_default();
+        if service.is_some_and(|name| spec.http(name).is_some()) {
+            watch.take(&rollout, &mut nodes, now);
+        }
         let doubt = doubt(&rollout, &word).or_else(|| crashed(&rollout, &spec, &reports));
         let step = next(&rollout, &nodes, doubt, waiting, tried.as_ref(), now);
         waiting = match &step {

@@ -6,7 +6,7 @@ use crate::cluster::{Reports, StoreWord};
 use crate::instances::shown as shown_http;
 use crate::link::{Hold, Report};
 use crate::supervisor::GATEWAY;
-use crate::{lost_nodes, nodes};
+use crate::{hung, lost_nodes, nodes};
 use everhold_core::durable::Data;
 use everhold_core::duty::Step;
 use everhold_core::ids::Epoch;
@@ -386,7 +386,8 @@ fn holds(from: &Sources<'_>) -> Value {
     let old = old.filter_map(|(name, forgotten)| forgotten.hold(name));
     let copies = from.word.copied.as_ref().and_then(|copied| copied.hold());
     let lost = lost_nodes::holds(from.spec, &from.word.held);
-    let of_nodes = told.chain(gateways).chain(leaving).chain(lost);
+    let hung = hung::holds(&from.word.held_instances);
+    let of_nodes = told.chain(gateways).chain(leaving).chain(lost).chain(hung);
     Value::Array(unreadable.chain(of_nodes).chain(old).chain(copies).collect())
 }
 

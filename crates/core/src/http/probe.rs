@@ -117,6 +117,8 @@ mod tests {
         timeout_ms: 500,
         healthy_threshold: 2,
         unhealthy_threshold: 3,
+        start_within_ms: 60_000,
+        restart_after_ms: 60_000,
     };
 
     #[test]

@@ -20,6 +20,10 @@ pub const HEALTH_INTERVAL_MS: u64 = 1_000;
 pub const HEALTH_TIMEOUT_MS: u64 = 500;
 pub const UNHEALTHY_THRESHOLD: u32 = 3;
 pub const HEALTHY_THRESHOLD: u32 = 2;
+/// What takes longer to start is rare, and says so.
+pub const START_WITHIN_MS: u64 = 60_000;
+/// Far above what a busy instance misses of its checks.
+pub const RESTART_AFTER_MS: u64 = 60_000;
 /// From the first byte of a request to the last of its response's head, over all tries: as nginx's
 /// `proxy_read_timeout`.
 pub const TIMEOUT_MS: u64 = 60_000;
@@ -273,6 +277,20 @@ pub struct HealthSpec {
     pub timeout_ms: u64,
     pub healthy_threshold: u32,
     pub unhealthy_threshold: u32,
+    /// How long an instance that Everhold runs may take from its start until it is healthy.
+    #[serde(default = "start_within_ms")]
+    pub start_within_ms: u64,
+    /// One that has been unhealthy for so long is started anew. 0: none is.
+    #[serde(default = "restart_after_ms")]
+    pub restart_after_ms: u64,
+}
+
+fn start_within_ms() -> u64 {
+    START_WITHIN_MS
+}
+
+fn restart_after_ms() -> u64 {
+    RESTART_AFTER_MS
 }
 
 impl Default for HealthSpec {
@@ -283,6 +301,8 @@ impl Default for HealthSpec {
             timeout_ms: HEALTH_TIMEOUT_MS,
             healthy_threshold: HEALTHY_THRESHOLD,
             unhealthy_threshold: UNHEALTHY_THRESHOLD,
+            start_within_ms: START_WITHIN_MS,
+            restart_after_ms: RESTART_AFTER_MS,
         }
     }
 }

@@ -73,9 +73,11 @@ pub async fn roll_out(
         return Err(error.next(format!("`everhold maintenance {name} off`")));
     }
     let service = body.service.as_deref();
-    let nodes = rollout::look(service, &Default::default(), &spec, &reports, &word, clock::now().0);
+    let nodes = rollout::look(service, &spec, &reports, &word, clock::now().0);
     let nodes = nodes.unwrap_or_default();
-    if let Some((name, unwell)) = nodes.iter().find_map(|(n, it)| Some((n, it.unwell.as_ref()?))) {
+    // What nobody is served by has nothing to lose, and may be what is to be mended.
+    let mut others = nodes.iter().filter(|(_, it)| !it.broken);
+    if let Some((name, unwell)) = others.find_map(|(n, it)| Some((n, it.unwell.as_ref()?))) {
         let text = format!("it would begin with a doubt: {name}: {unwell}");
         return Err(ApiError::new(Code::Refused, text).next("wait until all is well"));
     }
@@ -93,6 +95,7 @@ pub async fn roll_out(
         before: nodes.iter().map(|(name, node)| (name.clone(), node.pid)).collect(),
         epochs: epochs.collect(),
         doing: Default::default(),
+        broken: nodes.iter().filter(|(_, it)| it.broken).map(|(name, _)| name.clone()).collect(),
         state: Is::Running,
         journal: cluster.note(service.unwrap_or_default(), &who, &what).await,
     };

@@ -6,6 +6,7 @@ use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
+use crate::hung;
 use crate::lost_nodes::{HELD, Held};
 use crate::machine::coordinator::Members;
 use crate::spec::record;
@@ -38,6 +39,8 @@ pub struct StoreWord {
     pub coordinator: Option<String>,
     /// Nodes that aren't heard, and why they are not lost.
     pub held: Vec<Held>,
+    /// Instances that hang, and are not started anew.
+    pub held_instances: Vec<hung::Held>,
     /// The newest rollout and its revision.
     pub rollout: Option<(Rollout, u64)>,
     /// Who keeps the store, on many machines.
@@ -109,6 +112,8 @@ impl StoreWord {
             self.coordinator = kv.map(|kv| kv.value.clone());
         } else if rest == HELD {
             self.held = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
+        } else if rest == hung::HELD {
+            self.held_instances = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
         } else if rest == "rollout" {
             self.rollout = None;
             match kv.map(|kv| (kv, decode(&kv.value))) {

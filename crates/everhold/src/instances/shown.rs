@@ -69,6 +69,8 @@ pub fn service(
             (Some("unhealthy"), _) if of_others => shown["health"] = "down".into(),
             (Some("ejected"), _) if of_others => shown["health"] = "suspect".into(),
             (Some("ejected" | "unhealthy"), Some("up")) => shown["health"] = "suspect".into(),
+            // It runs, and nobody has asked it yet.
+            (None, Some("up")) if !http.drained.contains(id) => shown["health"] = "degraded".into(),
             _ => {}
         }
         shown["detail"]["gateways"] = best.unwrap_or("unknown").into();
@@ -249,5 +251,15 @@ mod tests {
         assert_eq!(of("b.1"), (false.into(), "suspect".to_string()));
         assert_eq!(of("c.1"), (Value::Null, "up".to_string()), "no gateway tells");
         assert_eq!(shown["health"], "degraded");
+        let third = json!({ "services": { "api": { "c.1": found(false, "unknown") } } });
+        let health = |http: &HttpSpec, third: &Value| {
+            let shown = service("api", http, Some(false), &heard, &[&one, &other, third], &[]);
+            shown["instances"]["c.1"]["health"].clone()
+        };
+        assert_eq!(health(&run(), &third), "degraded", "nobody has asked it yet");
+        // Nobody is to ask one that is out of use.
+        let drained = HttpSpec { drained: ["c.1".to_string()].into(), ..run() };
+        let left = json!({ "services": { "api": { "c.1": found(false, "left") } } });
+        assert_eq!(health(&drained, &left), "up");
     }
 }

@@ -7,7 +7,7 @@ use super::{joined_prefix, url};
 use crate::cluster::Cluster;
 use crate::spec::{StorePorts, record};
 use crate::store::upkeep;
-use crate::{backup, lost_nodes, nodes, rollout, spec_store};
+use crate::{backup, hung, lost_nodes, nodes, rollout, spec_store};
 use everhold_adapters::etcd::QUOTA_BYTES;
 use everhold_core::kv::{Expect, Txn, TxnOutcome};
 use everhold_core::members::{self, Member, Step, View};
@@ -107,6 +107,8 @@ async fn term(
     let ours = (key, Expect::Rev(rev));
     tasks.spawn(async move { lost_nodes::tend(&instances, ours).await });
     tasks.spawn(async move { rollout::tend(&rollouts).await });
+    let all = cluster.clone();
+    tasks.spawn(async move { hung::tend(&all).await });
     while store.lease_keep_alive(lease.id).await?.is_some() {
         if servers == Some(Servers::Members)
             && let Err(error) = tend_members(&cluster.name, store, &mut told).await

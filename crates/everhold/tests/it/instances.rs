@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const EVERHOLD: &str = env!("CARGO_BIN_EXE_everhold");
@@ -108,14 +111,79 @@ fn left(stack: &Stack) -> Vec<i32> {
     pids.filter(is_ours).collect()
 }
 
-/// Through the gateway: answered, counted, and explained.
-fn requests_are_told_of(stack: &Stack) {
+/// Where a gateway takes requests to it.
+fn listen(stack: &Stack) -> u16 {
     let port = free_ports(1);
     change(stack, |spec| {
         spec["listeners"]["web"] =
             json!({ "bind": format!("127.0.0.1:{port}"), "protocol": "http" });
         spec["routes"]["all"] = json!({ "listener": "web", "match": {}, "service": "api" });
     });
+    port
+}
+
+/// A client that asks without a break.
+struct Client {
+    over: Arc<AtomicBool>,
+    asks: Option<JoinHandle<(usize, Vec<String>)>>,
+}
+
+impl Client {
+    fn begin(port: u16) -> Client {
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = over.clone();
+        let asks = std::thread::spawn(move || {
+            let (mut asked, mut failed) = (0, Vec::new());
+            while !ends.load(Ordering::Relaxed) {
+                asked += 1;
+                let answer = ask(port, "/", "").unwrap_or_default();
+                if !answer.starts_with("HTTP/1.1 200 ") {
+                    failed.push(answer);
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            (asked, failed)
+        });
+        Client { over, asks: Some(asks) }
+    }
+
+    /// How often it has asked, and the answers that weren't good.
+    fn end(mut self) -> (usize, Vec<String>) {
+        self.over.store(true, Ordering::Relaxed);
+        self.asks.take().expect("it asks").join().expect("a client")
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A program that answers each request with 500, at a port as soon as that is free.
+fn fail_at(port: u16, over: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let over = over.clone();
+    std::thread::spawn(move || {
+        let mut listener = None;
+        while !over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+            if listener.is_none() {
+                listener = TcpListener::bind(("127.0.0.1", port)).ok();
+            }
+            let Some(listener) = &listener else { continue };
+            listener.set_nonblocking(true).expect("no waiting");
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.read(&mut [0; 1_024]);
+                let answer = "HTTP/1.1 500 Sorry\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        }
+    })
+}
+
+/// Through the gateway: answered, counted, and explained.
+fn requests_are_told_of(stack: &Stack) {
+    let port = listen(stack);
     let until = Instant::now() + Duration::from_secs(60);
     while !ask(port, "/hello", "x-request-id: first\r\n").is_some_and(|it| it.contains(" 200 ")) {
         assert!(Instant::now() < until, "{:?}", ask(port, "/hello", ""));
@@ -301,4 +369,170 @@ fn a_rollout_goes_one_by_one_and_stops_at_one_that_ends_again() {
     let unknown = stack.command(&["logs", "api", "c.9"]).output().expect("it runs");
     let error = String::from_utf8_lossy(&unknown.stderr);
     assert!(!unknown.status.success() && error.contains("has no instance c.9"), "{error}");
+}
+
+/// Clients notice nothing of a rollout, whether what is new starts slowly, or runs and is of no use.
+#[test]
+fn a_rollout_waits_until_gateways_find_each_instance_well() {
+    let mut stack = Stack::start(Wanted::default());
+    let ids = ["a.1", "b.1", "c.1"];
+    let version = |greeting: &str, command: &str| {
+        let mut service = service(&stack, greeting, &ids);
+        let sample = format!("exec {EVERHOLD} sample --port {{port}} --name {{instance}}");
+        service["run"]["command"] = json!(["sh", "-c", command.replace("SAMPLE", &sample)]);
+        service["health"]["path"] = json!("/healthz");
+        service
+    };
+    let (one, slow) = (version("one", "SAMPLE"), version("two", "sleep 8; SAMPLE"));
+    let mut bad = version("three", "exec sleep 1000");
+    bad["health"]["start_within_ms"] = json!(5_000);
+    put(&stack, Some(one));
+    up(&mut stack, 3);
+    let port = listen(&stack);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !ask(port, "/", "").is_some_and(|it| it.contains(" 200 ")) {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let pending = |stack: &mut Stack| {
+        stack.wait("restarts pending", |status| {
+            ids.iter().all(|id| instance(status, id)["detail"]["restart_pending"] == true)
+        });
+    };
+    let well = |stack: &mut Stack| {
+        stack.wait("all are found well", |status| {
+            ids.iter().all(|id| instance(status, id)["detail"]["gateways"] == "healthy")
+        });
+    };
+
+    well(&mut stack);
+    let client = Client::begin(port);
+    put(&stack, Some(slow.clone()));
+    pending(&mut stack);
+    assert_eq!(stack.done(&["rollout", "api"]), "done: 3 started anew\n");
+    let (asked, failed) = client.end();
+    assert!(asked > 100 && failed.is_empty(), "of {asked}: {failed:?}");
+    let second = up(&mut stack, 3);
+    for id in ids {
+        assert_eq!(get(&stack, id).expect("an answer"), format!("two {id}"));
+    }
+
+    // It listens, and fails its checks: the first one shows it.
+    let over = Arc::new(AtomicBool::new(false));
+    let fails = fail_at(stack.postgres_port("a") + 1, &over);
+    let client = Client::begin(port);
+    put(&stack, Some(bad));
+    pending(&mut stack);
+    let output = stack.command(&["rollout", "api"]).output().expect("it runs");
+    let error = String::from_utf8_lossy(&output.stderr);
+    let why = "a.1: the gateway gateway finds it unhealthy";
+    assert!(error.contains("E261") && error.contains(why), "{error}");
+    let status =
+        stack.wait("a.1 is suspect", |status| instance(status, "a.1")["health"] == "suspect");
+    for id in ["b.1", "c.1"] {
+        assert_eq!(instance(&status, id)["pid"], second[id]);
+        assert_eq!(get(&stack, id).expect("an answer"), format!("two {id}"));
+    }
+    over.store(true, Ordering::Relaxed);
+    fails.join().expect("it ended");
+
+    // Nobody is served by it, so it holds up no rollout of what is mended.
+    put(&stack, Some(slow));
+    stack.wait("the mended is known", |status| {
+        let pending = |id| instance(status, id)["detail"]["restart_pending"] == true;
+        pending("a.1") && !pending("b.1")
+    });
+    assert_eq!(stack.done(&["rollout", "api"]), "done: 3 started anew\n");
+    let (asked, failed) = client.end();
+    assert!(asked > 100 && failed.is_empty(), "of {asked}: {failed:?}");
+}
+
+/// A program that ends as soon as it is asked to: what gateways have sent to it ends before that.
+#[test]
+fn one_that_starts_anew_is_asked_to_end_after_its_requests() {
+    let mut stack = Stack::start(Wanted::default());
+    let mut service = service(&stack, "x", &["a.1"]);
+    service["run"]["command"] = json!(["sleep", "1000"]);
+    service["run"]["stop"]["grace_ms"] = json!(60_000);
+    put(&stack, Some(service));
+    let first = up(&mut stack, 1)["a.1"];
+    // In its place this answers, one request when it may.
+    let may = Arc::new(AtomicBool::new(false));
+    let (answers, at) = (may.clone(), stack.postgres_port("a") + 1);
+    let listener = TcpListener::bind(("127.0.0.1", at)).expect("its port");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answers = answers.clone();
+            std::thread::spawn(move || {
+                let mut head = [0; 1_024];
+                let read = stream.read(&mut head).unwrap_or(0);
+                while head[..read].starts_with(b"GET /late") && !answers.load(Ordering::Relaxed) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+                let _ = stream.write_all(answer.as_bytes());
+            });
+        }
+    });
+    let port = listen(&stack);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !ask(port, "/", "").is_some_and(|it| it.contains(" 200 ")) {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let late = std::thread::spawn(move || ask(port, "/late", ""));
+    stack.wait("a request", |status| instance(status, "a.1")["detail"]["requests"] == 1);
+    let mut restart = stack.command(&["restart", "api", "a.1"]).spawn().expect("it runs");
+    stack.wait("it goes", |status| instance(status, "a.1")["state"] == "stopping");
+    // Twice as long as gateways take to leave it.
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(living(first as i32).is_some(), "its request is still under way");
+    assert!(!ask(port, "/", "").is_some_and(|it| it.contains(" 200 ")), "none is new");
+    may.store(true, Ordering::Relaxed);
+    let answer = late.join().expect("a client").unwrap_or_default();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(restart.wait().expect("it ran").success());
+    assert_ne!(up(&mut stack, 1)["a.1"], first);
+}
+
+/// Frozen, as after a deadlock: it runs, and answers nobody.
+#[test]
+fn one_that_hangs_is_started_anew_and_not_when_all_do() {
+    let mut stack = Stack::start(Wanted::default());
+    let ids = ["a.1", "b.1", "c.1"];
+    let mut service = service(&stack, "x", &ids);
+    service["health"]["path"] = json!("/healthz");
+    service["health"]["restart_after_ms"] = json!(5_000);
+    put(&stack, Some(service));
+    let well = |stack: &mut Stack| {
+        stack.wait("all are found well", |status| {
+            ids.iter().all(|id| instance(status, id)["detail"]["gateways"] == "healthy")
+        });
+        up(stack, 3)
+    };
+    let first = well(&mut stack);
+    let pids: Vec<i32> = first.values().map(|pid| *pid as i32).collect();
+    let held = |status: &Value| {
+        let holds = status["holds"].as_array().into_iter().flatten();
+        let of = holds.filter(|it| it["rule"] == "hung" && it["service"] == "api");
+        of.filter_map(|it| it["why"].as_str()).map(str::to_string).collect::<Vec<_>>()
+    };
+    signal("STOP", &pids);
+    let status = stack.wait("holds", |status| held(status).len() == 3);
+    let why = "a.1 is unhealthy and is not started anew: only 0 of 2 others are well, \
+               so it may not be its own fault";
+    assert_eq!(held(&status)[0], why);
+    signal("CONT", &pids);
+    assert_eq!(well(&mut stack), first, "all went on");
+    stack.wait("no hold", |status| held(status).is_empty());
+
+    signal("STOP", &pids[..1]);
+    stack.wait("another process", |status| {
+        let pid = &instance(status, "a.1")["pid"];
+        pid.is_i64() && *pid != first["a.1"]
+    });
+    let second = well(&mut stack);
+    assert_eq!((second["b.1"], second["c.1"]), (first["b.1"], first["c.1"]));
+    let journal = stack.done(&["journal", "--service", "api", "--limit", "100"]);
+    assert!(journal.contains("since all gateways have found it unhealthy for"), "{journal}");
 }

@@ -37,6 +37,8 @@ impl Changes {
         of("health.timeout", |it| Some(ms(it.health.timeout_ms)));
         of("health.healthy_threshold", |it| Some(it.health.healthy_threshold.to_string()));
         of("health.unhealthy_threshold", |it| Some(it.health.unhealthy_threshold.to_string()));
+        of("health.start_within", |it| Some(ms(it.health.start_within_ms)));
+        of("health.restart_after", |it| Some(ms(it.health.restart_after_ms)));
         of("slow_start", |it| Some(ms(it.slow_start_ms)));
         of("timeout", |it| Some(ms(it.timeout_ms)));
         of("try_timeout", |it| it.try_timeout_ms.map(ms));

@@ -24,6 +24,8 @@ pub(in super::super) struct RawHttp {
     pub health_path: Text,
     pub health_interval: Text,
     pub health_timeout: Text,
+    pub health_start_within: Text,
+    pub health_restart_after: Text,
     pub healthy_threshold: Number,
     pub unhealthy_threshold: Number,
     pub slow_start: Text,
@@ -84,12 +86,13 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         header: it.string("header", faults),
     });
     let health = below(&mut table, "health", faults, |it, faults| {
-        let texts = ["path", "interval", "timeout"].map(|key| it.string(key, faults));
+        let texts = ["path", "interval", "timeout", "start_within", "restart_after"];
+        let texts = texts.map(|key| it.string(key, faults));
         (texts, ["healthy_threshold", "unhealthy_threshold"].map(|key| it.integer(key, faults)))
     });
-    let absent = ([Part::Absent, Part::Absent, Part::Absent], [Part::Absent, Part::Absent]);
-    let ([health_path, health_interval, health_timeout], [healthy_threshold, unhealthy_threshold]) =
-        health.unwrap_or(absent);
+    let (texts, [healthy_threshold, unhealthy_threshold]) =
+        health.unwrap_or_else(|| ([(); 5].map(|()| Part::Absent), [Part::Absent, Part::Absent]));
+    let [health_path, health_interval, health_timeout, within, after] = texts;
     let http = RawHttp {
         at: table.at,
         instances: table.integer("instances", faults),
@@ -110,6 +113,8 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         health_path,
         health_interval,
         health_timeout,
+        health_start_within: within,
+        health_restart_after: after,
         healthy_threshold,
         unhealthy_threshold,
         slow_start: table.string("slow_start", faults),

@@ -32,7 +32,7 @@ env = { DATABASE_URL = "{dsn:main}", _x1 = "{instance} on {node}" }
 user = "api"
 directory = "/srv/api"
 stop = { signal = "INT", grace = "1m" }
-health = { path = "/healthz?deep=1", interval = "2s", timeout = "100ms", healthy_threshold = 1, unhealthy_threshold = 5 }
+health = { path = "/healthz?deep=1", interval = "2s", timeout = "100ms", healthy_threshold = 1, unhealthy_threshold = 5, start_within = "3m", restart_after = "0s" }
 balance = "consistent_hash"
 hash = "header:X-Tenant"
 affinity = { cookie = "Session" }
@@ -80,6 +80,7 @@ service = "old"
     assert_eq!((api.timeout_ms, api.try_timeout_ms), (5_000, Some(1_000)));
     assert_eq!(api.idle_timeout_ms, 300_000);
     assert_eq!((api.health.interval_ms, api.health.unhealthy_threshold), (2_000, 5));
+    assert_eq!((api.health.start_within_ms, api.health.restart_after_ms), (180_000, 0));
     let Source::Addresses(old) = &spec.http("old").expect("old").source else {
         panic!("others run it")
     };
@@ -188,11 +189,13 @@ fn services() {
         "9:30 E007 `limits.memory` in [service.api] must be from 1MiB to 1024TiB, not \"256MB\"",
         "10:11 E007 `version` in [service.api] must be \"1.1\" or \"2\", not \"3\"",
     ]);
-    check("command = [\"x\"]\nhealth = { path = \"x\", interval = \"10ms\", timeout = \"2m\", healthy_threshold = 0 }\nslow_start = \"1h\"\ntimeout = \"1s\"\ntry_timeout = \"2s\"\nretries = 11\nidle_timeout = \"100ms\"\n", &[
+    check("command = [\"x\"]\nhealth = { path = \"x\", interval = \"10ms\", timeout = \"2m\", healthy_threshold = 0, start_within = \"0s\", restart_after = \"2h\" }\nslow_start = \"1h\"\ntimeout = \"1s\"\ntry_timeout = \"2s\"\nretries = 11\nidle_timeout = \"100ms\"\n", &[
         "8:19 E007 `health.path` in [service.api] is not a path: \"x\"",
         "8:35 E007 `health.interval` in [service.api] must be from 100ms to 1h, not \"10ms\"",
         "8:53 E007 `health.timeout` in [service.api] must be from 10ms to 1m, not \"2m\"",
         "8:79 E007 `health.healthy_threshold` in [service.api] must be from 1 to 100, not 0",
+        "8:97 E007 `health.start_within` in [service.api] must be from 1s to 1h, not \"0s\"",
+        "8:118 E007 `health.restart_after` in [service.api] must be from 0s to 1h, not \"2h\"",
         "9:14 E007 `slow_start` in [service.api] must be from 0s to 10m, not \"1h\"",
         "11:15 E007 `try_timeout` in [service.api] is longer than all tries may take",
         "12:11 E007 `retries` in [service.api] must be from 0 to 10, not 11",
@@ -336,13 +339,14 @@ fn changes() {
     check(
         "kind = \"http\"\n",
         &more(
-            "balance = \"consistent_hash\"\nhash = \"cookie:a\"\nhealth.path = \"/\"\nretries = 1\nversion = \"2\"\naffinity.header = \"T\"\n",
+            "balance = \"consistent_hash\"\nhash = \"cookie:a\"\nhealth = { path = \"/\", start_within = \"2m\" }\nretries = 1\nversion = \"2\"\naffinity.header = \"T\"\n",
         ),
         &[
             "service.api.affinity: - -> header t, at_once",
             "service.api.balance: peak_ewma -> consistent_hash, at_once",
             "service.api.hash: - -> cookie:a, at_once",
             "service.api.health.path: - -> /, at_once",
+            "service.api.health.start_within: 60000ms -> 120000ms, at_once",
             "service.api.retries: 2 -> 1, at_once",
             "service.api.version: 1.1 -> 2, at_once",
         ],

@@ -15,6 +15,8 @@ use super::{Kinds, Known, absolute, bounded, duration, name_fault, names, of_kin
 
 const HEALTH_INTERVAL_MS: (RangeInclusive<u64>, &str) = (100..=3_600_000, "100ms to 1h");
 const HEALTH_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (10..=60_000, "10ms to 1m");
+const START_WITHIN_MS: (RangeInclusive<u64>, &str) = (1_000..=3_600_000, "1s to 1h");
+const RESTART_AFTER_MS: (RangeInclusive<u64>, &str) = (0..=3_600_000, "0s to 1h");
 const THRESHOLD_MAX: u32 = 100;
 const SLOW_START_MS: (RangeInclusive<u64>, &str) = (0..=600_000, "0s to 10m");
 const TIMEOUT_MS: (RangeInclusive<u64>, &str) = (1..=86_400_000, "1ms to 24h");
@@ -412,6 +414,10 @@ fn health(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> HealthSpec {
         time("health.interval", &raw.health_interval, HEALTH_INTERVAL_MS, default.interval_ms);
     let timeout_ms =
         time("health.timeout", &raw.health_timeout, HEALTH_TIMEOUT_MS, default.timeout_ms);
+    let within = (&raw.health_start_within, START_WITHIN_MS, default.start_within_ms);
+    let start_within_ms = time("health.start_within", within.0, within.1, within.2);
+    let after = (&raw.health_restart_after, RESTART_AFTER_MS, default.restart_after_ms);
+    let restart_after_ms = time("health.restart_after", after.0, after.1, after.2);
     let mut times = |key: &str, raw: &Number, default| {
         bounded(key, place, raw, 1..=THRESHOLD_MAX, default, faults)
     };
@@ -429,6 +435,8 @@ fn health(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> HealthSpec {
             &raw.unhealthy_threshold,
             default.unhealthy_threshold,
         ),
+        start_within_ms,
+        restart_after_ms,
     }
 }
 
