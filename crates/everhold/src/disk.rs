@@ -58,22 +58,73 @@ pub fn save(path: &Path, durable: &Durable) -> Result<(), DiskError> {
 }
 
 /// Temporary file, fsync, rename, fsync of the directory; readable by its owner only.
+///
+/// Each process has a temporary file of its own, so that none puts another's half in place.
 pub fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = path.with_file_name(temporary(path, &std::process::id().to_string()));
     let mut file =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, path)?;
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    clear(path, directory);
+    File::open(directory)?.sync_all()
+}
+
+fn temporary(path: &Path, process: &str) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    format!("{name}.{process}.new")
+}
+
+/// Removes what processes that are gone have left beside it.
+fn clear(path: &Path, directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|it| it.rsplit('.').nth(1));
+        let Some(process) = process.filter(|it| it.parse::<u32>().is_ok()) else { continue };
+        if name == *temporary(path, process) && !Path::new("/proc").join(process).exists() {
+            // It is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_process_has_a_temporary_file_of_its_own_and_leaves_none_for_ever() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a.json");
+        // Of one that lives, of one that is gone, and what belongs to others.
+        let mut gone = std::process::Command::new("true").spawn().expect("spawned");
+        let gone = (gone.id(), gone.wait().expect("ended")).0;
+        let parent = std::os::unix::process::parent_id();
+        let others =
+            ["a.json.new", "b.json.1.new", "a.json.x.new", "a.json.1.old", "xa.json.1.new"];
+        let mut kept: Vec<String> =
+            others.map(|name| name.replace(".1.", &format!(".{gone}."))).into();
+        kept.push(format!("a.json.{parent}.new"));
+        for name in kept.iter().chain([&format!("a.json.{gone}.new")]) {
+            std::fs::write(dir.path().join(name), "half").expect("written");
+        }
+        write_whole(&path, "whole").expect("written");
+        kept.push("a.json".to_string());
+        kept.sort();
+        let entries = std::fs::read_dir(dir.path()).expect("a directory").flatten();
+        let mut names: Vec<String> =
+            entries.map(|it| it.file_name().into_string().expect("UTF-8")).collect();
+        names.sort();
+        assert_eq!(names, kept);
+        assert_eq!(std::fs::read_to_string(&path).expect("read"), "whole");
+        let others = std::fs::read_to_string(dir.path().join(format!("a.json.{parent}.new")));
+        assert_eq!(others.expect("read"), "half");
+    }
 
     #[test]
     fn what_was_saved_is_loaded_and_torn_files_are_left_alone() {

@@ -611,7 +611,8 @@ mod tests {
         };
         give(&mut known, &order("f1"), &node).expect("written");
         // Nothing can be written under that name.
-        std::fs::create_dir(dir.path().join("order.json.new")).expect("made");
+        let new = format!("order.json.{}.new", std::process::id());
+        std::fs::create_dir(dir.path().join(new)).expect("made");
         known.renew = true;
         give(&mut known, &order("f1"), &node).expect("it is there");
         assert!(!known.renew);

@@ -73,7 +73,7 @@ fn a_full_disk_stops_no_restart() {
     let runner = it.runner();
     let first = it.running();
     // Nothing can be written under that name.
-    fs::create_dir(it.path("state.json.new")).expect("made");
+    fs::create_dir(it.path(&format!("state.json.{runner}.new"))).expect("made");
     signal("KILL", &[first]);
     let deadline = Instant::now() + PATIENCE;
     while it.log().matches(" started\n").count() < 2 {
@@ -87,8 +87,9 @@ fn a_full_disk_stops_no_restart() {
     // Of one that was never written down nothing would be found again.
     let mut it = Instance::new();
     it.order(&["sleep", "600"], json!({}));
-    fs::create_dir(it.path("state.json.new")).expect("made");
-    let runner = it.runner();
+    let state = it.path("state.json");
+    let made = "mkdir \"$0.$$.new\" && exec \"$@\"";
+    let runner = it.runner_through(&["sh", "-c", made, state.to_str().expect("UTF-8")], &[]);
     it.await_said("not started: write its state");
     it.end(runner);
     assert!(!it.log().contains(" started\n"), "{}", it.log());
