@@ -1,8 +1,8 @@
 //! Nodes that are lost: what agents and gateways tell of each, and the coordinator's word in the spec,
 //! by which all nodes and gateways go. `core/src/lost_nodes.rs` decides.
 
-use crate::clock;
 use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
+use crate::{clock, gateways_word};
 use everhold_core::ids::Time;
 use everhold_core::kv::Expect;
 use everhold_core::lost_nodes::{BREAK_MS, Found, HEARD_MS, Is, Node, SILENT_MS, Verdict, Watch};
@@ -68,20 +68,13 @@ fn gateways(word: &StoreWord) -> Vec<(&String, &Value)> {
     told.filter(|(_, services)| services.is_object()).collect()
 }
 
-/// An instance of a node that is not known to be well, in words: each gateway whose table has its
-/// service has to find it healthy.
+/// An instance of a node that is not known to be well, in words. Of what gateways can't judge there is
+/// only its process, which began.
 fn unready(node: &str, spec: &Spec, word: &StoreWord) -> Option<String> {
-    let gateways = gateways(word);
     let unready = |(service, id): (&String, &String)| {
-        if gateways.is_empty() {
-            return Some(format!("no gateway tells whether {id} of {service} answers"));
-        }
-        let ids =
-            gateways.iter().filter_map(|(name, told)| Some((name, told[service].as_object()?)));
-        let is = ids.map(|(name, ids)| (name, ids.get(id).and_then(|it| it["is"].as_str())));
-        let (name, is) = is.into_iter().find(|(_, is)| *is != Some("healthy"))?;
-        let is = is.unwrap_or("unknown");
-        Some(format!("{id} of {service} is {is}, as the gateway {name} finds"))
+        let judged = gateways_word::judge(spec, service, spec.http(service)?);
+        let doubt = judged.then(|| gateways_word::finds(word, service, id).doubt()).flatten()?;
+        Some(format!("{id} of {service}: {doubt}"))
     };
     instances(node, spec).find_map(unready)
 }

@@ -9,13 +9,14 @@ use crate::spec::{StorePorts, record};
 use everhold_adapters::pki::{Authority, Usage};
 use everhold_core::kv::Txn;
 use everhold_core::lost_nodes::Why;
+use everhold_core::spec::ServiceSpec;
 use everhold_store::{MemoryStore, Store};
 use std::sync::Arc;
 
 /// Three nodes, with an instance of `api` on each.
 fn spec() -> Spec {
     let text = "schema = 1\ncluster = \"shop\"\n[service.main]\nkind = \"postgres\"\n\
-                [service.api]\nkind = \"http\"\ncommand = [\"x\"]\n";
+                [service.api]\nkind = \"http\"\ncommand = [\"x\"]\nhealth = { path = \"/\" }\n";
     crate::spec::load_with(text, "f", Default::default()).expect("valid")
 }
 
@@ -79,22 +80,23 @@ fn stand_ins_wait_until_all_that_tell_find_it_well() {
     check(&all, "a:b.1=healthy", "");
     check(&all, "a:b.1=healthy c:b.1=healthy", "");
     check(&all, "a:- c:b.1=healthy", "");
-    let by_a = |is: &str| format!("b.1 of api is {is}, as the gateway a finds");
-    check(&all, "a:b.1=unhealthy c:b.1=healthy", &by_a("unhealthy"));
-    check(&all, "a:b.1=unknown", &by_a("unknown"));
-    check(&all, "a:b.1=ejected", &by_a("ejected"));
-    check(&all, "a:b.1=left", &by_a("left"));
+    let by_a = |finds: &str| format!("b.1 of api: the gateway a {finds}");
+    check(&all, "a:b.1=unhealthy c:b.1=healthy", &by_a("finds it unhealthy"));
+    check(&all, "a:b.1=unknown", &by_a("has not checked it yet"));
+    check(&all, "a:b.1=ejected", &by_a("has ejected it, since its requests fail"));
     // A table from before it began.
-    check(&all, "a:a.1=healthy c:b.1=healthy", &by_a("unknown"));
-    check(&all, "", "no gateway tells whether b.1 of api answers");
-    check(&all, "a:-", "no gateway tells whether b.1 of api answers");
+    check(&all, "a:a.1=healthy c:b.1=healthy", &by_a("does not name it yet"));
+    check(&all, "a:b.1=left", &by_a("does not name it yet"));
+    check(&all, "", "b.1 of api: no gateway tells how it is");
+    check(&all, "a:-", "b.1 of api: no gateway tells how it is");
     check(&all.with_drained("api", "b.1", true), "a:a.1=healthy", "");
     check(&all.scaled("api", 1).expect("fewer"), "", "");
-    // No gateway has the service.
-    let mut word = word("a:x=healthy");
-    let gateway = word.gateways.get_mut("a").expect("a gateway");
-    gateway.snapshot = json!({ "services": { "other": {} } });
-    assert_eq!(unready("b", &all, &word), None);
+    // A program that may listen nowhere.
+    let mut blind = all.clone();
+    if let Some(ServiceSpec::Http(api)) = blind.services.get_mut("api") {
+        api.health.path = None;
+    }
+    check(&blind, "a:b.1=unhealthy", "");
 }
 
 #[test]
@@ -114,7 +116,7 @@ fn who_is_not_heard_is_asked_after() {
     spec.set_back("c", "then".to_string());
     let nodes = look(&spec, &reports, &word("a:c.1=unhealthy"), 100_000);
     assert_eq!(nodes["c"].is, Is::Back);
-    let unready = "c.1 of api is unhealthy, as the gateway a finds";
+    let unready = "c.1 of api: the gateway a finds it unhealthy";
     assert_eq!(nodes["c"].unready.as_deref(), Some(unready));
 }
 

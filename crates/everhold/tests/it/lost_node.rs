@@ -118,7 +118,7 @@ fn others_stand_in_for_a_node_that_is_lost_and_not_for_one_whose_agent_is() {
     let back = begun.elapsed();
     println!("back after {back:?}");
     let status = hosts.wait("a", "stand-in", |status| {
-        hold(status, "c is back, and others still stand in for its instances: c.1 of web is")
+        hold(status, "c is back, and others still stand in for its instances: c.1 of web: ")
     });
     assert_eq!(instances(&status)["a.2"], second["a.2"], "{:#}", status["services"]["web"]);
     assert!(lives(second["a.2"]));
