@@ -134,11 +134,6 @@ pub struct Seen {
     pub over: bool,
     /// Since when gateways are told that it goes.
     pub leaving: Option<Time>,
-    /// Gateways that tell of it may still send to it, or have requests on their way to it. `None`:
-    /// none tells.
-    pub used: Option<bool>,
-    /// So long it is spared for those at most.
-    pub grace_ms: u64,
     /// It is to start anew, with what the spec says now.
     pub renew: bool,
 }
@@ -165,7 +160,7 @@ pub enum Verdict {
 }
 
 /// Decides about one instance. A process that lives is never started a second time, and one that
-/// goes is left by the gateways first, as far as its grace lasts with all that was on its way to it.
+/// goes is left by the gateways first.
 pub fn decide(wanted: bool, seen: &Seen, now: Time) -> Verdict {
     let goes = !wanted || seen.renew;
     match (seen.runner, seen.alive) {
@@ -179,11 +174,10 @@ pub fn decide(wanted: bool, seen: &Seen, now: Time) -> Verdict {
         (true, false) => Verdict::End,
         (true, true) => match seen.leaving {
             None => Verdict::Leave,
-            Some(since) => {
-                let grace_ms = if seen.used == Some(true) { seen.grace_ms } else { 0 };
-                let until = Time(since.0 + grace_ms.max(DRAIN_MS));
-                if now < until { Verdict::Wait { until } } else { Verdict::End }
+            Some(since) if now.since(since) < DRAIN_MS => {
+                Verdict::Wait { until: Time(since.0 + DRAIN_MS) }
             }
+            Some(_) => Verdict::End,
         },
     }
 }
@@ -244,10 +238,7 @@ mod tests {
         assert_eq!((0..10_000).filter(|it| is_told(*it)).count(), 16);
     }
 
-    const GRACE_MS: u64 = DRAIN_MS + 8_000;
-
-    /// Of the instance: `runner`, `alive`, `over`, `renew`, `leaving` (since 0); gateways have `told`
-    /// of it, and it is `used` still.
+    /// Of the instance: `runner`, `alive`, `over`, `renew`, `leaving` (since 0).
     #[test]
     fn what_becomes_of_an_instance() {
         let check = |wanted: bool, is: &str, now: u64, expected: Verdict| {
@@ -257,8 +248,6 @@ mod tests {
                 alive: has("alive"),
                 over: has("over"),
                 leaving: has("leaving").then_some(Time(0)),
-                used: has("told").then(|| has("used")),
-                grace_ms: GRACE_MS,
                 renew: has("renew"),
             };
             assert_eq!(decide(wanted, &seen, Time(now)), expected, "{wanted} {is} {now}");
@@ -278,14 +267,6 @@ mod tests {
             check(wanted, is, 0, Verdict::Leave);
             check(wanted, &leaving, DRAIN_MS - 1, wait.clone());
             check(wanted, &leaving, DRAIN_MS, Verdict::End);
-            // What is on its way to it ends first, if that takes no longer than it has to end.
-            let told = format!("{leaving} told");
-            check(wanted, &told, DRAIN_MS - 1, wait.clone());
-            check(wanted, &told, DRAIN_MS, Verdict::End);
-            let used = format!("{told} used");
-            let until = Time(GRACE_MS);
-            check(wanted, &used, GRACE_MS - 1, Verdict::Wait { until });
-            check(wanted, &used, GRACE_MS, Verdict::End);
         }
         // Nobody sends anything to one that doesn't run.
         check(false, "runner", 0, Verdict::End);

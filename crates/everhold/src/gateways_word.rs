@@ -1,10 +1,8 @@
 //! What gateways say of instances of HTTP services, from their word in the store. Pure.
 
 use crate::cluster::StoreWord;
-use crate::gateway::Presence;
 use everhold_core::finds::{Finds, Word};
 use everhold_core::spec::{HttpSpec, Spec};
-use std::collections::BTreeMap;
 
 /// How the gateways find an instance that tell of its service.
 pub fn finds(word: &StoreWord, service: &str, instance: &str) -> Finds {
@@ -22,15 +20,6 @@ pub fn finds(word: &StoreWord, service: &str, instance: &str) -> Finds {
     Finds(told.collect())
 }
 
-/// Whether a gateway that tells of the service may still send to an instance that goes, or has
-/// requests on their way to it. `None`: none tells.
-pub fn used(gateways: &BTreeMap<String, Presence>, service: &str, instance: &str) -> Option<bool> {
-    let told = gateways.values().filter_map(|it| it.snapshot["services"][service].as_object());
-    let uses =
-        told.map(|of| of.get(instance).is_some_and(|it| it["is"] != "left" || it["requests"] != 0));
-    uses.reduce(|one, other| one || other)
-}
-
 /// Whether what gateways find says how its instances are: requests come to it, or it has a path to be
 /// asked. Else it may be a program that listens nowhere, and there is only its process to go by.
 pub fn judge(spec: &Spec, service: &str, http: &HttpSpec) -> bool {
@@ -40,43 +29,21 @@ pub fn judge(spec: &Spec, service: &str, http: &HttpSpec) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::Presence;
     use serde_json::{Value, json};
-
-    fn word(snapshots: &[Value]) -> StoreWord {
-        let presence = |snapshot: &Value| Presence {
-            pid: 1,
-            snapshot: snapshot.clone(),
-            holds: Vec::new(),
-            draining: Vec::new(),
-        };
-        let gateways = ('a'..).map(String::from).zip(snapshots.iter().map(presence));
-        StoreWord { gateways: gateways.collect(), ..StoreWord::default() }
-    }
-
-    #[test]
-    fn one_that_goes_is_used_until_no_gateway_names_it_or_has_requests_for_it() {
-        let check = |told: &[Option<(&str, u32)>], expected: Option<bool>| {
-            let snapshot = |told: &Option<(&str, u32)>| {
-                let it = told.map(|(is, requests)| json!({ "is": is, "requests": requests }));
-                let of = it.map(|it| ("a.1", it)).into_iter().collect::<BTreeMap<_, _>>();
-                json!({ "services": { "api": of } })
-            };
-            let told: Vec<Value> = told.iter().map(snapshot).collect();
-            assert_eq!(used(&word(&told).gateways, "api", "a.1"), expected, "{told:?}");
-        };
-        check(&[], None);
-        check(&[None], Some(false));
-        check(&[Some(("healthy", 0))], Some(true));
-        check(&[Some(("left", 1))], Some(true));
-        check(&[Some(("left", 0))], Some(false));
-        check(&[None, Some(("left", 3))], Some(true));
-        assert_eq!(used(&word(&[json!({})]).gateways, "api", "a.1"), None);
-    }
 
     #[test]
     fn who_tells_of_a_service_is_asked_how_it_finds_the_instance() {
         let told = |snapshots: &[Value]| {
-            finds(&word(snapshots), "api", "a.1").0.into_iter().collect::<Vec<_>>()
+            let presence = |snapshot: &Value| Presence {
+                pid: 1,
+                snapshot: snapshot.clone(),
+                holds: Vec::new(),
+                draining: Vec::new(),
+            };
+            let gateways = ('a'..).map(String::from).zip(snapshots.iter().map(presence));
+            let word = StoreWord { gateways: gateways.collect(), ..StoreWord::default() };
+            finds(&word, "api", "a.1").0.into_iter().collect::<Vec<_>>()
         };
         let of = |is: &str| json!({ "services": { "api": { "a.1": { "is": is } } } });
         let all = ["healthy", "unhealthy", "ejected", "unknown", "left", "tired"].map(of);

@@ -6,7 +6,6 @@
 //! no stalled disk holds up a heartbeat.
 
 pub mod child;
-mod leaving;
 mod order;
 mod output;
 mod place;
@@ -20,10 +19,8 @@ use crate::layout::Layout;
 use crate::link::Report;
 use crate::node_file::NodeFile;
 use everhold_core::spec::Spec;
-use everhold_store::Etcd;
 use place::Place;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -61,16 +58,12 @@ impl Instances {
         node: &NodeFile,
         layout: &Layout,
         spec: &Spec,
-        store: &Etcd,
         journal: Journal,
         report: watch::Sender<Arc<Report>>,
     ) -> std::io::Result<Instances> {
         let (words, heard) = sync_channel(WORDS_MAX);
         let (told, spec) = watch::channel(spec.clone());
-        let (tell, gateways) = watch::channel(BTreeMap::new());
-        let (cluster, told_by) = (node.cluster.clone(), report.subscribe());
-        tokio::spawn(leaving::follow(cluster, store.clone(), told_by, tell));
-        let tender = Tender::new(node.clone(), layout.clone(), spec, gateways, journal, report);
+        let tender = Tender::new(node.clone(), layout.clone(), spec, journal, report);
         std::thread::Builder::new().name("instances".into()).spawn(move || tender.run(&heard))?;
         let (spec, node) = (Arc::new(told), node.name.clone());
         Ok(Instances { words, spec, node, layout: layout.clone() })

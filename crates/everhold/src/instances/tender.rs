@@ -1,6 +1,5 @@
 //! The thread of an agent that tends the instances of its node.
 
-use super::leaving::Gateways;
 use super::order::{Order, Site};
 use super::place::Place;
 use super::state::State;
@@ -8,7 +7,7 @@ use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::link::{Hold, Report};
 use crate::node_file::NodeFile;
-use crate::{clock, disk, gateways_word};
+use crate::{clock, disk};
 use everhold_adapters::proc::{self, Handle, Machine, Usage};
 use everhold_core::ids::Time;
 use everhold_core::journal::Event;
@@ -130,11 +129,6 @@ impl Known {
         nobody && self.state.is_over()
     }
 
-    /// What it has to end.
-    fn grace_ms(&self) -> u64 {
-        Order::read(&self.place.order()).map_or(0, |order| order.stop.grace_ms)
-    }
-
     fn alive(&self) -> bool {
         self.state.alive().is_some()
     }
@@ -158,7 +152,6 @@ pub struct Tender {
     node: NodeFile,
     layout: Layout,
     spec: watch::Receiver<Spec>,
-    gateways: watch::Receiver<Gateways>,
     journal: Journal,
     report: watch::Sender<Arc<Report>>,
     known: BTreeMap<Key, Known>,
@@ -177,7 +170,6 @@ impl Tender {
         node: NodeFile,
         layout: Layout,
         mut spec: watch::Receiver<Spec>,
-        gateways: watch::Receiver<Gateways>,
         journal: Journal,
         report: watch::Sender<Arc<Report>>,
     ) -> Tender {
@@ -191,7 +183,6 @@ impl Tender {
             node,
             layout,
             spec,
-            gateways,
             journal,
             report,
             known,
@@ -324,21 +315,11 @@ impl Tender {
             return;
         }
         let wanted = order.is_some() && self.halt.is_none();
-        // When all ends, so do gateways.
-        let asks = known.leaving.is_some() && self.halt.is_none();
-        let (used, grace_ms) = match asks {
-            true => {
-                (gateways_word::used(&self.gateways.borrow(), &key.0, &key.1), known.grace_ms())
-            }
-            false => (None, 0),
-        };
         let seen = Seen {
             runner,
             alive: known.alive(),
             over: known.state.is_over(),
             leaving: known.leaving,
-            used,
-            grace_ms,
             renew: known.renew,
         };
         let now = clock::now();

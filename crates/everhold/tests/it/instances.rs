@@ -447,54 +447,6 @@ fn a_rollout_waits_until_gateways_find_each_instance_well() {
     assert!(asked > 100 && failed.is_empty(), "of {asked}: {failed:?}");
 }
 
-/// A program that ends as soon as it is asked to: what gateways have sent to it ends before that.
-#[test]
-fn one_that_starts_anew_is_asked_to_end_after_its_requests() {
-    let mut stack = Stack::start(Wanted::default());
-    let mut service = service(&stack, "x", &["a.1"]);
-    service["run"]["command"] = json!(["sleep", "1000"]);
-    service["run"]["stop"]["grace_ms"] = json!(60_000);
-    put(&stack, Some(service));
-    let first = up(&mut stack, 1)["a.1"];
-    // In its place this answers, one request when it may.
-    let may = Arc::new(AtomicBool::new(false));
-    let (answers, at) = (may.clone(), stack.postgres_port("a") + 1);
-    let listener = TcpListener::bind(("127.0.0.1", at)).expect("its port");
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let answers = answers.clone();
-            std::thread::spawn(move || {
-                let mut head = [0; 1_024];
-                let read = stream.read(&mut head).unwrap_or(0);
-                while head[..read].starts_with(b"GET /late") && !answers.load(Ordering::Relaxed) {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-                let _ = stream.write_all(answer.as_bytes());
-            });
-        }
-    });
-    let port = listen(&stack);
-    let until = Instant::now() + Duration::from_secs(60);
-    while !ask(port, "/", "").is_some_and(|it| it.contains(" 200 ")) {
-        assert!(Instant::now() < until);
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let late = std::thread::spawn(move || ask(port, "/late", ""));
-    stack.wait("a request", |status| instance(status, "a.1")["detail"]["requests"] == 1);
-    let mut restart = stack.command(&["restart", "api", "a.1"]).spawn().expect("it runs");
-    stack.wait("it goes", |status| instance(status, "a.1")["state"] == "stopping");
-    // Twice as long as gateways take to leave it.
-    std::thread::sleep(Duration::from_secs(3));
-    assert!(living(first as i32).is_some(), "its request is still under way");
-    assert!(!ask(port, "/", "").is_some_and(|it| it.contains(" 200 ")), "none is new");
-    may.store(true, Ordering::Relaxed);
-    let answer = late.join().expect("a client").unwrap_or_default();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    assert!(restart.wait().expect("it ran").success());
-    assert_ne!(up(&mut stack, 1)["a.1"], first);
-}
-
 /// Frozen, as after a deadlock: it runs, and answers nobody.
 #[test]
 fn one_that_hangs_is_started_anew_and_not_when_all_do() {
