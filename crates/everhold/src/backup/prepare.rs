@@ -2,14 +2,12 @@
 //! point and shuts it down there. An agent starts it, hears of it on its stdout, ends it by closing
 //! its stdin, and then has what was made take the directory's place.
 
-use super::restore::{Aim, Files, Order, files};
+use super::restore::{Aim, Files, Order, files, is_end_of_log};
 use super::{open, told};
 use crate::seat::Seat;
 use crate::{clock, helper};
 use anyhow::{Context, anyhow};
-use everhold_adapters::postgres::{
-    Aside, AsideConfig, LOG_ENDS, PgError, RESTORED, Target, drop_restored,
-};
+use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED, Target, drop_restored};
 use everhold_core::postgres::Restored;
 use everhold_core::term::{last_written, line_to};
 use everhold_repository::backup::cut_log;
@@ -98,15 +96,11 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
     let line = line_to(&files.line, files.tli);
     let at = AsideConfig { tli: files.tli, ..aside.clone() };
     let until = &order.aim.until;
-    let is_end = |error: &PgError| error.to_string().contains(LOG_ENDS);
     let mut held = Aside::hold(&at, &until.target()).await;
-    if held.as_ref().is_err_and(is_end) && files.has_all_until(until) {
+    if held.as_ref().is_err_and(is_end_of_log) && files.has_all_until(until) {
         held = Aside::hold(&at, &Target::End).await;
     }
-    let (server, held) = held.map_err(|error| match is_end(&error) {
-        true => files.not_reached(until),
-        false => anyhow!("E287 the restored server does not come to that point: {error}"),
-    })?;
+    let (server, held) = held.map_err(|error| files.not_reached(&error, until))?;
     server.stop().await?;
     remove(&aside.run_dir)?;
     let owner = config.run_as;

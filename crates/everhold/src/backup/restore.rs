@@ -4,7 +4,7 @@
 use super::{away, list, open, room, shown, told};
 use crate::spec::local::{RunAs, Search};
 use anyhow::{Context, anyhow, bail};
-use everhold_adapters::postgres::{Aside, AsideConfig, PgError, Target};
+use everhold_adapters::postgres::{Aside, AsideConfig, LOG_ENDS, PgError, Target};
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::spec::Spec;
 use everhold_core::term::Branch;
@@ -174,16 +174,11 @@ pub async fn restore(
     let files = move || files(&open(&of, &names)?, &order, &to, &config, "recovery.signal", &say);
     let files = tokio::task::spawn_blocking(files).await??;
     aside.tli = files.tli;
-    let ended = "recovery ended before configured recovery target was reached";
-    let is_end = |error: &PgError| error.to_string().contains(ended);
     let mut recovered = Aside::recover(&aside, &until.target()).await;
-    if recovered.as_ref().is_err_and(is_end) && files.has_all_until(&until) {
+    if recovered.as_ref().is_err_and(is_end_of_log) && files.has_all_until(&until) {
         recovered = Aside::recover(&aside, &Target::End).await;
     }
-    let server = recovered.map_err(|error| match is_end(&error) {
-        true => files.not_reached(&until),
-        false => anyhow!("E287 the restored server does not recover: {error}"),
-    })?;
+    let server = recovered.map_err(|error| files.not_reached(&error, &until))?;
     let Files { backup, log_end, bytes_written, .. } = files;
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Standing { server, backup, log_end, bytes_written, took_ms })
@@ -212,23 +207,33 @@ impl Files {
         self.known_ms.is_some_and(|known| known >= at_ms + SURELY_MS)
     }
 
-    /// Why a recovery came to the end of the log.
-    pub fn not_reached(&self, until: &Until) -> anyhow::Error {
+    /// Why a recovery did not come to that point.
+    pub fn not_reached(&self, error: &PgError, until: &Until) -> anyhow::Error {
         let Files { backup, log_end, elsewhere, .. } = self;
+        let whole =
+            format!("backup {}, which ended {}", backup.id, shown::time(backup.about.ended_s));
+        let older = "next step: if it was before, name an older backup with `--backup ID`";
+        let early = error.to_string().contains("before consistent recovery point");
         match until {
-            Until::Name(name) => anyhow!(
-                "E287 no point {name} lies between backup {}, which ended {}, and the end of the log at \
-                 {log_end}; next step: if it was made before, name the last backup before it with \
-                 `--backup ID`{elsewhere}",
-                backup.id,
-                shown::time(backup.about.ended_s)
+            Until::Name(name) if early || is_end_of_log(error) => anyhow!(
+                "E287 no point {name} lies between {whole}, and the end of the log at {log_end}; \
+                 {older}{elsewhere}"
             ),
-            Until::Latest | Until::Time(..) | Until::Lsn(_) => anyhow!(
+            _ if early => anyhow!("E287 that point lies before {whole}; {older}"),
+            _ if is_end_of_log(error) => anyhow!(
                 "E287 the log ends at {log_end}, before the point that was asked for was \
                  reached{elsewhere}"
             ),
+            _ => anyhow!("E287 the restored server does not recover: {error}{elsewhere}"),
         }
     }
+}
+
+/// The log ended before the point that was asked for: so says PostgreSQL, or who held it there.
+pub(super) fn is_end_of_log(error: &PgError) -> bool {
+    let text = error.to_string();
+    let words = ["recovery ended before configured recovery target was reached", LOG_ENDS];
+    words.iter().any(|words| text.contains(words))
 }
 
 /// Writes them. `signal`: the file that says how a server starts there.
