@@ -153,9 +153,9 @@ metrics! {
     BACKEND_CONNECTIONS gauge "everhold_gateway_backend_connections" "backend"
         "Connections that are with the routed instances of a node, or on their way there.";
     HTTP_SERVER histogram "http_server_request_duration_seconds" "http_route, http_request_method, http_response_status_code"
-        "Requests and how long they took. http_route is empty if there is none, the status 0 if the client was gone.";
+        "Requests and how long they took. http_route is empty if there is none, the status 0 if the client was gone. A thread tells 2,000 combinations apart; all others are `(rest)`, with the status rounded down to hundreds.";
     HTTP_CLIENT histogram "http_client_request_duration_seconds" "service, backend, outcome"
-        "Tries at an instance, until the head of its answer. outcome: ok, failed.";
+        "Tries at an instance, until the head of its answer. outcome: ok, failed. backend is `(rest)` behind the 2,000th combination.";
     BACKEND_HEALTHY gauge "everhold_gateway_instance_healthy" "service, backend"
         "1 if its checks find it healthy, 0 if not; absent before the first ones.";
     BACKEND_EJECTED gauge "everhold_gateway_instance_ejected" "service, backend"

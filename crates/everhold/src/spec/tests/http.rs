@@ -195,7 +195,7 @@ fn services() {
         "8:53 E007 `health.timeout` in [service.api] must be from 10ms to 1m, not \"2m\"",
         "8:79 E007 `health.healthy_threshold` in [service.api] must be from 1 to 100, not 0",
         "8:97 E007 `health.start_within` in [service.api] must be from 1s to 1h, not \"0s\"",
-        "8:118 E007 `health.restart_after` in [service.api] must be from 0s to 1h, not \"2h\"",
+        "8:119 E007 `health.restart_after` in [service.api] must be from 0s to 1h, not \"2h\"",
         "9:14 E007 `slow_start` in [service.api] must be from 0s to 10m, not \"1h\"",
         "11:15 E007 `try_timeout` in [service.api] is longer than all tries may take",
         "12:11 E007 `retries` in [service.api] must be from 0 to 10, not 11",
