@@ -5,6 +5,7 @@
 //! SERVICE/log/SYSID/TLI.EPOCH/START-END.EPOCH   bytes of a branch, and the epoch of who wrote them
 //! SERVICE/log/SYSID/lines/EPOCH                 that leader's line, put before its first piece
 //! SERVICE/log/SYSID/marks/TIME.EPOCH            how far that leader was at that time
+//! SERVICE/log/SYSID/dropped/LSN                 before it only single backups' log is kept
 //! ```
 
 mod coverage;
@@ -306,6 +307,29 @@ impl<'r> Log<'r> {
         Ok((unneeded.len(), unneeded.iter().map(Piece::bytes).sum()))
     }
 
+    /// Up to where log was ever dropped, but for what single backups need. Without this word a hole
+    /// that retention left, and one that was lost, would look alike once the rules have changed.
+    pub fn dropped_before(&self) -> Result<Lsn, RepositoryError> {
+        let prefix = format!("{}dropped/", self.prefix);
+        let listed = self.repository.list(&prefix)?.into_keys();
+        let lsn = |name: String| u64::from_str_radix(name.strip_prefix(&prefix)?, 16).ok();
+        Ok(Lsn(listed.filter_map(lsn).max().unwrap_or(0)))
+    }
+
+    /// To be said before anything is dropped. The highest word counts, and lower ones go.
+    fn say_dropped(&self, before: Lsn) -> Result<(), RepositoryError> {
+        let known = self.dropped_before()?;
+        if known >= before {
+            return Ok(());
+        }
+        let name = |lsn: Lsn| format!("{}dropped/{:016X}", self.prefix, lsn.0);
+        self.repository.put(&name(before), b"")?;
+        match known {
+            Lsn(0) => Ok(()),
+            known => self.repository.delete(&name(known)),
+        }
+    }
+
     /// Removes what nothing kept needs, and the lines of leaders of which no piece is left but the
     /// newest. Nothing more goes once a backup is under way. Refused while a place is away: what it has
     /// would come back with it.
@@ -320,6 +344,9 @@ impl<'r> Log<'r> {
         let pieces = self.pieces(1)?;
         let unneeded = unneeded(&pieces, needed, segment_bytes);
         let names: Vec<String> = unneeded.iter().map(|piece| self.name(piece)).collect();
+        if let (Some(from), false) = (needed.from, names.is_empty()) {
+            self.say_dropped(from)?;
+        }
         let mut dropped = Dropped::default();
         for some in names.chunks(DROPPED_AT_ONCE) {
             dropped.waiting_for = announced(self.repository, &self.service)?;

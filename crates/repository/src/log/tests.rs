@@ -220,10 +220,12 @@ fn what_is_dropped_takes_its_line_along() {
         log.drop_before(&keep::Log::default(), SEGMENT, &quiet()).expect("dropped").pieces,
         0
     );
+    assert_eq!(log.dropped_before().expect("read"), Lsn(0));
     assert_eq!(
         log.drop_before(&needed(SEGMENT * 3 / 2), SEGMENT, &quiet()).expect("dropped").pieces,
         1
     );
+    assert_eq!(log.dropped_before().expect("read"), Lsn(SEGMENT * 3 / 2));
     let rest = SEGMENT..SEGMENT * 7 / 2;
     assert_eq!(read(&log, rest.clone()).expect("read"), expected(rest));
     assert_eq!(log.epochs().expect("listed").len(), 2);
@@ -232,6 +234,9 @@ fn what_is_dropped_takes_its_line_along() {
         2
     );
     assert_eq!(log.epochs().expect("listed").into_iter().collect::<Vec<_>>(), [2]);
+    // More is kept from now on; what went is gone all the same.
+    log.drop_before(&needed(SEGMENT * 2), SEGMENT, &quiet()).expect("dropped");
+    assert_eq!(log.dropped_before().expect("read"), Lsn(SEGMENT * 3));
     // A backup under way may begin with what no other needs.
     repository.put("main/running/x", b"main").expect("put");
     let waits = log.drop_before(&needed(SEGMENT * 9), SEGMENT, &quiet()).expect("waits");

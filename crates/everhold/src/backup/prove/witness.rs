@@ -46,13 +46,15 @@ pub struct Known<'a> {
 }
 
 impl Known<'_> {
-    /// Of older ones that are kept only the log is there that they need themselves.
-    fn has_log_onwards(&self, backup: &Info) -> bool {
+    /// Of older ones that are kept only the log is there that they need themselves; also if the window
+    /// has grown since, or begins earlier as what was newer has failed: `dropped` is up to where log
+    /// ever went.
+    fn has_log_onwards(&self, backup: &Info, dropped: Lsn) -> bool {
         let proof = |it: &Info| judged(proof_of(self.proofs, &it.id));
         let one = |it: &Info| it.backup(self.copies, proof(it), self.lines);
         let all: Vec<_> = self.backups.iter().map(one).collect();
         let log = needed(&all, &judge(&all, self.keep, self.now_s));
-        log.from.is_none_or(|from| from <= backup.about.start)
+        log.from.is_none_or(|from| from <= backup.about.start) && dropped <= backup.about.start
     }
 
     /// The one whose end ends the backup's window.
@@ -81,7 +83,8 @@ pub fn choose(
     let of = |error| End::of_repository(error, repository);
     let line = about.line_onwards(known.lines);
     let covered = coverage(&log.pieces(1).map_err(of)?, &line);
-    let onwards = known.has_log_onwards(backup);
+    // Read after the pieces: what goes meanwhile is known to go.
+    let onwards = known.has_log_onwards(backup, log.dropped_before().map_err(of)?);
     let next = known.next(backup, &line);
     let (from_ms, to_ms) = (about.ended_s * 1_000, next.map(|it| it.about.ended_s * 1_000));
     let instant = to_ms.map_or(u64::MAX, |to| from_ms + random % (to.max(from_ms) - from_ms + 1));
@@ -157,7 +160,40 @@ impl Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use everhold_core::backup::Kind;
     use everhold_core::term::BranchId;
+    use everhold_repository::backup::About;
+
+    /// Weeks ago log went behind a weekly backup that was kept. Now the window begins with it: more
+    /// days are kept, or all that is newer has failed. That is no fault of the backup.
+    #[test]
+    fn log_that_was_forgotten_is_not_missed_when_the_window_grows() {
+        let about = About { start: Lsn(100), stop: Lsn(110), ended_s: 1_000, ..About::default() };
+        let backup = Info {
+            id: "weekly".to_string(),
+            kind: Kind::Full,
+            base: None,
+            about,
+            files: 0,
+            bytes: 0,
+            bytes_read: 0,
+            bytes_added: 0,
+            bad_pages: Vec::new(),
+            manifests: 1,
+            copies: 1,
+        };
+        let known = Known {
+            backups: std::slice::from_ref(&backup),
+            proofs: &Proofs::default(),
+            lines: &Lines::default(),
+            keep: &Keep::default(),
+            copies: 1,
+            now_s: 2_000,
+        };
+        assert!(known.has_log_onwards(&backup, Lsn(0)));
+        assert!(known.has_log_onwards(&backup, Lsn(100)), "up to its own beginning");
+        assert!(!known.has_log_onwards(&backup, Lsn(101)));
+    }
 
     #[test]
     fn the_newest_mark_on_the_line_is_the_witness() {
