@@ -6,7 +6,7 @@ use super::restore::{Aim, Files, Order, files, is_end_of_log};
 use super::{open, told};
 use crate::seat::Seat;
 use crate::{clock, helper};
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED, Target, drop_restored};
 use everhold_core::postgres::Restored;
 use everhold_core::term::{last_written, line_to};
