@@ -197,7 +197,9 @@ fn by_the_kit_alone(stack: &Stack, kit: &str, points: &str) {
     // A kit that is not this repository's adds nothing: beside it is one of another making, and one
     // with another master key.
     let (of, beside) = (vault(stack), stack.dir().join("beside-vault"));
-    fs::create_dir_all(beside.join("keys")).expect("a directory");
+    for name in ["keys", "unfinished"] {
+        fs::create_dir_all(beside.join(name)).expect("a directory");
+    }
     let add_beside =
         add.replace(&format!("file://{}", of.display()), &format!("file://{}", beside.display()));
     let identity = fs::read_to_string(of.join("everhold.json")).expect("an identity");

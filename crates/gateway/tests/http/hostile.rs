@@ -37,14 +37,16 @@ fn goes_on(gateway: &Fixture) {
 /// Fields, and pieces of a body.
 type Case = (&'static [(&'static str, &'static str)], &'static [&'static str]);
 
-/// Says a head, and its body in frames.
+/// Says a head, and its body in frames: at once, or the head alone would be passed on meanwhile, and
+/// broken off.
 fn ask(raw: &mut Raw, stream: u32, head: &[u8], body: &[&str]) -> Came {
     let ends = if body.is_empty() { END_STREAM } else { 0 };
-    raw.say(frame(HEADERS, END_HEADERS | ends, stream, head));
+    let mut all = frame(HEADERS, END_HEADERS | ends, stream, head);
     for (index, piece) in body.iter().enumerate() {
         let ends = if index + 1 == body.len() { END_STREAM } else { 0 };
-        raw.say(frame(DATA, ends, stream, piece.as_bytes()));
+        all.extend(frame(DATA, ends, stream, piece.as_bytes()));
     }
+    raw.say(all);
     raw.until(stream)
 }
 
