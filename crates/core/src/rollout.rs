@@ -70,6 +70,21 @@ pub struct Node {
     pub back_within_ms: u64,
 }
 
+impl Default for Node {
+    /// Nothing runs there, as far as is known.
+    fn default() -> Node {
+        Node {
+            pid: None,
+            leads: false,
+            fit: false,
+            unwell: None,
+            outdated: false,
+            broken: false,
+            back_within_ms: BACK_WITHIN_MS,
+        }
+    }
+}
+
 /// Since when those that start anew have been well. Whoever carries out a rollout begins with nothing.
 #[derive(Debug, Default)]
 pub struct Watch {
@@ -216,14 +231,21 @@ mod tests {
     use super::*;
 
     fn node(pid: Option<i32>) -> Node {
-        Node {
-            pid,
-            leads: false,
-            fit: false,
-            unwell: None,
-            outdated: false,
-            broken: false,
-            back_within_ms: BACK_WITHIN_MS,
+        Node { pid, ..Node::default() }
+    }
+
+    /// One of `api` that has just begun.
+    fn rollout(before: &[&str]) -> Rollout {
+        Rollout {
+            service: Some("api".to_string()),
+            by: String::new(),
+            at: String::new(),
+            before: before.iter().map(|node| (node.to_string(), Some(1))).collect(),
+            epochs: BTreeMap::new(),
+            doing: BTreeSet::new(),
+            broken: BTreeSet::new(),
+            state: State::Running,
+            journal: None,
         }
     }
 
@@ -256,14 +278,9 @@ mod tests {
             .collect();
         let rollout = Rollout {
             service: service.then(|| "main".to_string()),
-            by: "me".to_string(),
-            at: String::new(),
-            before: ["a", "b", "c"].map(|node| (node.to_string(), Some(1))).into(),
-            epochs: BTreeMap::new(),
             doing: doing.chars().map(String::from).collect(),
             broken,
-            state: State::Running,
-            journal: None,
+            ..rollout(&["a", "b", "c"])
         };
         let step = next(&rollout, &nodes, None, Some(Time(0)), None, Time(waited_ms));
         let shown = match step {
@@ -330,17 +347,7 @@ mod tests {
 
     #[test]
     fn one_that_started_anew_is_watched_as_one_process() {
-        let rollout = Rollout {
-            service: Some("api".to_string()),
-            by: String::new(),
-            at: String::new(),
-            before: [("a".to_string(), Some(1)), ("b".to_string(), Some(1))].into(),
-            epochs: BTreeMap::new(),
-            doing: ["a".to_string()].into(),
-            broken: BTreeSet::new(),
-            state: State::Running,
-            journal: None,
-        };
+        let rollout = Rollout { doing: ["a".to_string()].into(), ..rollout(&["a", "b"]) };
         let mut watch = Watch::default();
         let mut check = |ms: u64, pid: i32, sick: bool, well: bool| {
             let mut a = node(Some(pid));
@@ -371,17 +378,7 @@ mod tests {
         check(true, "b", "a:1:leads b:2:down c:1", DOUBT_MS + 1, "wait, b: down");
         check(true, "b", "a:1:leads b:2:down c:1", BACK_WITHIN_MS + 1, "stop, b: down");
         check(true, "", "a:1:leads b:1", 0, "stop, c is no node any more");
-        let rollout = Rollout {
-            service: None,
-            by: String::new(),
-            at: String::new(),
-            before: BTreeMap::new(),
-            epochs: BTreeMap::new(),
-            doing: BTreeSet::new(),
-            broken: BTreeSet::new(),
-            state: State::Running,
-            journal: None,
-        };
+        let rollout = Rollout { service: None, ..rollout(&[]) };
         let doubt = Some("a failover".to_string());
         let step = next(&rollout, &BTreeMap::new(), doubt, None, None, Time(0));
         assert_eq!(step, Step::Stop { why: "a failover".to_string() });
@@ -389,17 +386,7 @@ mod tests {
 
     #[test]
     fn a_step_without_effect_is_a_doubt_and_sooner_when_it_is_refused() {
-        let rollout = Rollout {
-            service: None,
-            by: String::new(),
-            at: String::new(),
-            before: [("a".to_string(), Some(1)), ("b".to_string(), Some(1))].into(),
-            epochs: BTreeMap::new(),
-            doing: BTreeSet::new(),
-            broken: BTreeSet::new(),
-            state: State::Running,
-            journal: None,
-        };
+        let rollout = Rollout { service: None, ..rollout(&["a", "b"]) };
         let well = node(Some(1));
         let nodes: BTreeMap<_, _> =
             rollout.before.keys().cloned().map(|n| (n, well.clone())).collect();

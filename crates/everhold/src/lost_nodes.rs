@@ -3,6 +3,7 @@
 
 use crate::cluster::{Cluster, ClusterError, Reports, StoreWord};
 use crate::{clock, gateways_word};
+use everhold_core::finds::Word;
 use everhold_core::ids::Time;
 use everhold_core::kv::Expect;
 use everhold_core::lost_nodes::{BREAK_MS, Found, HEARD_MS, Is, Node, SILENT_MS, Verdict, Watch};
@@ -62,12 +63,6 @@ fn instances<'s>(node: &str, spec: &'s Spec) -> impl Iterator<Item = (&'s String
     spec.http_services().flat_map(here)
 }
 
-/// The gateways that tell how they find instances, with what they tell.
-fn gateways(word: &StoreWord) -> Vec<(&String, &Value)> {
-    let told = word.gateways.iter().map(|(name, it)| (name, &it.snapshot["services"]));
-    told.filter(|(_, services)| services.is_object()).collect()
-}
-
 /// An instance of a node that is not known to be well, in words. Of what gateways can't judge there is
 /// only its process, which began.
 fn unready(node: &str, spec: &Spec, word: &StoreWord) -> Option<String> {
@@ -79,24 +74,21 @@ fn unready(node: &str, spec: &Spec, word: &StoreWord) -> Option<String> {
     instances(node, spec).find_map(unready)
 }
 
-/// What gateways find of the instances placed on a node.
+/// What gateways find of the instances placed on a node. A table that doesn't name one is no reason to
+/// wait.
 fn found(node: &str, spec: &Spec, word: &StoreWord) -> Found {
-    let gateways = gateways(word);
     let mut unknown = false;
     for (service, id) in instances(node, spec) {
-        unknown |= gateways.is_empty();
-        for (gateway, services) in &gateways {
-            // A table that doesn't name it is no reason to wait.
-            let told = services[service].get(id);
-            match told.map(|told| told["is"].as_str()) {
+        let finds = gateways_word::finds(word, service, id).0;
+        unknown |= finds.is_empty();
+        for (gateway, word) in finds {
+            match word {
                 // Checks succeed with one that is ejected, too.
-                Some(Some("healthy" | "ejected")) => {
-                    let (instance, gateway) = (id.clone(), (*gateway).clone());
-                    return Found::Well { instance, gateway };
+                Word::Healthy | Word::Ejected => {
+                    return Found::Well { instance: id.clone(), gateway };
                 }
-                Some(Some("unhealthy" | "left")) | None => {}
-                // Not checked yet, or a newer version's word.
-                Some(_) => unknown = true,
+                Word::Unhealthy | Word::Unnamed => {}
+                Word::Unknown => unknown = true,
             }
         }
     }

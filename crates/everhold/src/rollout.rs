@@ -9,7 +9,7 @@ use everhold_core::finds::Finds;
 use everhold_core::ids::Time;
 use everhold_core::kv::{Expect, Txn};
 use everhold_core::records::encode;
-use everhold_core::rollout::{BACK_WITHIN_MS, Node, Rollout, State, Step, Tried, Watch, next};
+use everhold_core::rollout::{Node, Rollout, State, Step, Tried, Watch, next};
 use everhold_core::run::{DRAIN_MS, RunState, WATCH_MS};
 use everhold_core::spec::{HttpSpec, Spec};
 use everhold_core::status::State as InstanceState;
@@ -52,7 +52,7 @@ pub fn look(
     let nodes = names.into_iter().map(|node| {
         let Some(report) = nodes::fresh(reports, &node, now_ms) else {
             let unwell = Some("its agent is not heard".to_string());
-            return (node, Node { unwell, ..NOBODY });
+            return (node, Node { unwell, ..Node::default() });
         };
         let on: Vec<Instance> =
             services.iter().filter_map(|name| instance(spec, word, report, name, &node)).collect();
@@ -65,23 +65,12 @@ pub fn look(
             leads: on.iter().any(|instance| instance.leads),
             fit: takers.contains(&node),
             unwell: on.into_iter().find_map(|instance| instance.unwell),
-            ..NOBODY
+            ..Node::default()
         };
         (node, found)
     });
     Some(nodes.collect())
 }
-
-/// Of whom nothing is known.
-const NOBODY: Node = Node {
-    pid: None,
-    leads: false,
-    fit: false,
-    unwell: None,
-    outdated: false,
-    broken: false,
-    back_within_ms: BACK_WITHIN_MS,
-};
 
 /// The instances of an HTTP service: none leads. One that runs is well when all gateways that tell of
 /// the service find it so; who is out of use, or gets no requests, is well when it runs.
@@ -112,7 +101,10 @@ fn of_http(
         // What has just begun is not judged yet, and may hear its clients in a moment.
         let broken = told.is_some_and(|it| it.settled) && finds.is_some_and(|it| it.is_broken());
         let (pid, outdated) = (told.and_then(|it| it.pid), told.is_some_and(|it| it.outdated));
-        (id.clone(), Node { pid, fit: true, unwell, outdated, broken, back_within_ms, ..NOBODY })
+        (
+            id.clone(),
+            Node { pid, fit: true, unwell, outdated, broken, back_within_ms, ..Node::default() },
+        )
     });
     instances.collect()
 }

@@ -120,6 +120,16 @@ impl Instance {
         };
         pids.filter(has).collect()
     }
+
+    /// Waits until that many processes carry the token: one that was started has yet to fork, one that was
+    /// killed has yet to go.
+    pub fn await_family(&self, wanted: usize) {
+        let until = Instant::now() + PATIENCE;
+        while self.family().len() != wanted {
+            assert!(Instant::now() < until, "{:?} are not {wanted}: {}", self.family(), self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 impl Drop for Instance {
@@ -147,7 +157,19 @@ fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
-fn get(port: u16) -> Option<String> {
+/// The body of its answer: one that has begun has yet to listen.
+fn get(port: u16) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(body) = try_get(port) {
+            return body;
+        }
+        assert!(Instant::now() < until, "nobody answers at {port}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn try_get(port: u16) -> Option<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
     let mut text = String::new();
@@ -163,7 +185,7 @@ fn a_killed_instance_comes_back_and_a_killed_runner_disturbs_none() {
     it.order(&command, json!({ "port": port, "env": { "GREETING": "port {port} of" } }));
     let first = it.runner();
     let one = it.running();
-    assert_eq!(get(port).expect("an answer"), format!("port {port} of a.1\n"));
+    assert_eq!(get(port), format!("port {port} of a.1\n"));
     // There is one runner.
     let second = it.runner();
     it.runners.iter_mut().find(|it| it.id() as i32 == second).expect("it").wait().expect("ended");
@@ -174,28 +196,29 @@ fn a_killed_instance_comes_back_and_a_killed_runner_disturbs_none() {
     let two = pid(&state);
     assert_eq!(state["restarts"], 1);
     assert_eq!(state["last_exit"]["reason"], "ended by signal 9");
-    assert_eq!(get(port).expect("an answer"), format!("port {port} of a.1\n"));
+    assert_eq!(get(port), format!("port {port} of a.1\n"));
 
     // Its runner is killed: it goes on, and what it says is not lost.
     signal("KILL", &[first]);
     it.runners[0].wait().expect("it ended");
-    assert!(get(port).is_some());
+    assert!(try_get(port).is_some(), "it answers all the time");
     let third = it.runner();
     it.await_said(&format!("a new runner goes on with process {two}"));
     assert_eq!((it.family(), pid(&it.state())), (vec![two], two));
-    assert!(get(port).is_some());
+    assert!(try_get(port).is_some());
     // The new one sees it end too.
     signal("KILL", &[two]);
     let state = it.wait("a third", |state| state["is"] == "running" && pid(state) != two);
     assert_eq!(state["restarts"], 2);
-    assert_eq!(it.family().len(), 1);
+    it.await_family(1);
 
     // Runner and instance killed together: the next runner starts one.
     signal("KILL", &[third, pid(&state)]);
     it.runners[2].wait().expect("it ended");
     let fourth = it.runner();
     let state = it.wait("a fourth", |now| now["is"] == "running" && pid(now) != pid(&state));
-    assert_eq!((it.family(), get(port).is_some()), (vec![pid(&state)], true));
+    it.await_family(1);
+    assert_eq!((it.family(), get(port)), (vec![pid(&state)], format!("port {port} of a.1\n")));
     let took = it.end(fourth);
     assert!(took < Duration::from_secs(30), "{took:?}");
     assert_eq!((it.state()["is"].clone(), it.family().len()), (json!("stopped"), 0));
@@ -214,11 +237,7 @@ fn an_end_leaves_nothing_not_even_what_hides() {
     let runner = it.runner();
     it.running();
     it.await_said(" said");
-    let deadline = Instant::now() + PATIENCE;
-    while it.family().len() < 5 {
-        assert!(Instant::now() < deadline, "{:?}", it.family());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    it.await_family(5);
     it.end(runner);
     assert!(it.family().is_empty());
     assert!(it.log().contains("did not end in 0 s: killed"), "{}", it.log());
@@ -235,10 +254,11 @@ fn an_end_leaves_nothing_not_even_what_hides() {
 /// Of an instance with one child.
 pub fn children_go_with_one_that_ends(it: &mut Instance, runner: i32) {
     let first = it.running();
-    assert_eq!(it.family().len(), 2);
+    it.await_family(2);
     signal("KILL", &[first]);
     it.wait("another", |state| state["is"] == "running" && pid(state) != first);
-    assert_eq!(it.family().len(), 2, "the first one's child is gone");
+    // The first one's child is gone.
+    it.await_family(2);
     it.end(runner);
     assert!(it.family().is_empty());
 }

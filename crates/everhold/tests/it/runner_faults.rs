@@ -56,9 +56,9 @@ fn what_is_left_of_one_that_goes_is_ended() {
     it.order(&["sh", "-c", "setsid sleep 604 & exec sleep 605"], json!({}));
     let runner = it.runner();
     let first = it.running();
-    assert_eq!(it.family().len(), 2);
+    it.await_family(2);
     it.kill(runner, &[first]);
-    assert_eq!(it.family().len(), 1);
+    it.await_family(1);
     let runner = it.runner_through(&[], &["--end"]);
     assert!(it.ended(runner).success());
     assert_eq!((it.family().len(), it.state()["is"].clone()), (0, json!("stopped")));
@@ -80,7 +80,7 @@ fn a_full_disk_stops_no_restart() {
         assert!(Instant::now() < deadline, "{}", it.log());
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(it.family().len(), 1);
+    it.await_family(1);
     it.end(runner);
     assert!(it.family().is_empty());
 

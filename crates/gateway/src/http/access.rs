@@ -4,6 +4,7 @@
 use super::ledger::Record;
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -200,8 +201,8 @@ impl Turned {
         let within = self.path.parent().filter(|it| !it.as_os_str().is_empty());
         let directory = File::open(within.unwrap_or(Path::new(".")))?;
         // One process at a time, until this handle is closed. What another one is doing is not waited for:
-        // it may have been stopped.
-        if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // it may have been stopped. Where there are no such locks a log without end would be worse.
+        if flock(&directory, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
             return Ok(());
         }
         // It may have been done just before.

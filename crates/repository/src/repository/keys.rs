@@ -111,7 +111,7 @@ pub fn proves(
     if let Some(id) = master.open(SEALED, &sealed) {
         return Ok(id == identity.id.as_bytes());
     }
-    let mut copies = place.list(copies::PREFIX)?;
+    let mut copies = place.list(&format!("{}spec/", copies::PREFIX))?;
     copies.sort_by(|a, b| b.name.cmp(&a.name));
     for object in copies.into_iter().take(WITNESSES) {
         let sealed = place.get(&object.name)?.unwrap_or_default();
