@@ -21,7 +21,7 @@ up: build
 test: setup
 	@scripts/setup haproxy promtool:prometheus curl chromium etcdctl:etcd-client
 	@scripts/setup-s3
-	cargo test --workspace --bins --lib --tests
+	@scripts/test
 	cargo test --workspace --doc
 
 # Reads only.
