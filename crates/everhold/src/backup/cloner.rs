@@ -150,6 +150,7 @@ fn make(seat: &Seat, order: &str) -> anyhow::Result<Said> {
         to: to.clone(),
         aim: Aim { until: Until::Latest, timeline: None, backup: None },
         along: Some((wanted.sysid, wanted.line)),
+        before: None,
         over: false,
         throwaway: false,
     };

@@ -2,7 +2,7 @@
 //! point and shuts it down there. An agent starts it, hears of it on its stdout, ends it by closing
 //! its stdin, and then has what was made take the directory's place.
 
-use super::restore::{Aim, Files, Order, files, is_end_of_log};
+use super::restore::{Aim, Files, Order, files, reach};
 use super::{open, told};
 use crate::seat::Seat;
 use crate::{clock, helper};
@@ -10,6 +10,7 @@ use anyhow::Context;
 use everhold_adapters::postgres::{Aside, AsideConfig, RESTORED, Target, drop_restored};
 use everhold_core::postgres::Restored;
 use everhold_core::term::{last_written, line_to};
+use everhold_repository::Repository;
 use everhold_repository::backup::cut_log;
 use everhold_repository::log::Log;
 use serde::{Deserialize, Serialize};
@@ -76,34 +77,33 @@ async fn make(restorer: &Restorer) -> anyhow::Result<Said> {
         to: to.clone(),
         aim: point.aim,
         along: None,
+        before: None,
         over: false,
         throwaway: false,
     };
-    let (of, told_order, beside) = (ground.spec.clone(), order.clone(), aside.clone());
-    let place = config.clone();
-    let written = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
+    let (of, place, beside) = (ground.spec.clone(), config.clone(), aside.run_dir.clone());
+    let begun = tokio::task::spawn_blocking(move || -> anyhow::Result<Repository> {
         // The agent may be about to put it in place.
         drop_restored(&place, false)?;
-        remove(&beside.run_dir)?;
-        let repository = open(&of, &names)?;
-        let step = |text: &str| helper::say(&Said::Step(text.to_string()));
-        let to = &told_order.to;
-        let files = files(&repository, &told_order, to, &beside, "standby.signal", &step)?;
-        Ok((Arc::new(repository), files))
+        remove(&beside)?;
+        open(&of, &names)
     });
-    let (repository, files) = written.await??;
-    helper::say(&Said::Step(format!("replaying the log, at most to {}", files.log_end)));
-    let line = line_to(&files.line, files.tli);
-    let at = AsideConfig { tli: files.tli, ..aside.clone() };
-    let until = &order.aim.until;
-    let mut held = Aside::hold(&at, &until.target()).await;
-    if held.as_ref().is_err_and(is_end_of_log) && files.has_all_until(until) {
-        held = Aside::hold(&at, &Target::End).await;
-    }
-    let (server, held) = held.map_err(|error| files.not_reached(&error, until))?;
+    let repository = Arc::new(begun.await??);
+    let step = |text: &str| helper::say(&Said::Step(text.to_string()));
+    let write = async |order: &Order| {
+        let (repository, order, beside) = (repository.clone(), order.clone(), aside.clone());
+        let write = move || files(&repository, &order, &order.to, &beside, "standby.signal", &step);
+        tokio::task::spawn_blocking(write).await?
+    };
+    let hold = async |files: &Files, target: &Target| {
+        step(&format!("replaying the log, at most to {}", files.log_end));
+        Aside::hold(&AsideConfig { tli: files.tli, ..aside.clone() }, target).await
+    };
+    let ((server, held), files) = reach(&order, write, hold, step).await?;
     server.stop().await?;
     remove(&aside.run_dir)?;
     let owner = config.run_as;
+    let line = line_to(&files.line, files.tli);
     let cut = move || -> anyhow::Result<Said> {
         let Files { backup, .. } = &files;
         let tip = last_written(&line, held.end).map_or(1, |branch| branch.tli);

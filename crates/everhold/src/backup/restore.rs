@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -32,6 +33,8 @@ pub struct Order {
     pub aim: Aim,
     /// Of that database and along that line of its history; else along the newest one.
     pub along: Option<(u64, Vec<Branch>)>,
+    /// From a backup older than that one, of the same database.
+    pub before: Option<String>,
     /// Over the files of a stopped server: what is as it should be stays.
     pub over: bool,
     /// It may be thrown away after a crash.
@@ -98,7 +101,7 @@ impl Until {
     }
 
     /// As PostgreSQL is told.
-    pub(super) fn target(&self) -> Target {
+    fn target(&self) -> Target {
         match self {
             Until::Latest => Target::End,
             Until::Time(_, text) => Target::Time(text.clone()),
@@ -161,7 +164,7 @@ pub async fn restore(
     let to = std::path::absolute(&order.to)?;
     let mut run_dir = to.clone().into_os_string();
     run_dir.push(".run");
-    let mut aside = AsideConfig {
+    let aside = AsideConfig {
         bin_dir,
         data_dir: to.clone(),
         run_dir: run_dir.into(),
@@ -169,24 +172,58 @@ pub async fn restore(
         tli: 1,
         throwaway: order.throwaway,
     };
-    let (order, of, config) = (order.clone(), spec.clone(), aside.clone());
-    let until = order.aim.until.clone();
-    let files = move || files(&open(&of, &names)?, &order, &to, &config, "recovery.signal", &say);
-    let files = tokio::task::spawn_blocking(files).await??;
-    aside.tli = files.tli;
-    let mut recovered = Aside::recover(&aside, &until.target()).await;
-    if recovered.as_ref().is_err_and(is_end_of_log) && files.has_all_until(&until) {
-        recovered = Aside::recover(&aside, &Target::End).await;
-    }
-    let server = recovered.map_err(|error| files.not_reached(&error, &until))?;
+    let of = spec.clone();
+    let opened = tokio::task::spawn_blocking(move || open(&of, &names));
+    let (repository, say) = (Arc::new(opened.await??), Arc::new(say));
+    let write = async |order: &Order| {
+        let (repository, say) = (repository.clone(), say.clone());
+        let (order, to, aside) = (order.clone(), to.clone(), aside.clone());
+        let write = move || files(&repository, &order, &to, &aside, "recovery.signal", &*say);
+        tokio::task::spawn_blocking(write).await?
+    };
+    let recover = async |files: &Files, target: &Target| {
+        Aside::recover(&AsideConfig { tli: files.tli, ..aside.clone() }, target).await
+    };
+    let (server, files) = reach(order, write, recover, |text| say(text)).await?;
     let Files { backup, log_end, bytes_written, .. } = files;
     let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Standing { server, backup, log_end, bytes_written, took_ms })
 }
 
+/// Writes the files and has a server recover there to the point. Where PostgreSQL says that the backup
+/// was not whole yet at that time, an older one follows: the time of a commit is the primary's, that of
+/// a backup's end another machine's, and it is told in seconds.
+pub(super) async fn reach<S>(
+    order: &Order,
+    write: impl AsyncFn(&Order) -> anyhow::Result<Files>,
+    recover: impl AsyncFn(&Files, &Target) -> Result<S, PgError>,
+    say: impl Fn(&str),
+) -> anyhow::Result<(S, Files)> {
+    let (mut order, until) = (order.clone(), &order.aim.until);
+    loop {
+        let files = write(&order).await?;
+        let mut recovered = recover(&files, &files.target).await;
+        if recovered.as_ref().is_err_and(is_end_of_log) && files.has_all_until(until) {
+            recovered = recover(&files, &Target::End).await;
+        }
+        match recovered {
+            Ok(server) => return Ok((server, files)),
+            Err(error) if is_early(&error) && files.has_older => {
+                say(&format!("backup {} was not whole yet then", files.backup.id));
+                (order.before, order.over) = (Some(files.backup.id), true);
+            }
+            Err(error) => return Err(files.not_reached(&error, until)),
+        }
+    }
+}
+
 /// A backup's files with the log after it, not started yet.
 pub(super) struct Files {
     pub backup: Info,
+    /// There is an older backup of that database that may serve.
+    has_older: bool,
+    /// As PostgreSQL is told.
+    target: Target,
     pub line: Vec<Branch>,
     pub tli: Tli,
     pub log_end: Lsn,
@@ -212,14 +249,16 @@ impl Files {
         let Files { backup, log_end, elsewhere, .. } = self;
         let whole =
             format!("backup {}, which ended {}", backup.id, shown::time(backup.about.ended_s));
-        let older = "next step: if it was before, name an older backup with `--backup ID`";
-        let early = error.to_string().contains("before consistent recovery point");
+        let early = is_early(error);
         match until {
             Until::Name(name) if early || is_end_of_log(error) => anyhow!(
                 "E287 no point {name} lies between {whole}, and the end of the log at {log_end}; \
-                 {older}{elsewhere}"
+                 next step: if it was before, name an older backup with `--backup ID`{elsewhere}"
             ),
-            _ if early => anyhow!("E287 that point lies before {whole}; {older}"),
+            _ if early => anyhow!(
+                "E287 that point lies before {whole}; next step: `everhold backup list` shows \
+                 whether there is an older one"
+            ),
             _ if is_end_of_log(error) => anyhow!(
                 "E287 the log ends at {log_end}, before the point that was asked for was \
                  reached{elsewhere}"
@@ -229,8 +268,13 @@ impl Files {
     }
 }
 
+/// The point lies before the backup was whole: so says PostgreSQL.
+fn is_early(error: &PgError) -> bool {
+    error.to_string().contains("before consistent recovery point")
+}
+
 /// The log ended before the point that was asked for: so says PostgreSQL, or who held it there.
-pub(super) fn is_end_of_log(error: &PgError) -> bool {
+fn is_end_of_log(error: &PgError) -> bool {
     let text = error.to_string();
     let words = ["recovery ended before configured recovery target was reached", LOG_ENDS];
     words.iter().any(|words| text.contains(words))
@@ -252,8 +296,13 @@ pub(super) fn files(
     if let Some((sysid, _)) = order.along {
         backups.retain(|it| it.about.sysid == sysid);
     }
-    let (chosen, Course { line, end: log_end, known_ms, elsewhere }) =
+    if let Some(before) = &order.before {
+        let sysid = backups.iter().find(|it| it.id == *before).map(|it| it.about.sysid);
+        backups.retain(|it| it.id < *before && Some(it.about.sysid) == sysid);
+    }
+    let Choice { backup: chosen, has_older, target, course } =
         choose(repository, order, &backups)?;
+    let Course { line, end: log_end, known_ms, elsewhere } = course;
     if order.over {
         same_database(to, chosen.about.sysid)?;
     }
@@ -288,6 +337,8 @@ pub(super) fn files(
     let restored = restored.map_err(|error| cut_short(error, repository, to))?;
     Ok(Files {
         backup: chosen.clone(),
+        has_older,
+        target,
         line,
         tli: restored.tli,
         log_end,
@@ -321,12 +372,19 @@ struct Course {
     elsewhere: String,
 }
 
-/// The backup to begin with, the line of history to follow, and where the log on it ends.
+/// The backup to begin with, and what is followed from there up to where.
+struct Choice<'b> {
+    backup: &'b Info,
+    has_older: bool,
+    target: Target,
+    course: Course,
+}
+
 fn choose<'b>(
     repository: &Repository,
     order: &Order,
     backups: &'b [Info],
-) -> anyhow::Result<(&'b Info, Course)> {
+) -> anyhow::Result<Choice<'b>> {
     let (service, Aim { until, timeline, backup: named }) = (&order.service, &order.aim);
     let lines = match (order.along.clone(), timeline) {
         (Some(along), _) => Ok(Lines::from([along])),
@@ -348,11 +406,17 @@ fn choose<'b>(
     // One that is whole nowhere is tried only when it is named.
     let there = |it: &&Info| named.is_some() || it.copies > 0;
     let mut why = None;
-    for backup in backups.iter().rev().filter(fit).filter(leads).filter(there) {
-        match followed(repository, order, backup, &lines) {
-            Ok(course) => return Ok((backup, course)),
-            Err(error) => why = Some(why.unwrap_or(error)),
-        }
+    let mut fits = backups.iter().rev().filter(fit).filter(leads).filter(there);
+    while let Some(backup) = fits.next() {
+        let course = match followed(repository, order, backup, &lines) {
+            Ok(course) => course,
+            Err(error) => {
+                why = Some(why.unwrap_or(error));
+                continue;
+            }
+        };
+        let has_older = fits.any(|it| it.about.sysid == backup.about.sysid);
+        return Ok(Choice { backup, has_older, target: until.target(), course });
     }
     let none = match (timeline, named) {
         (Some(tli), _) if lines.is_empty() => anyhow!("E287 {service} has had no timeline {tli}"),
@@ -468,5 +532,99 @@ fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
             anyhow!("E288 {error:#}; next step: make room, or choose another disk or node")
         }),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use everhold_core::backup::Kind;
+    use everhold_repository::backup::About;
+    use std::cell::RefCell;
+
+    const EARLY: &str = "FATAL:  requested recovery stop point is before consistent recovery point";
+    const ENDS: &str = "FATAL:  recovery ended before configured recovery target was reached";
+
+    fn info(id: &str) -> Info {
+        Info {
+            id: id.to_string(),
+            kind: Kind::Full,
+            base: None,
+            about: About::default(),
+            files: 0,
+            bytes: 0,
+            bytes_read: 0,
+            bytes_added: 0,
+            bad_pages: Vec::new(),
+            manifests: 1,
+            copies: 1,
+        }
+    }
+
+    /// Of backups 3, 2 and 1, of which PostgreSQL says those words in turn, `-`: nothing is wrong.
+    /// What was tried, and what came of it.
+    async fn course(until: Until, known_ms: Option<u64>, said: &[&str]) -> (String, String) {
+        let (tried, said) = (RefCell::new(Vec::new()), RefCell::new(said.to_vec()));
+        let order = Order {
+            service: "main".to_string(),
+            to: PathBuf::from("/to"),
+            aim: Aim { until: until.clone(), timeline: None, backup: None },
+            along: None,
+            before: None,
+            over: false,
+            throwaway: false,
+        };
+        let write = async |order: &Order| {
+            let before = order.before.as_ref().map_or(4, |id| id.parse::<u32>().expect("one"));
+            assert_eq!(order.over, before < 4, "over what the one before left");
+            Ok(Files {
+                backup: info(&(before - 1).to_string()),
+                has_older: before > 2,
+                target: until.target(),
+                line: Vec::new(),
+                tli: 1,
+                log_end: Lsn(1),
+                bytes_written: 0,
+                known_ms,
+                elsewhere: String::new(),
+            })
+        };
+        let recover = async |files: &Files, target: &Target| {
+            let end = if *target == Target::End { "end " } else { "" };
+            tried.borrow_mut().push(format!("{end}{}", files.backup.id));
+            match said.borrow_mut().remove(0) {
+                "-" => Ok(()),
+                said => Err(PgError::DidNotStart { said: said.to_string() }),
+            }
+        };
+        let ended = match reach(&order, write, recover, |_| ()).await {
+            Ok(((), files)) => files.backup.id,
+            Err(error) => error.to_string(),
+        };
+        (tried.into_inner().join(", "), ended)
+    }
+
+    #[tokio::test]
+    async fn an_older_backup_follows_one_that_was_not_whole_yet() {
+        let at = |text: &str| Until::parse(Some(text), None, None).expect("a time");
+        let then = || at("1970-01-01T00:01:40.5Z");
+        #[rustfmt::skip]
+        let cases = [
+            // point          known until  PostgreSQL says                   tried          ended
+            (then(),          None,        vec!["-"],                        "3",           "3"),
+            (then(),          None,        vec![EARLY, "-"],                 "3, 2",        "2"),
+            (then(),          None,        vec![EARLY, EARLY, "-"],          "3, 2, 1",     "1"),
+            (then(),          None,        vec![EARLY, EARLY, EARLY],        "3, 2, 1",     "E287 that point lies before backup 1"),
+            (then(),          Some(102_000), vec![EARLY, ENDS, "-"],         "3, 2, end 2", "2"),
+            (then(),          Some(101_999), vec![ENDS],                     "3",           "E287 the log ends at 0/1"),
+            // Whatever else it says is no reason to try another.
+            (then(),          None,        vec!["PANIC:  disk"],             "3",           "E287 the restored server does not recover"),
+            (Until::Latest,   None,        vec![ENDS],                       "end 3",       "E287 the log ends at 0/1"),
+        ];
+        for (until, known_ms, said, tried, ended) in cases {
+            let told = course(until, known_ms, &said).await;
+            assert_eq!(told.0, tried, "{said:?}");
+            assert!(told.1.starts_with(ended), "{said:?}: {}", told.1);
+        }
     }
 }

@@ -55,6 +55,7 @@ fn order(options: &Options) -> Result<Order, Failure> {
         service: options.service.clone(),
         to: options.to.clone(),
         aim,
+        before: None,
         over: options.over,
         throwaway: false,
     })
