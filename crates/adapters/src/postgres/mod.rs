@@ -21,6 +21,7 @@ mod postmaster;
 mod probe;
 mod process;
 mod proof;
+mod restore_point;
 pub mod scrub;
 mod session;
 mod settings;
@@ -39,6 +40,7 @@ pub use leader::LogSlot;
 pub use memory::free_memory;
 pub use probe::probe;
 pub use proof::Wrong;
+pub use restore_point::{RestorePoint, RestorePoints};
 pub use settings::{REPLICATION_ROLE, SUPERUSER};
 pub use wal::{Flushed, WalFiles, WalSource};
 

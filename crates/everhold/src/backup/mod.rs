@@ -4,6 +4,7 @@ pub mod cloner;
 pub mod copies;
 pub mod desk;
 pub mod forget;
+mod named;
 pub mod opened;
 pub mod origin;
 pub mod prepare;

@@ -1,6 +1,7 @@
 //! Restores a service's database into a directory of its own, beside whatever runs: the files of a
 //! backup, the log up to a point, and a recovery that shows that both fit.
 
+use super::named::Named;
 use super::{away, list, open, room, shown, told};
 use crate::spec::local::{RunAs, Search};
 use anyhow::{Context, anyhow, bail};
@@ -253,7 +254,7 @@ impl Files {
         match until {
             Until::Name(name) if early || is_end_of_log(error) => anyhow!(
                 "E287 no point {name} lies between {whole}, and the end of the log at {log_end}; \
-                 next step: if it was before, name an older backup with `--backup ID`{elsewhere}"
+                 next step: without `--backup` it is looked for behind all{elsewhere}"
             ),
             _ if early => anyhow!(
                 "E287 that point lies before {whole}; next step: `everhold backup list` shows \
@@ -301,7 +302,7 @@ pub(super) fn files(
         backups.retain(|it| it.id < *before && Some(it.about.sysid) == sysid);
     }
     let Choice { backup: chosen, has_older, target, course } =
-        choose(repository, order, &backups)?;
+        choose(repository, order, &backups, say)?;
     let Course { line, end: log_end, known_ms, elsewhere } = course;
     if order.over {
         same_database(to, chosen.about.sysid)?;
@@ -384,6 +385,7 @@ fn choose<'b>(
     repository: &Repository,
     order: &Order,
     backups: &'b [Info],
+    say: &(dyn Fn(&str) + Sync),
 ) -> anyhow::Result<Choice<'b>> {
     let (service, Aim { until, timeline, backup: named }) = (&order.service, &order.aim);
     let lines = match (order.along.clone(), timeline) {
@@ -405,6 +407,11 @@ fn choose<'b>(
     };
     // One that is whole nowhere is tried only when it is named.
     let there = |it: &&Info| named.is_some() || it.copies > 0;
+    // With a backup that was named it is PostgreSQL's: the first of that name after it.
+    let mut search = match until {
+        Until::Name(name) if named.is_none() => Some(Named::new(repository, name, say)),
+        Until::Name(_) | Until::Latest | Until::Time(..) | Until::Lsn(_) => None,
+    };
     let mut why = None;
     let mut fits = backups.iter().rev().filter(fit).filter(leads).filter(there);
     while let Some(backup) = fits.next() {
@@ -415,8 +422,18 @@ fn choose<'b>(
                 continue;
             }
         };
+        let target = match &mut search {
+            None => until.target(),
+            Some(search) => match search.behind(backup, &course.line, course.end)? {
+                Some(point) => Target::Lsn(point.at),
+                None => {
+                    why = Some(search.nowhere(&course.elsewhere));
+                    continue;
+                }
+            },
+        };
         let has_older = fits.any(|it| it.about.sysid == backup.about.sysid);
-        return Ok(Choice { backup, has_older, target: until.target(), course });
+        return Ok(Choice { backup, has_older, target, course });
     }
     let none = match (timeline, named) {
         (Some(tli), _) if lines.is_empty() => anyhow!("E287 {service} has had no timeline {tli}"),

@@ -85,8 +85,8 @@ pub fn look(stack: &Stack, to: &Path, more: &[&str], sql: &str) -> String {
     String::from_utf8_lossy(&psql.stdout).trim().to_string()
 }
 
-/// Nothing is committed after that time, and the log is known to go on to it.
-fn after_the_last_commit(stack: &mut Stack, points: &str) {
+/// A time after which nothing is committed, once the log is known to go on to it.
+pub fn after_the_last_commit(stack: &mut Stack) -> String {
     let (leader, stack) = (stack.leader(), &*stack);
     let superuser = |sql: &str| crate::archive::as_superuser(stack, &leader, sql);
     std::thread::sleep(Duration::from_secs(1));
@@ -109,10 +109,10 @@ fn after_the_last_commit(stack: &mut Stack, points: &str) {
         superuser("CHECKPOINT");
         std::thread::sleep(Duration::from_millis(500));
     }
-    assert_eq!(look(stack, &stack.dir().join("idle"), &["--time", then], points), "1 2");
+    then.to_string()
 }
 
-/// A point that has a name, of which only the last backup before it knows.
+/// A point that has a name.
 fn named(stack: &mut Stack, points: &str) {
     let (leader, status) = (stack.leader(), stack.status().expect("a status"));
     let stack = &*stack;
@@ -142,14 +142,34 @@ fn named(stack: &mut Stack, points: &str) {
     assert_eq!(fs::read_to_string(other.join("letter")).expect("read"), "dear");
     let over = ["--over", "--name", "before"];
     assert_eq!(look(stack, &stack.dir().join("latest"), &over, points), "1 2");
-    // Behind a newer backup it is looked for in vain, which says what to do.
-    stack.done(&["backup", "now", "main"]);
+    // Behind a newer backup an older one is found by itself, unless one is named.
+    let newer = json(stack, &["backup", "now", "main"]);
+    let newer = newer["id"].as_str().expect("an id");
+    let report = restore(stack, &stack.dir().join("found"), &["--name", "before"]);
+    assert_eq!(report["backup"], before, "{report}");
     let to = stack.dir().join("vain").display().to_string();
-    let error = refused(stack, &["restore", "main", "--to", &to, "--name", "before"]);
-    assert!(error.contains("E287") && error.contains("--backup ID"), "{error}");
+    let by_newer = ["restore", "main", "--to", &to, "--name", "before", "--backup", newer];
+    let error = refused(stack, &by_newer);
+    assert!(error.contains("E287") && error.contains("without `--backup`"), "{error}");
     psql("DELETE FROM point WHERE at = 3");
     let by_backup = ["--name", "before", "--backup", before];
     assert_eq!(look(stack, &stack.dir().join("by-backup"), &by_backup, points), "1 2");
+    // The name again: behind the newest backup it is that one, and twice behind it nobody's guess.
+    superuser("SELECT pg_create_restore_point('before')").expect("a place");
+    psql("INSERT INTO point VALUES (4)");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(look(stack, &stack.dir().join("again"), &["--name", "before"], points), "1 2");
+    let report = restore(stack, &stack.dir().join("newer"), &["--name", "before"]);
+    assert_eq!(report["backup"], newer, "{report}");
+    superuser("SELECT pg_create_restore_point('before')").expect("a place");
+    psql("DELETE FROM point WHERE at = 4");
+    std::thread::sleep(Duration::from_secs(2));
+    let to = stack.dir().join("two").display().to_string();
+    let error = refused(stack, &["restore", "main", "--to", &to, "--name", "before"]);
+    assert!(error.contains("E287 2 points have the name before"), "{error}");
+    let (_, place) = error.split_once("`--lsn ").expect("a place");
+    let (place, _) = place.split_once('`').expect("a place");
+    assert_eq!(look(stack, &stack.dir().join("second"), &["--lsn", place], points), "1 2 4");
 }
 
 /// Runs a line that was printed with the kit, which it gets on stdin; what it prints, or says if it
@@ -262,6 +282,11 @@ fn a_database_is_backed_up_and_comes_back() {
     let bytes = |at: usize, key: &str| listed["backups"][at][key].as_u64().expect("bytes");
     assert!(bytes(0, "bytes_added") < bytes(1, "bytes_added") / 2, "{listed}");
 
+    // The second in which a backup ended began before it was whole.
+    let ended = listed["backups"][0]["ended_at"].as_str().expect("a time").to_string();
+    let report = restore(&stack, &stack.dir().join("whole-second"), &["--time", &ended]);
+    assert!(report["backup_ended_at"].as_str() <= Some(&ended), "{report}");
+
     // A point between two writes of ours.
     let psql =
         |sql: &str| stack.done(&["psql", "main", "--", "-XAt", "-c", sql]).trim().to_string();
@@ -283,7 +308,8 @@ fn a_database_is_backed_up_and_comes_back() {
     let points = "SELECT string_agg(at::text, ' ' ORDER BY at) FROM point";
     assert_eq!(look(&stack, &stack.dir().join("latest"), &[], points), "1 2");
     assert_eq!(look(&stack, &stack.dir().join("then"), &["--time", &between], points), "1");
-    after_the_last_commit(&mut stack, points);
+    let then = after_the_last_commit(&mut stack);
+    assert_eq!(look(&stack, &stack.dir().join("idle"), &["--time", &then], points), "1 2");
     named(&mut stack, points);
     // By what the repository has of the spec, as where the machines are gone.
     stack.wait("a copy of the spec", |status| status["copies"]["spec_at"].is_string());

@@ -6,7 +6,7 @@
 
 mod changes;
 mod jsonb;
-mod record;
+pub(super) mod record;
 mod tuple;
 
 use super::config::PgConfig;

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 /// Of a page of the log: the version of its form.
 const MAGIC_15: u16 = 0xD110;
-const SHORT_HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
+pub const SHORT_HEADER: u64 = 24;
+pub const LONG_HEADER: u64 = 40;
 const LONG: u16 = 0x0002;
-const RECORD_HEADER: usize = 24;
+pub const RECORD_HEADER: usize = 24;
 /// PostgreSQL's own bound is 1 GB; a record of a row is far below this.
 const RECORD_BYTES_MAX: usize = 256 << 20;
 
@@ -202,7 +202,7 @@ pub fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// CRC-32C of what follows the header, then of the header before the checksum itself.
-fn checksum(record: &[u8]) -> Option<u32> {
+pub fn checksum(record: &[u8]) -> Option<u32> {
     let (body, header) = (record.get(RECORD_HEADER..)?, record.get(..20)?);
     Some(crc(&[body, header]))
 }
@@ -224,7 +224,7 @@ static CASTAGNOLI: [u32; 256] = {
     table
 };
 
-fn crc(parts: &[&[u8]]) -> u32 {
+pub fn crc(parts: &[&[u8]]) -> u32 {
     let step =
         |crc: u32, byte: &u8| (crc >> 8) ^ CASTAGNOLI[usize::from(crc.to_le_bytes()[0] ^ byte)];
     !parts.iter().copied().flatten().fold(u32::MAX, step)
