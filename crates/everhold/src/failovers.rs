@@ -182,18 +182,26 @@ pub fn record(change: &Change, entry: Option<&Entry>, at: String) -> LastFailove
         (Some("switchover"), _) => Kind::Switchover,
         (Some(_) | None, _) => Kind::Failover,
     };
-    // Covering sets hold every acknowledged commit; who forces a leader does without them.
-    let acknowledged = (rule.as_deref() != Some("force")).then_some(0);
+    let lost = Lost { acknowledged: acknowledged(kind, rule.as_deref()), ..Lost::default() };
     LastFailover {
         at,
         kind,
-        lost: Lost { acknowledged, ..Lost::default() },
+        lost,
         from: change.from.clone(),
         to: change.to.clone(),
         epoch: change.epoch,
         rule,
         outage_ms: change.outage_ms,
         journal: entry.map(|entry| entry.id.clone()),
+    }
+}
+
+/// Covering sets hold every acknowledged commit; who forces a leader does without them, and a recovery
+/// gives some up. Without word of the campaign it may have been either.
+fn acknowledged(kind: Kind, rule: Option<&str>) -> Option<u64> {
+    match (rule, kind) {
+        (Some("force" | "restore"), _) | (None, Kind::Switchover | Kind::Failover) => None,
+        (Some(_), _) | (None, Kind::Bootstrap) => Some(0),
     }
 }
 
@@ -271,5 +279,19 @@ mod tests {
             (unknown.kind, unknown.rule, unknown.outage_ms),
             (Kind::Failover, None, Some(7))
         );
+        #[rustfmt::skip]
+        let cases = [
+            (Kind::Failover,   Some("leader-down"), Some(0)),
+            (Kind::Switchover, Some("switchover"),  Some(0)),
+            (Kind::Bootstrap,  None,                Some(0)),
+            (Kind::Failover,   Some("force"),       None),
+            (Kind::Failover,   Some("restore"),     None),
+            // Nobody says that it was not forced.
+            (Kind::Failover,   None,                None),
+        ];
+        for (kind, rule, expected) in cases {
+            assert_eq!(acknowledged(kind, rule), expected, "{rule:?}");
+        }
+        assert_eq!(unknown.lost.acknowledged, None);
     }
 }

@@ -60,11 +60,13 @@ fn tail(tail: &Value) -> String {
     });
     let forced = epochs("forced_epochs")
         .map(|epochs| format!("    SOME MAY HAVE BEEN ACKNOWLEDGED: forced at epoch {epochs}"));
-    if recovered.is_none() && forced.is_none() {
-        let why = "no failover before it was forced";
+    if tail["acknowledged"] == 0 {
+        let why = "no failover that left it behind was forced";
         lines.push(format!("    none of it was acknowledged: {why}"));
     }
-    lines.extend(recovered.into_iter().chain(forced));
+    let unknown = tail["unknown"].as_str();
+    let unknown = unknown.map(|why| format!("    NOT KNOWN whether it was acknowledged: {why}"));
+    lines.extend([recovered, forced, unknown].into_iter().flatten());
     for transaction in tail["transactions"].as_array().into_iter().flatten() {
         lines.extend(of_transaction(transaction));
     }
