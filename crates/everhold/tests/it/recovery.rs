@@ -1,6 +1,8 @@
 //! A service put back to how it was: in the running cluster, and from nothing but its repository.
 
-use crate::backups::{first_backup, json, look, refused, stack, stack_of, vault};
+use crate::backups::{
+    after_the_last_commit, first_backup, json, look, refused, stack, stack_of, vault,
+};
 use crate::stack::disk::Filling;
 use crate::stack::load::Load;
 use crate::stack::{NODES, PATIENCE, Stack, Wanted, signal};
@@ -75,6 +77,9 @@ fn a_running_service_goes_back_to_a_point() {
     let mut stack = stack();
     first_backup(&mut stack);
     psql(&stack, "CREATE TABLE point (at int); INSERT INTO point VALUES (1)");
+    let named = "SELECT pg_create_restore_point('with-one')";
+    let leader = stack.leader();
+    crate::archive::as_superuser(&stack, &leader, named).expect("a place");
     std::thread::sleep(BESIDE);
     let between = psql(&stack, NOW);
     std::thread::sleep(BESIDE);
@@ -168,6 +173,17 @@ fn a_running_service_goes_back_to_a_point() {
     let token = format!("{}:latest", stack.epoch());
     json(&stack, &["recover", "main", "--token", &token]);
     assert_eq!(psql(&stack, POINTS), "1 3 4");
+    stack.whole();
+    // To a time behind the last commit.
+    let idle = after_the_last_commit(&mut stack);
+    let token = format!("{}:{}+00", stack.epoch(), idle.replace('T', " ").replace('Z', ""));
+    json(&stack, &["recover", "main", "--time", &idle, "--token", &token]);
+    assert_eq!(psql(&stack, POINTS), "1 3 4");
+    stack.whole();
+    // To a name that lies before all backups but the first.
+    let token = format!("{}:with-one", stack.epoch());
+    json(&stack, &["recover", "main", "--name", "with-one", "--token", &token]);
+    assert_eq!(psql(&stack, POINTS), "1");
     stack.whole();
     // And to what was given up first.
     let token = format!("{}:latest on timeline {given_up}", stack.epoch());
