@@ -4,7 +4,7 @@ use super::input::{Body, Name, Params, Who};
 use super::look::known;
 use super::{ApiError, Code, Shared};
 use crate::agent::Ask;
-use crate::backup::{self, forget, proving, tend};
+use crate::backup::{self, MENDED, forget, proving, tend};
 use crate::clock;
 use axum::Json;
 use axum::extract::State;
@@ -38,6 +38,9 @@ pub async fn begin(
         return Err(error.next("wait for it; `everhold status` shows how far it is"));
     }
     let Some(node) = schedule::choose(&places) else {
+        if let Some(why) = tend::unsound(&service, &reports, &places) {
+            return Err(ApiError::new(Code::Refused, why).next(MENDED));
+        }
         let error = ApiError::new(Code::Refused, format!("no instance of {service} streams"));
         return Err(error.next("`everhold status` says what it waits for"));
     };

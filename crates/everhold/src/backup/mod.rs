@@ -148,6 +148,10 @@ pub fn why(why: Proving) -> &'static str {
     }
 }
 
+/// What ends it when bad pages are in the way of backups. What is archived of the log goes on.
+pub const MENDED: &str = "`everhold switchover SERVICE` to a copy without bad pages; where there is \
+    none, `everhold recover SERVICE` makes them again from the last backup and the log";
+
 /// An error with its code and next step.
 pub fn told(error: RepositoryError) -> anyhow::Error {
     let code = code(&error);
@@ -157,7 +161,11 @@ pub fn told(error: RepositoryError) -> anyhow::Error {
         text = format!("{text}: {cause}");
         source = cause.source();
     }
-    anyhow!("{} {text}; next step: {}", code.as_str(), code.next())
+    let next = match error {
+        RepositoryError::BadPages { .. } => MENDED,
+        _ => code.next(),
+    };
+    anyhow!("{} {text}; next step: {next}", code.as_str())
 }
 
 fn code(error: &RepositoryError) -> Code {

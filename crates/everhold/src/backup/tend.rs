@@ -1,12 +1,13 @@
 //! Backups as the coordinator has them made, kept and forgotten; `core/src/backup` decides.
 
 use super::desk::Making;
-use super::held;
 use super::proving::{self, Held};
 use super::shown::{Summary, makings};
+use super::{MENDED, held};
 use crate::agent::Ask;
 use crate::cluster::{Cluster, Reports, StoreWord};
 use crate::{clock, nodes};
+use anyhow::bail;
 use everhold_core::backup::schedule::{self, Failed, Next, Place};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{BackupSpec, Spec};
@@ -128,17 +129,20 @@ async fn one(
     let failed = failed(&makings);
     let (hole, now_s) = (hole(&reports, service), clock::unix_s());
     let next = schedule::next(&backup.plan, backups, hole, running, failed, &places, now_s);
-    match next {
+    match &next {
         Next::Rest { .. } | Next::Wait { .. } => {
             let (of, with, now_s) = ((held, &**backups), (&*makings, &places), clock::unix_s());
             if proving::tend(cluster, service, backup, of, with, now_s).await? {
                 tokio::time::sleep(LOOK).await;
             }
+            if let (Next::Wait { .. }, Some(why)) = (&next, unsound(service, &reports, &places)) {
+                bail!("E289 {why}; next step: {MENDED}");
+            }
         }
         Next::Begin { kind, node } => {
             let who = "the schedule of backups".to_string();
-            let ask = Ask::BackUp { service: service.to_string(), kind, who };
-            cluster.ask(&node, &ask).await?;
+            let ask = Ask::BackUp { service: service.to_string(), kind: *kind, who };
+            cluster.ask(node, &ask).await?;
             // It shows in the node's next report.
             tokio::time::sleep(LOOK).await;
         }
@@ -187,6 +191,31 @@ pub fn places(
         Some((node.clone(), Place { leads, synchronous, able }))
     };
     declared.nodes.iter().filter_map(place).collect()
+}
+
+/// Why nobody can make one, where that is since what is there would be refused.
+pub fn unsound(
+    service: &str,
+    reports: &Reports,
+    places: &BTreeMap<String, Place>,
+) -> Option<String> {
+    let bad = |node: &&String| {
+        let (report, _) = reports.get(*node)?;
+        Some(report.services.get(service)?.bad_pages > 0)
+    };
+    bad_everywhere(service, places.keys().filter(|it| bad(it) == Some(true)), places)
+}
+
+fn bad_everywhere<'n>(
+    service: &str,
+    bad: impl Iterator<Item = &'n String>,
+    places: &BTreeMap<String, Place>,
+) -> Option<String> {
+    let bad: Vec<&str> = bad.map(String::as_str).collect();
+    let none = !bad.is_empty() && !places.values().any(|it| it.able);
+    none.then(|| {
+        format!("no backup of {service} can be made: bad pages (E205) on {}", bad.join(", "))
+    })
 }
 
 #[cfg(test)]
@@ -240,5 +269,29 @@ mod tests {
         }
         let mut new = Known::default();
         assert_eq!(new.learn(held("a:1"), false).infos[0].copies, 1, "nothing else is known");
+    }
+
+    #[test]
+    fn bad_pages_everywhere_are_told() {
+        #[rustfmt::skip]
+        let cases = [
+            // node:bad pages:able   expected
+            ("a:0:yes b:1:no",       None),
+            ("a:0:no b:0:no",        None),
+            ("a:2:no",               Some("a")),
+            ("a:2:no b:0:no c:1:no", Some("a, c")),
+        ];
+        for (text, expected) in cases {
+            let (mut bad, mut places) = (Vec::new(), BTreeMap::new());
+            for word in text.split_whitespace() {
+                let [node, pages, able] = word.split(':').collect::<Vec<_>>()[..] else { panic!() };
+                bad.extend((pages != "0").then(|| node.to_string()));
+                let place = Place { leads: false, synchronous: false, able: able == "yes" };
+                places.insert(node.to_string(), place);
+            }
+            let told = bad_everywhere("main", bad.iter(), &places);
+            let on = told.as_deref().and_then(|it| it.rsplit_once(" on ")).map(|(_, on)| on);
+            assert_eq!(on, expected, "{text}");
+        }
     }
 }
