@@ -294,6 +294,7 @@ mod tests {
             overrides: Vec::new(),
             full: false,
             bad_pages: 0,
+            log_from: None,
         };
         let mut facts = Facts {
             status: Arc::new(status.clone()),

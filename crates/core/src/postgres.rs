@@ -75,6 +75,9 @@ pub struct PgFacts {
     /// What primary_conninfo says: set by us, `None` when cleared. Unknown while not running.
     pub source: Option<Source>,
     pub receiver: Option<Receiver>,
+    /// Up to where it received log since its start, also when nobody sends now.
+    #[serde(default)]
+    pub received: Lsn,
     /// Age of the newest replayed commit while behind, 0 when nothing is behind; `None` unknown.
     pub replay_lag_ms: Option<u64>,
     /// synchronous_standby_names as a new session SHOWs it.
@@ -84,6 +87,9 @@ pub struct PgFacts {
     pub checkpoint_tli: Tli,
     /// Names of the replication slots there that are usable (wal_status isn't lost).
     pub slots: Vec<String>,
+    /// Of a primary: where the oldest segment of its log begins that is there.
+    #[serde(default)]
+    pub log_from: Option<Lsn>,
     /// Settings that weaken a guarantee and are in force by override (ALTER ROLE, DATABASE, …).
     pub overrides: Vec<String>,
     /// The disk of the data directory has no room for more WAL.

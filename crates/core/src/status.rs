@@ -128,6 +128,9 @@ pub struct Status {
     /// Pages of its data that are not as they were written: nobody reads from such a standby.
     #[serde(default)]
     pub bad_pages: u64,
+    /// Of a primary: where the oldest segment of its log begins that is there.
+    #[serde(default)]
+    pub log_from: Option<Lsn>,
 }
 
 #[cfg(test)]

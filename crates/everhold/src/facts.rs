@@ -100,6 +100,7 @@ mod tests {
             overrides: Vec::new(),
             full: false,
             bad_pages: u64::from(parts[1] == "rotten"),
+            log_from: None,
         };
         (parts[0].to_string(), Word { status: Arc::new(status), ms_ago: number(4) })
     }

@@ -120,6 +120,7 @@ mod tests {
             overrides: Vec::new(),
             full: false,
             bad_pages: 0,
+            log_from: None,
         };
         nodes.iter().map(|(name, lsn)| (name.to_string(), Arc::new(status(name, *lsn)))).collect()
     }

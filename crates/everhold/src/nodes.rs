@@ -188,6 +188,7 @@ mod tests {
             overrides: Vec::new(),
             full: false,
             bad_pages: 0,
+            log_from: None,
         };
         let services = [("main".to_string(), Arc::new(status))].into();
         Report { services, ..Report::default() }

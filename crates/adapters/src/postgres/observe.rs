@@ -35,7 +35,7 @@ SELECT status = 'streaming', \
 SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END, \
  CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_flush_lsn()) END, \
- pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), \
+ pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn(), \
  (extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint";
 
 /// Settings that roles, databases and the server may have weakened.
@@ -48,7 +48,8 @@ SELECT name, setting FROM pg_settings WHERE (name, setting) IN (('fsync', 'off')
  ('synchronous_commit', 'local'), ('synchronous_commit', 'remote_write'), \
  ('zero_damaged_pages', 'on'), ('ignore_checksum_failure', 'on'), ('data_checksums', 'off'));
 SELECT name, setting FROM pg_settings WHERE name IN ('max_connections', 'max_worker_processes', \
- 'max_prepared_transactions', 'max_locks_per_transaction')";
+ 'max_prepared_transactions', 'max_locks_per_transaction');
+SELECT setting FROM pg_settings WHERE name = 'wal_segment_size'";
 
 /// What is kept from one look to the next.
 #[derive(Default)]
@@ -63,6 +64,7 @@ struct Live {
     session: Session,
     sysid: Option<u64>,
     overrides: Vec<String>,
+    log_from: Option<Lsn>,
     /// Of a primary: on a standby the same functions are there and acknowledge nothing.
     functions: Option<Functions>,
     slow_at: Option<Instant>,
@@ -189,7 +191,7 @@ async fn ask(site: &Site, pid: i32, live: Option<Live>) -> Result<(Live, PgFacts
         facts.sync_names = leader::show_sync(site).await?;
     }
     if live.slow_at.is_none_or(|at| at.elapsed() > SLOW) {
-        live.overrides = look_closely(site, &live.session).await?;
+        (live.overrides, live.log_from) = look_closely(site, &live.session).await?;
         live.slow_at = Some(Instant::now());
     }
     match facts.in_recovery {
@@ -200,6 +202,8 @@ async fn ask(site: &Site, pid: i32, live: Option<Live>) -> Result<(Live, PgFacts
         Some(false) | None => {}
     }
     facts.overrides.clone_from(&live.overrides);
+    // Of some seconds ago: it begins later now, if anything.
+    facts.log_from = live.log_from.filter(|_| facts.in_recovery == Some(false));
     facts.overrides.extend(live.functions.iter().flat_map(Functions::found));
     Ok((live, facts))
 }
@@ -213,25 +217,31 @@ async fn connect(site: &Site, pid: i32) -> Result<Live, PgError> {
         session,
         sysid: sysid.and_then(|sysid| sysid.parse().ok()),
         overrides: Vec::new(),
+        log_from: None,
         functions: None,
         slow_at: None,
     })
 }
 
-/// Overrides, and what has to be done from time to time.
-async fn look_closely(site: &Site, session: &Session) -> Result<Vec<String>, PgError> {
+/// Overrides, where the log begins, and what has to be done from time to time.
+async fn look_closely(
+    site: &Site,
+    session: &Session,
+) -> Result<(Vec<String>, Option<Lsn>), PgError> {
     let answers = session.ask("look for overrides", OVERRIDES).await?;
     leader::advance_slots(site, session).await?;
     let config = site.config.clone();
-    let mut found = site
+    let (mut found, segment) = site
         .blocking(move || {
             postmaster::bound_log(&config.log_file)?;
             let mut found = settings::ignored(&config);
             found.extend(settings::altered(&config));
-            Ok(found)
+            Ok((found, oldest_segment(&config.data_dir.join("pg_wal"))))
         })
         .await?;
-    let [roles, server, limits] = answers.as_slice() else { return Ok(found) };
+    let [roles, server, limits, size] = answers.as_slice() else { return Ok((found, None)) };
+    let size: Option<u64> = size.first().and_then(|row| number(row.first()?));
+    let log_from = segment.zip(size).map(|((log, number), size)| Lsn((log << 32) + number * size));
     for row in roles {
         if let [Some(whose), Some(setting)] = row.as_slice()
             && settings::weakens(setting)
@@ -249,7 +259,20 @@ async fn look_closely(site: &Site, session: &Session) -> Result<Vec<String>, PgE
             found.extend(settings::not_lowered(&site.config, name, value));
         }
     }
-    Ok(found)
+    Ok((found, log_from))
+}
+
+/// Of the log's files, whatever their timeline: which 4 GB the oldest is of, and its number there.
+fn oldest_segment(dir: &Path) -> Option<(u64, u64)> {
+    let names =
+        std::fs::read_dir(dir).ok()?.flatten().filter_map(|it| it.file_name().into_string().ok());
+    let number = |name: String| {
+        let hex = |from, to| u64::from_str_radix(name.get(from..to)?, 16).ok();
+        (name.len() == 24).then_some(())?;
+        hex(0, 8)?;
+        Some((hex(8, 16)?, hex(16, 24)?))
+    };
+    names.filter_map(number).min()
 }
 
 fn promoted_between(answers: &[Vec<Row>]) -> bool {
@@ -263,7 +286,9 @@ fn read(answers: &[Vec<Row>]) -> Option<PgFacts> {
     let [recovery, names, conninfo, slot, checkpoint_tli] = settings.first()?.as_slice() else {
         return None;
     };
-    let [_, lsn, file, replayed_all, age] = position.first()?.as_slice() else { return None };
+    let [_, lsn, file, replayed_all, received, age] = position.first()?.as_slice() else {
+        return None;
+    };
     let in_recovery = is_true(recovery);
     let receiver = receiver.first().and_then(|row| match row.as_slice() {
         [streaming, age, flushed] => Some(Receiver {
@@ -285,6 +310,7 @@ fn read(answers: &[Vec<Row>]) -> Option<PgFacts> {
         lsn: number(lsn).unwrap_or_default(),
         source: settings::parse_conninfo(conninfo.as_deref()?, slot.as_deref()?),
         receiver,
+        received: number(received).unwrap_or_default(),
         replay_lag_ms: lag,
         sync_names: names.clone(),
         walsenders: walsenders.iter().filter_map(walsender).collect(),

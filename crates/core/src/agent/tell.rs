@@ -45,6 +45,7 @@ pub(super) fn status(view: &View, now: Time, running: Option<&PgAction>) -> Stat
         overrides: view.pg.overrides.clone(),
         full: view.pg.full,
         bad_pages: view.bad_pages().map_or(0, |bad| bad.pages),
+        log_from: view.pg.log_from.filter(|_| view.is_primary()),
     }
 }
 
@@ -76,6 +77,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         overrides,
         full,
         bad_pages,
+        log_from,
     } = old;
     *promise != new.promise
         || *state != new.state
@@ -97,6 +99,7 @@ pub(super) fn matters(old: &Status, new: &Status) -> bool {
         || *overrides != new.overrides
         || *full != new.full
         || *bad_pages != new.bad_pages
+        || log_from.is_some() != new.log_from.is_some()
 }
 
 /// A cut-off standby's lag is unknown, not 0: only a fresh message of the leader vouches for it.

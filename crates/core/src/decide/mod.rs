@@ -9,6 +9,7 @@ pub mod leader;
 pub mod node;
 pub(crate) mod put_back;
 pub mod rejoin;
+pub mod replace;
 pub mod rot;
 pub mod slow;
 pub mod upkeep;

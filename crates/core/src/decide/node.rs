@@ -2,7 +2,7 @@
 //!
 //! Each step is derived from what is found, so a plan goes on after a restart in the middle of it.
 
-use super::{Action, Intent, Verdict, backing_off, pg_name, put_back, rejoin, rot};
+use super::{Action, Intent, Verdict, backing_off, pg_name, put_back, rejoin, replace};
 use crate::durable::{Data, Durable, Grant};
 use crate::ids::{Epoch, Time, Tli};
 use crate::policy;
@@ -457,7 +457,7 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
             let why = format!("epoch {} of the same leader", term.epoch);
             return Verdict::persist("follow", why, promise, Intent::Plain);
         }
-        let more = moved(view, now).or_else(|| full(view)).or_else(|| rot::standby(view, now));
+        let more = moved(view, now).or_else(|| full(view)).or_else(|| replace::standby(view, now));
         return more.unwrap_or(Verdict::Steady);
     }
     if view.pg.source.is_some() || view.parked.is_none() {
@@ -484,7 +484,7 @@ fn follow(view: &View, now: Time, term: &Term) -> Verdict {
     if !ours && view.has(Guard::HistoryCheck) {
         return rejoin::decide(view, now);
     }
-    if let Some(verdict) = rot::parked(view, now) {
+    if let Some(verdict) = replace::parked(view, now) {
         return verdict;
     }
     if view.trimmed.as_ref() != Some(&line) {

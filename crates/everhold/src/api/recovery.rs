@@ -153,7 +153,7 @@ mod tests {
         for (of, ended, heard, expected) in cases {
             let ended = ended.then(|| Ended { at_s: 2, result: Err("a reason".to_string()) });
             let step = "restore".to_string();
-            let begun = Recovery { journal: "b-1".to_string(), began_s: 1, step, ended };
+            let begun = Recovery { journal: "b-1".to_string(), began_s: 1, step, end: None, ended };
             let mut report = Report::default();
             report.recoveries.insert(of.to_string(), begun);
             let reports = Reports::from([

@@ -8,6 +8,7 @@ use crate::keeper::Keeper;
 use crate::layout::Layout;
 use crate::link::Report;
 use crate::seat::Seat;
+use everhold_core::ids::Lsn;
 use everhold_core::journal::Event;
 use everhold_core::postgres::Restored;
 use everhold_core::view::{Cause, View};
@@ -27,6 +28,9 @@ pub struct Recovery {
     pub began_s: u64,
     /// What is being done, or was last.
     pub step: String,
+    /// Where the log ends that it replayed, once it has.
+    #[serde(default)]
+    pub end: Option<Lsn>,
     pub ended: Option<Ended>,
 }
 
@@ -78,7 +82,7 @@ impl Recoveries {
         let child = self.spawn(service, point).map_err(|why| format!("cannot begin it: {why}"))?;
         let step = "looking for a backup".to_string();
         let began_s = clock::unix_s();
-        let begun = Recovery { journal: id.clone(), began_s, step, ended: None };
+        let begun = Recovery { journal: id.clone(), began_s, step, end: None, ended: None };
         self.report.send_modify(|report| {
             Arc::make_mut(report).recoveries.insert(service.to_string(), begun);
         });
@@ -96,6 +100,7 @@ impl Recoveries {
         let result = match made {
             Ok((restored, backup)) => {
                 self.step(&service, &format!("putting it in place, as of {}", restored.end));
+                self.change(&service, |recovery| recovery.end = Some(restored.end));
                 keeper.wish(Cause::Restore { restored, force }).await.map(|()| backup)
             }
             Err(why) => Err(why),

@@ -451,6 +451,20 @@ fn choose<'b>(
     Err(why.unwrap_or(none))
 }
 
+/// The backup that is restored where nothing else is asked for.
+pub fn latest(repository: &Repository, service: &str) -> anyhow::Result<String> {
+    let order = Order {
+        service: service.to_string(),
+        to: PathBuf::new(),
+        aim: Aim { until: Until::Latest, timeline: None, backup: None },
+        along: None,
+        over: false,
+        throwaway: false,
+    };
+    let backups = list(repository, service)?;
+    choose(repository, &order, &backups).map(|(backup, _)| backup.id.clone())
+}
+
 /// How far the log goes on from a backup, on the newest line if that leads through it.
 fn followed(
     repository: &Repository,

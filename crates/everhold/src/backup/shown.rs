@@ -165,6 +165,7 @@ pub fn recovery(service: &str, reports: &Reports) -> Option<Value> {
     let ended = last.ended.as_ref();
     Some(json!({
         "node": node, "journal": last.journal, "began_at": time(last.began_s), "step": last.step,
+        "end": last.end.map(|end| end.to_string()),
         "ended_at": ended.map(|it| time(it.at_s)),
         "backup": ended.and_then(|it| it.result.as_ref().ok()),
         "failed": ended.and_then(|it| it.result.as_ref().err()),

@@ -1,12 +1,14 @@
 //! `recover`: a service put back to how it was, in its place.
 
 use super::client::{Client, segment};
+use super::course::Course;
 use super::failure::{Failure, say};
 use super::follow::{Seen, follow};
 use super::output::{duration, plain, print, print_json};
 use super::point::Point;
 use crate::code::Code;
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -28,6 +30,16 @@ pub struct Options {
     /// What the first answer gave: it names what is given up
     #[arg(long)]
     token: Option<String>,
+    /// Where a report of the steps is left, as FILE.json and FILE.html
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// What a recovery came to.
+pub struct Recovered {
+    pub backup: String,
+    /// Where the log ends that was replayed.
+    pub end: String,
 }
 
 pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
@@ -39,36 +51,68 @@ pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
     let begun = Instant::now();
     let answer = client.post(&path(service), &body);
     let answer = answer.map_err(|failure| with_token(options, failure))?;
-    let node = plain(&answer["node"]);
+    let (node, journal) = (plain(&answer["node"]), plain(&answer["journal"]));
     say(&format!("{node} restores it; Ctrl-C ends the waiting, not the act."));
-    let backup = ended(client, service, &answer, &mut || Ok(()))?;
-    let serves = || -> Result<bool, Failure> {
-        let status = client.get("/v1/status")?;
-        Ok(status["services"][service]["serving"] == true)
-    };
-    let until = Instant::now() + SERVES_WITHIN;
-    say(&format!("{node} has it; waiting until it takes writes"));
-    while !serves()? {
-        if Instant::now() > until {
-            let text = format!("{service} takes no writes yet");
-            return Err(Failure::new(Code::NotInTime, text, "`everhold status` says why"));
-        }
-        std::thread::sleep(LOOK);
+    let mut course = Course::new(client, None, service, false);
+    let done = steps(&mut course, &node, &answer, begun);
+    let report = course.ended(&done);
+    if let Some(file) = &options.report {
+        say(&format!("The report: {}", report.write(file)?.join(", ")));
     }
-    let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let (took, journal) = (duration(took_ms), plain(&answer["journal"]));
+    let Recovered { backup, end } = done?;
+    let took_ms = report.rto_ms;
     if client.json {
         return print_json(&json!({
-            "service": service, "node": node, "backup": backup, "took_ms": took_ms,
-            "journal": journal,
+            "service": service, "node": node, "backup": backup, "end": end, "took_ms": took_ms,
+            "journal": journal, "steps": report.steps,
         }));
     }
+    let took = took_ms.map_or_else(String::new, duration);
     print(&format!("{service} is back after {took}, from backup {backup}, led by {node}"))?;
     // Without a token there was no data, so these are other machines, with another secret.
     if options.token.is_none() {
         say(&connects_anew(service));
     }
     Ok(())
+}
+
+/// What a drill does as well, here for real.
+fn steps(
+    course: &mut Course<'_>,
+    node: &str,
+    answer: &Value,
+    begun: Instant,
+) -> Result<Recovered, Failure> {
+    let (client, service) = (course.client, course.service.clone());
+    let recovered = course.step("recover the service", |_| {
+        let recovered = ended(client, &service, answer, &mut || Ok(()))?;
+        let found = format!("from backup {}, with all log to {}", recovered.backup, recovered.end);
+        Ok((recovered, found))
+    })?;
+    course.step("see it take writes", |report| {
+        let until = Instant::now() + SERVES_WITHIN;
+        while client.get("/v1/status")?["services"][&service]["serving"] != true {
+            if Instant::now() > until {
+                let text = format!("{service} takes no writes yet");
+                return Err(Failure::new(Code::NotInTime, text, "`everhold status` says why"));
+            }
+            std::thread::sleep(LOOK);
+        }
+        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        report.rto_ms = Some(took_ms);
+        Ok(((), format!("{node} leads, {} after it was asked for", duration(took_ms))))
+    })?;
+    course.step("look at the others", |_| {
+        let status = client.get("/v1/status")?;
+        let instances = status["services"][&service]["instances"].as_object();
+        let others = instances.into_iter().flatten().filter(|(name, _)| *name != node);
+        let others: Vec<String> =
+            others.map(|(name, it)| format!("{name} is {}", plain(&it["state"]))).collect();
+        let others =
+            if others.is_empty() { "there are none".to_string() } else { others.join(", ") };
+        Ok(((), format!("{others}; `everhold status` shows how they follow")))
+    })?;
+    Ok(recovered)
 }
 
 /// What clients of the machines before need.
@@ -104,14 +148,14 @@ fn with_token(options: &Options, failure: Failure) -> Failure {
     }
 }
 
-/// Waits until the recovery that was begun with that answer has ended; the backup it is from.
+/// Waits until the recovery that was begun with that answer has ended.
 /// `goes_on` says whether to wait any longer.
 pub fn ended(
     client: &Client,
     service: &str,
     answer: &Value,
     goes_on: &mut dyn FnMut() -> Result<(), Failure>,
-) -> Result<String, Failure> {
+) -> Result<Recovered, Failure> {
     let lost = || {
         let text = format!("the agent of {} knows of no recovery any more", plain(&answer["node"]));
         Failure::new(Code::RecoveryFailed, text, Code::RecoveryFailed.next())
@@ -123,7 +167,10 @@ pub fn ended(
             return Ok(Seen::Unknown);
         }
         match (recovery["backup"].as_str(), recovery["failed"].as_str()) {
-            (Some(backup), _) => Ok(Seen::Ended(backup.to_string())),
+            (Some(backup), _) => {
+                let (backup, end) = (backup.to_string(), plain(&recovery["end"]));
+                Ok(Seen::Ended(Recovered { backup, end }))
+            }
             (None, Some(why)) => Err(Failure::of_text_or(why, Code::RecoveryFailed)),
             (None, None) => Ok(Seen::Doing(Some(plain(&recovery["step"])))),
         }

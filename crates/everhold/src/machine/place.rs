@@ -28,7 +28,7 @@ const RENEW: Duration = Duration::from_secs(2);
 const WAIT: Duration = Duration::from_secs(15);
 const AGAIN: Duration = Duration::from_millis(500);
 /// A store that isn't there must not hold up a start: it is asked again later.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is shown when another one came while this one could not be heard.
 const TWO: Problem = Problem {

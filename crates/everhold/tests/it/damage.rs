@@ -3,14 +3,14 @@
 
 use crate::stack::disk::Filling;
 use crate::stack::load::{Load, block_on, config, connect};
-use crate::stack::{Stack, Wanted, signal};
+use crate::stack::{PATIENCE, Stack, Wanted, signal};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longer than a leader may run on a lease or on evidence that nobody renews.
 const DEADLINES: Duration = Duration::from_secs(7);
@@ -361,5 +361,37 @@ fn what_a_newer_version_wrote_is_left_alone_and_postgresql_runs_on() {
     bed.stack.whole();
     assert_eq!(bed.stack.leader(), leader);
     assert!(bed.stack.epoch() >= epoch);
+    bed.healed();
+}
+
+/// It was away for longer than the leader keeps log for anybody.
+#[test]
+fn a_standby_whose_log_is_gone_is_copied_anew() {
+    let kept = "max_slot_wal_keep_size = \"48MB\", max_wal_size = \"48MB\"".to_string();
+    let mut bed = Bed::new(Wanted { parameters: kept, ..Wanted::default() });
+    let (standby, leader) = (bed.standby(), bed.stack.leader());
+    let before = bed.detail(standby, "incarnation").as_u64().expect("a number");
+    bed.stack.done(&["fault", "freeze-node", standby, "--for", "300s"]);
+    let log = bed.node(&leader, "main/pgdata/pg_wal");
+    let segments = || -> Vec<String> {
+        let names = fs::read_dir(&log).expect("the log").flatten();
+        let names = names.filter_map(|it| it.file_name().into_string().ok());
+        names.filter(|name| name.len() == 24).collect()
+    };
+    let then = segments();
+    let from = Instant::now();
+    while segments().iter().any(|name| then.contains(name)) {
+        assert!(from.elapsed() < PATIENCE, "the leader keeps its log: {:?}", segments());
+        let sql = "SELECT count(pg_logical_emit_message(false, '', repeat('x', 1000000))) \
+                   FROM generate_series(1, 20)";
+        bed.stack.done(&["psql", "main", "--", "-XAt", "-c", sql]);
+    }
+    bed.stack.done(&["fault", "heal"]);
+    bed.stack.wait("new copy", |status| {
+        let detail = &status["services"]["main"]["instances"][standby]["detail"];
+        detail["incarnation"].as_u64().is_some_and(|now| now > before)
+    });
+    let told = bed.stack.done(&["journal", "--limit", "200"]);
+    assert!(told.contains("and the leader only from"), "{told}");
     bed.healed();
 }

@@ -32,6 +32,19 @@ fn place(lsn: &str) -> u64 {
     (hex(high) << 32) + hex(low)
 }
 
+/// The piece of the log that ends last.
+fn last_piece(vault: &Path) -> PathBuf {
+    let within = |dir: PathBuf| {
+        fs::read_dir(dir).into_iter().flatten().flatten().map(|it| it.path()).collect::<Vec<_>>()
+    };
+    let branches = within(vault.join("main/log")).into_iter().flat_map(within);
+    let ends = |path: &PathBuf| {
+        let (range, _) = path.file_name()?.to_str()?.split_once('.')?;
+        u64::from_str_radix(range.split_once('-')?.1, 16).ok()
+    };
+    branches.flat_map(within).filter(|it| ends(it).is_some()).max_by_key(ends).expect("a piece")
+}
+
 /// Waits until a leader left a mark after now.
 fn marked(stack: &Stack) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a time").as_millis();
@@ -118,8 +131,17 @@ fn a_running_service_goes_back_to_a_point() {
     assert_eq!(psql(&stack, POINTS), "1 2");
 
     let begun = Instant::now();
-    let done = json(&stack, &["recover", "main", "--time", &between, "--token", &token]);
+    let report = stack.dir().join("recovered").display().to_string();
+    let with = ["--time", &between, "--token", &token, "--report", &report];
+    let done = json(&stack, &[&["recover", "main"], &with[..]].concat());
     println!("in place after {} ms: {done}", begun.elapsed().as_millis());
+    let kept = fs::read_to_string(format!("{report}.json")).expect("a report");
+    let kept: Value = serde_json::from_str(&kept).expect("JSON");
+    assert_eq!((&kept["steps"], &kept["rto_ms"]), (&done["steps"], &done["took_ms"]));
+    let steps = done["steps"].as_array().expect("steps");
+    assert!(steps.iter().all(|step| step["ok"] == true && step["journal"].is_string()), "{done}");
+    let page = fs::read_to_string(format!("{report}.html")).expect("a page");
+    assert!(page.contains("recovery of main") && page.contains("Passed."), "{page}");
     assert_eq!(psql(&stack, POINTS), "1");
     let beside = stack.dir().join("beside");
     assert_eq!(look(&stack, &beside, &[], POINTS), "1", "the newest backup is of no use");
@@ -376,6 +398,25 @@ fn plans_are_practised_and_measured() {
     let told = refused(&stack, &["drill", "run", "region-loss", "--real", "main"]);
     assert!(told.contains("E307") && told.contains("everhold recover"), "{told}");
     stack.whole();
+
+    archived(&mut stack);
+    let told = run(&stack, "region-loss", &["--scratch", &at]);
+    assert!(told["rto_ms"].is_u64() && told["rpo_ms"].is_u64(), "{told}");
+
+    // The last of the log that was archived is gone: what comes back is not all that was promised.
+    psql(&stack, "CREATE TABLE late ()");
+    archived(&mut stack);
+    fs::remove_file(last_piece(&vault(&stack))).expect("removed");
+    let file = stack.dir().join("lacks").display().to_string();
+    let arguments = ["drill", "run", "region-loss", "--scratch", &at, "--report", &file];
+    let told = refused(&stack, &arguments);
+    assert!(told.contains("commits are lost"), "{told}");
+    let kept = fs::read_to_string(format!("{file}.json")).expect("a report");
+    let kept: Value = serde_json::from_str(&kept).expect("JSON");
+    assert!(kept["failed"].as_str().is_some_and(|it| it.contains("commits are lost")), "{kept}");
+    let failed = kept["steps"].as_array().into_iter().flatten().filter(|it| it["ok"] == false);
+    assert_eq!(failed.count(), 1, "{kept}");
+    assert!(!scratch.exists(), "nothing of it is left");
 }
 
 #[test]

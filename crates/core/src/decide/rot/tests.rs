@@ -7,11 +7,11 @@ use crate::decide::bed::{self, NOW, term};
 use crate::decide::{Action, campaign, leader, node};
 use crate::detector::Detector;
 use crate::durable::{Data, Durable, Grant};
-use crate::ids::Lsn;
+use crate::ids::{Lsn, Time};
 use crate::policy::HEARTBEAT_MS;
-use crate::postgres::{PgFacts, Process, Receiver, Source, Walsender, sync_names};
+use crate::postgres::{PgAction, PgFacts, Process, Receiver, Source, Walsender, sync_names};
 use crate::spread::Domains;
-use crate::status::{Call, Summons};
+use crate::status::{Call, State, Status, Summons};
 use crate::term::{BranchId, Report};
 use crate::view::{Campaign, CampaignRecord, Cause, Peer, Record};
 use std::sync::Arc;
@@ -129,6 +129,46 @@ fn a_standby_is_copied_anew_only_where_nothing_hangs_on_it() {
     check("bd", "c", &five, &same, "repair: set-source");
     let copies = |view: &mut View| status(view, "d", |it| it.state = State::Cloning);
     check("b", "c", &five, &copies, "bad-pages: d is being copied first");
+
+    // It has the log up to 1,000; what the leader removed nobody sends any more.
+    let from = |at: u64| {
+        move |view: &mut View| {
+            let leader = view.peers.get_mut("a").and_then(|peer| peer.status.as_mut());
+            Arc::make_mut(leader.expect("a peer")).log_from = Some(Lsn(at));
+        }
+    };
+    check("", "c", &THREE, &from(1_000), "steady");
+    check("", "c", &THREE, &from(1_001), "repair: set-source");
+    check("", "bc", &THREE, &from(1_001), "log-gone: it is needed to acknowledge commits");
+    // What it has to replay yet it has.
+    let received = |view: &mut View| {
+        from(1_001)(view);
+        view.pg.received = Lsn(1_001);
+    };
+    check("", "c", &THREE, &received, "steady");
+}
+
+#[test]
+fn one_that_lacks_log_is_parked_before_its_data_is_given_up() {
+    let mut view = view("b", "", term("c", 1), 1, &THREE);
+    (view.pg.source, view.pg.receiver, view.parked) = (None, None, Some((Lsn(1_000), 2)));
+    view.trimmed = Some(term("c", 1).line());
+    let leader_has = |view: &mut View, from: u64| {
+        let leader = view.peers.get_mut("a").and_then(|peer| peer.status.as_mut());
+        Arc::make_mut(leader.expect("a peer")).log_from = Some(Lsn(from));
+    };
+    leader_has(&mut view, 1_000);
+    assert_eq!(shown(&node::decide(&view, NOW)), "follow: set-source", "it is all there");
+    leader_has(&mut view, 1_001);
+    assert_eq!(shown(&node::decide(&view, NOW)), "repair: store");
+    view.confirmed = Some(5);
+    let verdict = node::decide(&view, NOW);
+    let Verdict::Act { actions, .. } = &verdict else { panic!("{verdict:?}") };
+    let Action::Persist { durable, .. } = &actions[0] else { panic!("{verdict:?}") };
+    assert_eq!((durable.data, durable.incarnation), (Data::Destroying, 2));
+    // Named by a set again, it stays.
+    view.store.term.as_mut().expect("a term").value = term("bc", 1);
+    assert_eq!(shown(&node::decide(&view, NOW)), "follow: set-source");
 }
 
 #[test]

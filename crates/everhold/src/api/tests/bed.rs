@@ -431,6 +431,7 @@ fn report(node: &str, serving: Option<u64>) -> Arc<Report> {
         overrides: Vec::new(),
         full: false,
         bad_pages: 0,
+        log_from: None,
     };
     Arc::new(Report {
         node: node.to_string(),

@@ -1,22 +1,17 @@
 //! `drill`: a recovery plan carried out, step by step, each with its check, and what it took.
 
 mod plans;
-mod report;
 mod scratch;
 mod writer;
 
-use super::client::{Client, segment};
+use super::client::Client;
+use super::course::{Course, listen};
 use super::failure::{Failure, say};
-use super::output::{duration, print, print_json};
+use super::output::{print, print_json};
 use crate::code::Code;
 use clap::{Subcommand, ValueEnum};
-use report::{Report, Step};
 use scratch::Scratch;
-use serde_json::json;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
@@ -64,107 +59,11 @@ impl Plan {
     }
 }
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// Whoever started it has had enough. It ends in order, since what it made is the whole database.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Has Ctrl-C and SIGTERM end the drill, not the process.
-fn listen() -> std::io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        });
-        say("It is ended; what it made is taken away first.");
-        INTERRUPTED.store(true, Ordering::Relaxed);
-    });
-    Ok(())
-}
-
-/// An error once it is to end.
-fn goes_on() -> Result<(), Failure> {
-    match INTERRUPTED.load(Ordering::Relaxed) {
-        true => Err(Failure::plain("it was interrupted")),
-        false => Ok(()),
-    }
-}
-
-/// Looks again and again until it is so. False: not in that time.
-fn wait(within: Duration, mut is_so: impl FnMut() -> bool) -> Result<bool, Failure> {
-    let until = Instant::now() + within;
-    loop {
-        goes_on()?;
-        if is_so() {
-            return Ok(true);
-        }
-        if Instant::now() > until {
-            return Ok(false);
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-/// A plan under way.
-pub struct Course<'a> {
-    /// The cluster whose plan it is.
-    pub client: &'a Client,
-    pub service: String,
-    pub report: Report,
-}
-
-impl Course<'_> {
-    /// Carries a step out: its check is that it returns. What it found is reported and journaled.
-    pub fn step<T>(
-        &mut self,
-        what: &str,
-        work: impl FnOnce(&mut Report) -> Result<(T, String), Failure>,
-    ) -> Result<T, Failure> {
-        self.in_any_case(what, |report| goes_on().and_then(|()| work(report)))
-    }
-
-    /// The same, also after the drill was interrupted.
-    fn in_any_case<T>(
-        &mut self,
-        what: &str,
-        work: impl FnOnce(&mut Report) -> Result<(T, String), Failure>,
-    ) -> Result<T, Failure> {
-        say(&format!("{}. {what}", self.report.steps.len() + 1));
-        let begun = Instant::now();
-        let result = work(&mut self.report);
-        let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let found = match &result {
-            Ok((_, found)) => found.clone(),
-            Err(failure) => {
-                failure.get("message").map_or("failed".to_string(), super::output::plain)
-            }
-        };
-        let ok = result.is_ok();
-        let mark = if ok { "done" } else { "FAILED" };
-        say(&format!("   {mark} in {}: {found}", duration(took_ms)));
-        let text = format!("drill {}, {what}: {mark}, {found}", self.report.drill);
-        let path = format!("/v1/services/{}/notes", segment(&self.service));
-        let noted = self.client.post(&path, &json!({ "text": text }));
-        let journal = noted.ok().and_then(|it| it["journal"].as_str().map(str::to_string));
-        self.report.steps.push(Step { what: what.to_string(), ok, took_ms, found, journal });
-        result.map(|(value, _)| value)
-    }
-}
-
 pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     let Command::Run(run) = command;
     let real = real(run)?;
     listen().map_err(|error| Failure::plain(format!("cannot wait for signals: {error}")))?;
-    let report = Report::new(run.plan.name(), &run.service, !real);
-    let mut course = Course { client, service: run.service.clone(), report };
+    let mut course = Course::new(client, Some(run.plan.name()), &run.service, !real);
     let ended = match (real, run.plan) {
         (true, _) => plans::node_loss(&mut course, None),
         (false, plan) => {
@@ -178,10 +77,7 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
             })
         }
     };
-    let mut report = course.report;
-    if let Err(failure) = &ended {
-        report.failed = Some(failure.get("message").map_or_else(String::new, super::output::plain));
-    }
+    let report = course.ended(&ended);
     let file = run.report.clone().unwrap_or_else(|| report.file_name());
     let files = report.write(&file)?;
     if client.json {

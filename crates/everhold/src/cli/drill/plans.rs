@@ -1,13 +1,16 @@
 //! The plans: what is done in which order, and how each step is checked.
 
 use super::super::client::Client;
+use super::super::connect;
+use super::super::course::{Course, wait};
 use super::super::failure::Failure;
 use super::super::output::{bytes, duration, plain};
-use super::super::{connect, recover};
+use super::super::recover::{self, Recovered};
+use super::Plan;
 use super::scratch::Scratch;
 use super::writer::{Writer, query};
-use super::{Course, Plan, wait};
 use crate::code::Code;
+use everhold_core::ids::Lsn;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -42,8 +45,16 @@ fn region_loss(
     scratch: &mut Scratch,
 ) -> Result<(Client, String), Failure> {
     let service = course.service.clone();
-    let now = course.client.get("/v1/status")?;
-    let rpo_ms = now["services"][&service]["backup"]["rpo_ms"].as_u64();
+    let cluster = course.client;
+    // What is acknowledged from here on nobody looks for.
+    let (rpo_ms, archived) = course.step("note what the repositories hold", |_| {
+        let status = cluster.get("/v1/status")?;
+        let backup = &status["services"][&service]["backup"];
+        let (rpo_ms, archived) = (backup["rpo_ms"].as_u64(), plain(&backup["log_lsn"]));
+        let behind = rpo_ms.map_or("nobody knows how much".to_string(), duration);
+        let found = format!("log to {archived}, behind what is acknowledged: {behind}");
+        Ok(((rpo_ms, lsn(&archived)), found))
+    })?;
     course.step("copy the newest backup and its log", |_| {
         let (info, copied) = scratch.copy()?;
         Ok(((), format!("backup {}, {} copied", info.id, bytes(copied))))
@@ -62,8 +73,14 @@ fn region_loss(
         Ok(((), "they wait to be told".to_string()))
     })?;
     course.step("recover the service", |_| {
-        let backup = recovered(scratch, &client, &service, json!({}))?;
-        Ok(((), format!("from backup {backup}")))
+        let recovered = recovered(scratch, &client, &service, json!({}))?;
+        if lsn(&recovered.end) < archived {
+            let (end, archived) = (&recovered.end, Lsn(archived));
+            let text =
+                format!("its log ends at {end}, and {archived} was archived: commits are lost");
+            return Err(Failure::plain(text));
+        }
+        Ok(((), format!("from backup {}, with all log to {}", recovered.backup, recovered.end)))
     })?;
     let url = course.step("write through the gateway", |report| {
         scratch.wait(&client, "leader that serves", |status| serves(status, &service))?;
@@ -195,11 +212,11 @@ fn operator_mistake(
         Ok((Instant::now(), format!("{} rows are left", count(url)?)))
     })?;
     course.step("put the service back to the moment before", |report| {
-        let backup = recovered(scratch, client, &service, json!({ "time": before }))?;
+        let recovered = recovered(scratch, client, &service, json!({ "time": before }))?;
         scratch.wait(client, "leader that serves", |status| serves(status, &service))?;
         takes_writes(url)?;
         report.rto_ms = Some(ms(begun.elapsed()));
-        Ok(((), format!("from backup {backup}")))
+        Ok(((), format!("from backup {}", recovered.backup)))
     })?;
     course.step("look for what was deleted", |report| {
         let rows = count(url)?;
@@ -215,13 +232,13 @@ fn operator_mistake(
     })
 }
 
-/// Has a service recovered, with the token that the first answer gives; the backup it is from.
+/// Has a service recovered, with the token that the first answer gives.
 fn recovered(
     scratch: &mut Scratch,
     client: &Client,
     service: &str,
     mut body: Value,
-) -> Result<String, Failure> {
+) -> Result<Recovered, Failure> {
     let path = recover::path(service);
     let answer = match client.post(&path, &body) {
         Err(failure) if failure.get("token").is_some() => {
@@ -272,7 +289,7 @@ fn whole(status: &Value, service: &str) -> bool {
 }
 
 fn lsn(text: &str) -> u64 {
-    text.parse::<everhold_core::ids::Lsn>().map_or(0, |lsn| lsn.0)
+    text.parse::<Lsn>().map_or(0, |lsn| lsn.0)
 }
 
 fn ms(time: Duration) -> u64 {

@@ -2,9 +2,10 @@
 //! What it does goes nowhere else: its repository is the copy.
 
 use super::super::client::Client;
+use super::super::course::{INTERRUPTED, LOOK, goes_on};
 use super::super::failure::{Failure, say};
-use super::super::{recover, repository};
-use super::{INTERRUPTED, LOOK, goes_on};
+use super::super::recover::{self, Recovered};
+use super::super::repository;
 use crate::supervisor::STOP_WITHIN;
 use crate::{backup, fault, secrets};
 use everhold_adapters::postgres::Aside;
@@ -60,10 +61,7 @@ impl Scratch {
         let service = self.spec.postgres(&self.service);
         let names = service.and_then(|it| it.backup.as_ref()).map(|it| it.repositories.clone());
         let from = backup::open(&self.spec, &names.unwrap_or_default()).map_err(told)?;
-        let list = backup::list(&from, &self.service).map_err(told)?;
-        let Some(newest) = list.last() else {
-            return Err(Failure::of_text(&format!("E286 there is no backup of {}", self.service)));
-        };
+        let newest = backup::restore::latest(&from, &self.service).map_err(told)?;
         let path = self.dir.join("vault.key");
         let key = secrets::make_once(&path).and_then(|()| secrets::read(&path));
         let key = key.map_err(|error| failed("write", &path, &error))?;
@@ -79,7 +77,7 @@ impl Scratch {
         let watch = Watch { progress: &progress, stop: &INTERRUPTED };
         let password = Password::new(&key);
         let to = (&config, &password);
-        everhold_repository::backup::copy(&from, &self.service, &newest.id, to, &watch)
+        everhold_repository::backup::copy(&from, &self.service, &newest, to, &watch)
             .map_err(backup::told)
             .map_err(told)
     }
@@ -151,8 +149,8 @@ impl Scratch {
         )
     }
 
-    /// Waits until a recovery has ended that was begun with that answer; the backup it is from.
-    pub fn recovered(&mut self, client: &Client, answer: &Value) -> Result<String, Failure> {
+    /// Waits until a recovery has ended that was begun with that answer.
+    pub fn recovered(&mut self, client: &Client, answer: &Value) -> Result<Recovered, Failure> {
         let (until, service) = (Instant::now() + PATIENCE, self.service.clone());
         recover::ended(client, &service, answer, &mut || self.alive(until))
     }

@@ -1,8 +1,8 @@
 //! A client that writes all the time and remembers what was acknowledged.
 
+use super::super::course::wait;
 use super::super::failure::{Failure, say};
 use super::super::output::plain;
-use super::wait;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
-//! What a drill found, as JSON and as a page.
+//! What became of a plan, as JSON and as a page.
 
-use super::super::failure::Failure;
-use super::super::output::duration;
+use super::failure::Failure;
+use super::output::duration;
 use crate::clock;
 use serde::Serialize;
 use serde_json::Value;
@@ -24,7 +24,8 @@ pub struct Step {
 /// All of it. What was not measured is `None`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    pub drill: String,
+    /// `None`: a recovery that was needed.
+    pub drill: Option<String>,
     pub service: String,
     pub version: String,
     pub began_at: String,
@@ -41,9 +42,9 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(drill: &str, service: &str, scratch: bool) -> Report {
+    pub fn new(drill: Option<&str>, service: &str, scratch: bool) -> Report {
         Report {
-            drill: drill.to_string(),
+            drill: drill.map(str::to_string),
             service: service.to_string(),
             version: env!("CARGO_PKG_VERSION").to_string(),
             began_at: clock::wall(),
@@ -56,10 +57,15 @@ impl Report {
         }
     }
 
+    /// What it is of: `drill NAME`, `recovery`.
+    pub fn title(&self) -> String {
+        self.drill.as_ref().map_or("recovery".to_string(), |drill| format!("drill {drill}"))
+    }
+
     /// Where it goes when nobody says.
     pub fn file_name(&self) -> PathBuf {
         let at: String = self.began_at.chars().filter(char::is_ascii_alphanumeric).collect();
-        PathBuf::from(format!("drill-{}-{at}", self.drill))
+        PathBuf::from(format!("{}-{at}", self.title().replace(' ', "-")))
     }
 
     /// Writes FILE.json and FILE.html; their names.
@@ -101,7 +107,7 @@ impl Report {
             .into_iter()
             .filter_map(|(name, value)| Some(format!("{name} {}", value?)));
         let figures: String = figures.map(|figure| format!(", {figure}")).collect();
-        format!("drill {} of {}: {how}{figures}", self.drill, self.service)
+        format!("{} of {}: {how}{figures}", self.title(), self.service)
     }
 
     fn html(&self) -> String {
@@ -128,16 +134,16 @@ impl Report {
             Some(why) => format!("<p class=bad>Failed: {}", escaped(why)),
             None => "<p class=ok>Passed.".to_string(),
         };
-        let (drill, service) = (escaped(&self.drill), escaped(&self.service));
+        let (title, service) = (escaped(&self.title()), escaped(&self.service));
         let place = if self.scratch { "a scratch cluster" } else { "the cluster itself" };
         format!(
             "<!doctype html><html lang=en><meta charset=utf-8>\
-             <meta name=color-scheme content=\"light dark\"><title>Drill {drill}</title><style>\
+             <meta name=color-scheme content=\"light dark\"><title>Everhold: {title}</title><style>\
              body{{font:16px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}\
              table{{border-collapse:collapse}}td,th{{padding:.3rem .6rem;text-align:left;\
              border-bottom:1px solid #8884;vertical-align:top}}.bad{{color:#c33}}.ok td:nth-child(3)\
              {{color:#2a2}}dt{{float:left;clear:left;width:14rem}}</style>\
-             <h1>Drill {drill} of {service}</h1>{verdict}\
+             <h1>Everhold: {title} of {service}</h1>{verdict}\
              <p>Began {}, on {place}, Everhold {}.<dl>{figures}</dl>\
              <table><tr><th><th>step<th><th>took<th>found<th>journal{rows}</table></html>\n",
             escaped(&self.began_at),
