@@ -458,11 +458,12 @@ pub fn latest(repository: &Repository, service: &str) -> anyhow::Result<String> 
         to: PathBuf::new(),
         aim: Aim { until: Until::Latest, timeline: None, backup: None },
         along: None,
+        before: None,
         over: false,
         throwaway: false,
     };
     let backups = list(repository, service)?;
-    choose(repository, &order, &backups).map(|(backup, _)| backup.id.clone())
+    choose(repository, &order, &backups, &|_| {}).map(|choice| choice.backup.id.clone())
 }
 
 /// How far the log goes on from a backup, on the newest line if that leads through it.
