@@ -17,6 +17,7 @@ mod operations;
 mod output;
 mod point;
 mod recover;
+mod rekey;
 mod repository;
 mod requests;
 mod restore;
