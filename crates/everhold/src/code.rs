@@ -197,6 +197,8 @@ codes! {
     BackupsHeld "E293" CONFLICT "backups of a service without data"
         "`everhold recover SERVICE` brings it back";
     RecoveryFailed "E294" "no recovery" "mend what is named and ask again; nothing was changed";
+    CopyNotWhole "E295" "copy of a repository not whole"
+        "run the same `everhold repository copy` again: it goes on";
     NoToken "E301" UNAUTHORIZED "token missing or wrong"
         "send `Authorization: Bearer TOKEN` with the token of DATA/secrets/api.token";
     UnknownPath "E302" NOT_FOUND "no such path" "GET /openapi.json lists the paths there are";

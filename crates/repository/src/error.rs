@@ -23,6 +23,14 @@ pub enum RepositoryError {
     NoRepository { place: String },
     #[error("{place} holds a repository already: {id} of cluster {cluster}")]
     Taken { place: String, id: String, cluster: String },
+    #[error("{place} holds a copy of a repository that is not whole yet")]
+    HalfCopied { place: String },
+    #[error("{place} can't take a copy: {said}")]
+    NoRoomForCopy { place: String, said: String },
+    #[error("the new password opens {place} too")]
+    OldPassword { place: String },
+    #[error("the copy is not whole: {said}")]
+    NotWhole { said: String },
     #[error("{place} holds repository {found} of cluster {cluster}, not {expected}")]
     Foreign { place: String, found: String, cluster: String, expected: String },
     #[error("{place} was written by a newer version (format {format})")]

@@ -19,4 +19,4 @@ pub use error::RepositoryError;
 pub use key::{Kit, Password};
 pub use log::Log;
 pub use place::{Existing, Object, Place, PlaceConfig};
-pub use repository::{Identity, Put, Repository, Sealed};
+pub use repository::{Identity, Put, Rekey, Rekeyed, Repository, Sealed};

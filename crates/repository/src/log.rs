@@ -17,7 +17,8 @@ pub use coverage::{PIECE_BYTES_MAX, Piece, at_least, cover, coverage, extents, m
 
 use crate::backup::{Watch, announced};
 use crate::{Put, Repository, RepositoryError, Sealed};
-use coverage::{doubled, gathered, gatherings, is_unbroken, plan, unneeded};
+pub(crate) use coverage::is_unbroken;
+use coverage::{doubled, gathered, gatherings, plan, unneeded};
 use everhold_core::backup::keep;
 use everhold_core::ids::{Epoch, Lsn, Tli};
 use everhold_core::term::{Branch, line_to};
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 const READ_AHEAD: usize = 4;
 /// How often pieces that went while they were listed or read are looked for anew, gathered in larger
 /// ones.
-const ANEW_MAX: u32 = 3;
+pub(crate) const ANEW_MAX: u32 = 3;
 /// Pieces that are dropped between two looks whether a backup is under way.
 const DROPPED_AT_ONCE: usize = 64;
 /// Rounds of gathering in one go; the next one comes soon.

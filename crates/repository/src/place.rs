@@ -10,6 +10,8 @@ use everhold_core::spec::{Location, RepositorySpec};
 use s3::S3;
 use std::path::{Path, PathBuf};
 
+/// How the names of objects begin that are put to try the place.
+pub(crate) const PROBE: &str = "probe/";
 /// A file with credentials is a few lines.
 const CREDENTIALS_BYTES_MAX: u64 = 64 * 1024;
 
@@ -86,6 +88,16 @@ impl Place {
         }
     }
 
+    /// Whether nothing is there, not even what makes it ready.
+    pub fn is_empty(&self) -> Result<bool, RepositoryError> {
+        let objects = match &self.kind {
+            Kind::Directory(directory) => directory.objects()?,
+            Kind::S3(s3) => s3.list("")?,
+        };
+        // What a probe that was killed left.
+        Ok(objects.iter().all(|it| it.name.starts_with(PROBE)))
+    }
+
     /// Stores an object whole or not at all. False: there was one, and it was kept.
     pub fn put(
         &self,
@@ -138,6 +150,15 @@ impl Place {
         }
     }
 
+    /// Removes what killed processes had begun to put before that instant, in seconds since 1970.
+    pub fn clear_unfinished(&self, before_s: u64) -> Result<usize, RepositoryError> {
+        match &self.kind {
+            Kind::Directory(directory) => directory.clear_unfinished(before_s),
+            // A store shows nothing before it is whole.
+            Kind::S3(_) => Ok(0),
+        }
+    }
+
     /// Proves that a second write of an object is refused: all that keeps an old primary from
     /// writing over a new one's log hangs on it.
     pub fn probe(&self) -> Result<(), RepositoryError> {
@@ -145,7 +166,7 @@ impl Place {
             place: self.name.clone(),
             said: said.to_string(),
         };
-        let object = format!("probe/{}", crate::key::hex(&random::<16>()?));
+        let object = format!("{PROBE}{}", crate::key::hex(&random::<16>()?));
         let probed = || {
             if !self.put(&object, b"first", Existing::Keep)? {
                 return Err(refused("a new object was refused"));

@@ -1,11 +1,14 @@
 //! The same objects in one place or several.
 
 mod keys;
+mod rekey;
+
+pub use rekey::{Rekey, Rekeyed};
 
 use crate::RepositoryError;
 use crate::backup::{Progress, Watch};
 use crate::key::{Kit, Password, hex};
-use crate::place::{Existing, Object, Place, PlaceConfig};
+use crate::place::{self, Existing, Object, Place, PlaceConfig};
 use crate::seal::{Master, random};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,6 +18,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// The version of all that is described here; a newer one is refused.
 const FORMAT: u32 = 1;
+/// Of a copy of another repository, whose manifests say what their hashes were made with.
+const FORMAT_OF_COPY: u32 = 2;
 const IDENTITY: &str = "everhold.json";
 /// The repository's id, sealed: what proves that a master key is this repository's.
 const SEALED: &str = "sealed";
@@ -57,6 +62,17 @@ pub struct Put {
     pub failed: Vec<(String, RepositoryError)>,
 }
 
+impl Identity {
+    fn new(format: u32, cluster: &str) -> Result<Identity, RepositoryError> {
+        Ok(Identity {
+            format,
+            id: hex(&random::<8>()?),
+            cluster: cluster.to_string(),
+            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        })
+    }
+}
+
 impl Repository {
     /// Makes a repository in an empty place.
     pub fn create(
@@ -64,14 +80,8 @@ impl Repository {
         password: &Password,
         cluster: &str,
     ) -> Result<Repository, RepositoryError> {
-        let identity = Identity {
-            format: FORMAT,
-            id: hex(&random::<8>()?),
-            cluster: cluster.to_string(),
-            created: jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        };
         let mut repository = Repository {
-            identity,
+            identity: Identity::new(FORMAT, cluster)?,
             master: Master::random()?,
             places: Vec::new(),
             absent: Vec::new(),
@@ -95,6 +105,7 @@ impl Repository {
                 cluster: identity.cluster,
             });
         }
+        rekey::is_no_copy(&place)?;
         place.prepare()?;
         place.probe()?;
         keys::add(&place, &self.master, password)?;
@@ -324,17 +335,7 @@ impl Repository {
         sealed: &[u8],
         same: impl Fn(&[u8]) -> Option<bool> + Sync,
     ) -> Result<Put, RepositoryError> {
-        let one = |place: &Place| -> Result<(), RepositoryError> {
-            if place.put(name, sealed, Existing::Keep)? {
-                return Ok(());
-            }
-            let there = place.get(name)?;
-            match there.as_deref().map(&same) {
-                Some(Some(true)) => Ok(()),
-                Some(Some(false)) => Err(RepositoryError::Conflict { name: name.to_string() }),
-                Some(None) | None => place.put(name, sealed, Existing::Replace).map(|_| ()),
-            }
-        };
+        let one = |place: &Place| put_in(place, name, sealed, &same);
         let results: Vec<_> = std::thread::scope(|scope| {
             let asked: Vec<_> =
                 self.places.iter().map(|place| (place, scope.spawn(|| one(place)))).collect();
@@ -554,6 +555,24 @@ pub(crate) struct Held {
     pub bytes: u64,
 }
 
+/// Stores what is sealed in one place, as [`Repository::put_sealed`].
+fn put_in(
+    place: &Place,
+    name: &str,
+    sealed: &[u8],
+    same: impl Fn(&[u8]) -> Option<bool>,
+) -> Result<(), RepositoryError> {
+    if place.put(name, sealed, Existing::Keep)? {
+        return Ok(());
+    }
+    let there = place.get(name)?;
+    match there.as_deref().map(same) {
+        Some(Some(true)) => Ok(()),
+        Some(Some(false)) => Err(RepositoryError::Conflict { name: name.to_string() }),
+        Some(None) | None => place.put(name, sealed, Existing::Replace).map(|_| ()),
+    }
+}
+
 /// What a place has of an object.
 pub(crate) enum Found<T> {
     Whole(T),
@@ -592,8 +611,9 @@ fn merge(listed: impl IntoIterator<Item = Vec<Object>>) -> BTreeMap<String, Held
 pub(crate) fn is_shared(name: &str) -> bool {
     name != IDENTITY
         && name != SEALED
+        && name != rekey::WORD
         && !name.starts_with(keys::KEYS)
-        && !name.starts_with("probe/")
+        && !name.starts_with(place::PROBE)
 }
 
 fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
@@ -606,7 +626,7 @@ fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
     }
     // A newer form may look different everywhere else.
     let Form { format } = serde_json::from_slice(&text).map_err(malformed)?;
-    if format > FORMAT {
+    if format > FORMAT_OF_COPY {
         return Err(RepositoryError::Newer { place: place.name().to_string(), format });
     }
     serde_json::from_slice(&text).map(Some).map_err(malformed)
@@ -614,7 +634,10 @@ fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
 
 fn known(place: &Place) -> Result<Identity, RepositoryError> {
     let none = || RepositoryError::NoRepository { place: place.name().to_string() };
-    identity(place)?.ok_or_else(none)
+    match identity(place)? {
+        Some(identity) => Ok(identity),
+        None => rekey::is_no_copy(place).and(Err(none())),
+    }
 }
 
 fn unlock(

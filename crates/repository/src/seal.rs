@@ -7,6 +7,7 @@
 use crate::RepositoryError;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
 
 /// How an object begins: what it is, the version of its form, and its random bytes.
 pub const HEAD: usize = MAGIC.len() + SALT;
@@ -17,8 +18,8 @@ const SALT: usize = 32;
 /// Separates these keys from any other use of the master key.
 const CONTEXT: &str = "everhold 2026 key of a repository's object";
 
-/// What everything is sealed with. It never leaves memory but wrapped.
-#[derive(Clone)]
+/// What everything is sealed with. It never leaves memory but wrapped, or sealed by another.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Master(pub(crate) [u8; 32]);
 
 impl std::fmt::Debug for Master {
@@ -112,6 +113,18 @@ impl ObjectKey {
     /// Opens a blob that lies at `offset`; `None`: it is damaged, or lay elsewhere.
     pub fn open<'b>(&self, offset: u64, sealed: &'b mut [u8]) -> Option<&'b [u8]> {
         self.0.open_in_place(nonce(offset), Aad::empty(), sealed).ok().map(|plain| &*plain)
+    }
+
+    /// What a blob at `offset` begins with, whoever wrote it: enough to see where it ends. Nothing
+    /// counts before [`ObjectKey::open`] has opened it.
+    pub fn peek(&self, offset: u64, sealed: &[u8]) -> Vec<u8> {
+        // The mode is a stream: zeros sealed are what every byte is mixed with.
+        let mut plain = vec![0; sealed.len()];
+        let mixed = self.0.seal_in_place_separate_tag(nonce(offset), Aad::empty(), &mut plain);
+        // It fails only beyond 64 GB.
+        let _ = mixed.expect("a blob in memory");
+        plain.iter_mut().zip(sealed).for_each(|(byte, sealed)| *byte ^= sealed);
+        plain
     }
 }
 

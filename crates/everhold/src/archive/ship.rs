@@ -572,6 +572,10 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         RepositoryError::Foreign { place, .. } | RepositoryError::Taken { place, .. } => {
             (format!("give {place} a url of its own in the spec"), true)
         }
+        RepositoryError::HalfCopied { place } => (
+            format!("run the `everhold repository copy` that fills {place} again: it goes on"),
+            true,
+        ),
         RepositoryError::NoConditionalPut { place, .. } => {
             (format!("use a store that refuses a second write for {place}"), true)
         }
@@ -584,6 +588,9 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
         | RepositoryError::DamagedPassword { .. }
         | RepositoryError::ManyPasswords { .. }
         | RepositoryError::LastPassword { .. }
+        | RepositoryError::OldPassword { .. }
+        | RepositoryError::NoRoomForCopy { .. }
+        | RepositoryError::NotWhole { .. }
         | RepositoryError::WrongKit { .. }
         | RepositoryError::Missing { .. }
         | RepositoryError::NotArchived { .. }

@@ -182,10 +182,13 @@ fn code(error: &RepositoryError) -> Code {
         | RepositoryError::NoPassword { .. }
         | RepositoryError::DamagedPassword { .. }
         | RepositoryError::ManyPasswords { .. }
+        | RepositoryError::OldPassword { .. }
         | RepositoryError::LastPassword { .. } => Code::RepositoryKey,
         RepositoryError::Taken { .. }
         | RepositoryError::Foreign { .. }
+        | RepositoryError::NoRoomForCopy { .. }
         | RepositoryError::Newer { .. } => Code::RepositoryForeign,
+        RepositoryError::HalfCopied { .. } | RepositoryError::NotWhole { .. } => Code::CopyNotWhole,
         RepositoryError::NoConditionalPut { .. } => Code::RepositoryUnfit,
         RepositoryError::NotArchived { .. } => Code::TargetUnknown,
         RepositoryError::Occupied { .. } => Code::RestoreTo,

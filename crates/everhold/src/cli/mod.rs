@@ -18,6 +18,7 @@ mod operations;
 mod output;
 mod point;
 mod recover;
+mod rekey;
 mod report;
 mod repository;
 mod requests;

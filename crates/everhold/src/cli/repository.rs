@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::failure::{Failure, say};
 use super::output::{print, print_json};
+use super::rekey::{self, Onto};
 use crate::code::Code;
 use crate::{backup, key_file};
 use clap::Subcommand;
@@ -51,6 +52,13 @@ pub enum Command {
         name: String,
         /// A file that holds it, mode 0600
         file: PathBuf,
+    },
+    /// Copy a repository into a new place under a new master key; run again, it goes on
+    Copy {
+        #[command(flatten)]
+        whence: Whence,
+        #[command(flatten)]
+        onto: Onto,
     },
 }
 
@@ -106,10 +114,11 @@ pub fn run(command: &Command, data: Option<&Path>, as_json: bool) -> Result<(), 
             repository.remove_password(name, &password).map_err(backup::told).map_err(failed)?;
             done(name, "this password opens it no longer", as_json)
         }
+        Command::Copy { whence, onto } => rekey::run(&reached(whence, running)?, onto, as_json),
     }
 }
 
-fn failed(error: anyhow::Error) -> Failure {
+pub fn failed(error: anyhow::Error) -> Failure {
     Failure::of_text(&format!("{error:#}"))
 }
 
@@ -304,18 +313,21 @@ fn print_spec(repository: &Repository, store: bool, as_json: bool) -> Result<(),
     print_json(&value)
 }
 
+pub fn location(url: &str) -> Result<Location, Failure> {
+    url.parse().map_err(|error| {
+        let text = format!("{url}: {error}");
+        Failure::new(Code::Malformed, text, "write file:///PATH or s3://BUCKET/PREFIX")
+    })
+}
+
 fn reached(
     whence: &Whence,
     running: impl FnOnce() -> Result<Spec, Failure>,
 ) -> Result<Repository, Failure> {
     let (config, declared_key) = if whence.place.contains("://") {
-        let url = whence.place.parse::<Location>().map_err(|error| {
-            let text = format!("{}: {error}", whence.place);
-            Failure::new(Code::Malformed, text, "write file:///PATH or s3://BUCKET/PREFIX")
-        })?;
         let config = PlaceConfig {
             name: whence.place.clone(),
-            location: url,
+            location: location(&whence.place)?,
             region: whence.region.clone(),
             endpoint: whence.endpoint.clone(),
             credentials_file: whence.credentials_file.clone(),

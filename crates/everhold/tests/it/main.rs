@@ -23,6 +23,7 @@ mod places;
 mod plain;
 mod proofs;
 mod recovery;
+mod rekey;
 mod renewal;
 mod replaced;
 mod rot;

@@ -74,6 +74,10 @@ pub struct Manifest {
 pub struct Files {
     pub dirs: Vec<String>,
     pub files: Vec<Entry>,
+    /// What the pages' hashes in the leaves were made with, if not with the repository's master key:
+    /// that of the repository from which the backup was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hashed_by: Option<Master>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,6 +198,25 @@ pub fn read_with_packs(
 /// What is put in a manifest's place.
 pub fn gone(master: &Master, name: &str, at_s: u64) -> Result<Vec<u8>, RepositoryError> {
     seal(master, name, [pack(&Head::Gone { at_s })?, Vec::new(), Vec::new()])
+}
+
+/// The same backup as it stands under another master key; `None`: it is damaged. Its leaves stay as
+/// they are, so it says what their hashes were made with.
+pub fn anew(
+    from: &Master,
+    to: &Master,
+    name: &str,
+    sealed: &[u8],
+) -> Result<Option<Standing<Vec<u8>>>, RepositoryError> {
+    let Ok(parts) = open(from, name, sealed, PARTS) else { return Ok(None) };
+    let [head, packs, files] = &parts[..] else { return Ok(None) };
+    if let Head::Gone { at_s } = unpack(name, head)? {
+        return Ok(Some(Standing::Gone { at_s }));
+    }
+    let mut files: Files = unpack(name, files)?;
+    files.hashed_by.get_or_insert_with(|| from.clone());
+    let sealed = seal(to, name, [head.clone(), packs.clone(), pack(&files)?])?;
+    Ok(Some(Standing::Backup(sealed)))
 }
 
 /// Whether the object opens to its end, and is a backup's or word that it is gone.

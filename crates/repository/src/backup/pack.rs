@@ -18,6 +18,9 @@ const CHECK: usize = 16;
 const LEVEL: i32 = 3;
 /// What is read behind a blob at once: the next ones are mostly wanted next.
 const AHEAD: usize = 256 << 10;
+/// Of a blob whose length is not known so much is looked at first, and then so much more each time.
+const PEEK: usize = 1 << 10;
+const PEEK_MORE: usize = 4;
 /// Packs that are read by turns: a block's pieces lie in several.
 const WINDOWS: usize = 8;
 
@@ -51,6 +54,46 @@ pub fn is_whole(master: &Master, name: &str, sealed: &[u8]) -> bool {
     sealed
         .split_last_chunk::<CHECK>()
         .is_some_and(|(body, check)| master.check(name, body) == *check)
+}
+
+/// The same pack under another master key, each blob where it was; `None`: it is damaged.
+pub fn anew(
+    from: &Master,
+    to: &Master,
+    name: &str,
+    sealed: &[u8],
+) -> Result<Option<Vec<u8>>, RepositoryError> {
+    let body = sealed.split_last_chunk::<CHECK>().map(|(body, _)| body);
+    let Some(body) = body.filter(|_| is_whole(from, name, sealed)) else { return Ok(None) };
+    let Some(old) = from.of(name, body) else { return Ok(None) };
+    let (head, new) = to.begin(name)?;
+    let mut made = Vec::with_capacity(sealed.len());
+    made.extend_from_slice(&head);
+    while made.len() < body.len() {
+        let (at, rest) = (made.len() as u64, &body[made.len()..]);
+        let Some(len) = blob_len(&old, at, rest) else { return Ok(None) };
+        let mut blob = rest[..len].to_vec();
+        let Some(plain) = old.open(at, &mut blob) else { return Ok(None) };
+        new.seal(plain, &mut made);
+    }
+    let check = to.check(name, &made);
+    made.extend_from_slice(&check);
+    Ok(Some(made))
+}
+
+/// How long the sealed blob is that `rest` of a pack begins with: what is compressed says where it
+/// ends.
+fn blob_len(key: &ObjectKey, at: u64, rest: &[u8]) -> Option<usize> {
+    let most = rest.len().checked_sub(TAG)?;
+    let mut looked = PEEK.min(most);
+    loop {
+        let plain = key.peek(at, &rest[..looked]);
+        match zstd::zstd_safe::find_frame_compressed_size(&plain) {
+            Ok(len) => return Some(len + TAG),
+            Err(_) if looked < most => looked = (looked * PEEK_MORE).min(most),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// One worker's packs, one after the other.

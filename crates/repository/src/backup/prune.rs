@@ -26,6 +26,9 @@ pub const GIVEN_UP_S: u64 = 48 * 3_600;
 /// How long word that a backup is gone stays where its manifest was: a week.
 const REMEMBERED_S: u64 = 7 * 86_400;
 
+/// What a process began to put so long ago and did not end is cleared away: a day.
+const UNFINISHED_S: u64 = 86_400;
+
 /// What is asked for.
 pub struct Prune<'a> {
     pub service: &'a str,
@@ -73,6 +76,13 @@ pub fn prune(
         seen.look(repository, service, asked.drop)?;
         let unneeded = seen.unneeded(repository.held_surely(&pack::prefix(service))?);
         return Ok(pruned(dropped, &unneeded, waiting_for));
+    }
+    let before_s = asked.now_s.saturating_sub(UNFINISHED_S);
+    for place in repository.all_places() {
+        let cleared = place.clear_unfinished(before_s)?;
+        if cleared > 0 {
+            tracing::info!(place = place.name(), cleared, "left by processes that were killed");
+        }
     }
     for id in asked.drop {
         drop_backup(repository, service, id, asked.now_s)?;

@@ -14,6 +14,7 @@ use super::{Info, Progress, Watch};
 use crate::RepositoryError;
 use crate::log::Log;
 use crate::repository::Repository;
+use crate::seal::Master;
 use everhold_core::ids::{Lsn, Tli};
 use everhold_core::term::Branch;
 use std::collections::BTreeSet;
@@ -83,6 +84,7 @@ pub fn restore(
     let run = Run {
         repository,
         service,
+        hashed_by: manifest.files.hashed_by.as_ref().unwrap_or(repository.master()),
         packs: &manifest.packs,
         site: &site,
         over,
@@ -285,6 +287,8 @@ impl Site<'_> {
 struct Run<'a> {
     repository: &'a Repository,
     service: &'a str,
+    /// What the pages' hashes were made with.
+    hashed_by: &'a Master,
     packs: &'a [PackId],
     site: &'a Site<'a>,
     over: bool,
@@ -415,8 +419,7 @@ impl Worker<'_> {
 
     /// Whether all pages of the block are what the leaf says.
     fn is_it(&self, block: &Block) -> bool {
-        let master = self.run.repository.master();
-        let hashes = self.block.chunks(PAGE).map(|page| page::hash(master, page));
+        let hashes = self.block.chunks(PAGE).map(|page| page::hash(self.run.hashed_by, page));
         hashes.eq(block.pages.iter().copied())
     }
 

@@ -28,7 +28,8 @@ pub struct Plan<'a> {
     pub service: &'a str,
     pub kind: Kind,
     /// The backup to compare with; an incremental one needs it. If it can't be read, that is an
-    /// error: another may serve, or none for a full one.
+    /// error: another may serve, or none for a full one. With one that was copied from a repository
+    /// with another key nothing can be compared: the new one is a full one that stores everything.
     pub base: Option<&'a str>,
     pub data_dir: &'a Path,
     /// Seconds since 1970, by this machine's clock, before any file was looked at.
@@ -169,6 +170,8 @@ fn store(
         return Err(RepositoryError::Malformed { what: plan.data_dir.display().to_string(), said });
     }
     let base = plan.base.map(|base| Manifest::read(repository, service, base)).transpose()?;
+    // One from a copied repository: what its pages look equal by, others may have the key to.
+    let base = base.filter(|base| base.files.hashed_by.is_none());
     let known = base.as_ref().map(|base| base.packs.clone()).unwrap_or_default();
     let usable = usable(repository, plan, base.as_ref(), watch)?;
     let tree = tree::walk(plan.data_dir)?;
@@ -243,10 +246,10 @@ fn store(
     let packs = number_anew(&mut files, &packs);
     let Tree { dirs, .. } = tree;
     let stored = Stored {
-        kind: plan.kind,
-        base: plan.base.map(str::to_string),
+        kind: if base.is_some() { plan.kind } else { Kind::Full },
+        base: base.as_ref().map(|base| base.info.id.clone()),
         packs,
-        files: Files { dirs, files },
+        files: Files { dirs, files, hashed_by: None },
         bytes_read,
         bytes_added,
     };

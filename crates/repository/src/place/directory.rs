@@ -8,9 +8,11 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
-/// Where files are written before they get their names. What a crash leaves here is nobody's. Made
-/// with the repository: a directory without it is the place where one is mounted, and isn't now.
+/// Where files are written before they get their names. What a crash leaves here is nobody's,
+/// and a prune takes it away. Made with the repository: a directory without it is the place where
+/// one is mounted, and isn't now.
 const UNFINISHED: &str = "unfinished";
 
 pub struct Directory {
@@ -46,30 +48,35 @@ impl Directory {
     ) -> Result<bool, RepositoryError> {
         self.is_here()?;
         let path = self.path(object);
-        let unfinished = self.root.join(UNFINISHED);
         let parent = path.parent().unwrap_or(&self.root);
         self.lasting_dir(parent)?;
-        let temporary = unfinished.join(hex(&random::<16>()?));
-        let attempt = || -> io::Result<bool> {
-            let mut file =
-                OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            let new = match existing {
-                Existing::Replace => fs::rename(&temporary, &path).map(|()| true)?,
-                // Unlike a rename a link never takes the place of what is there, on NFS neither.
-                Existing::Keep => match fs::hard_link(&temporary, &path) {
-                    Ok(()) => true,
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-                    Err(error) => return Err(error),
-                },
-            };
-            File::open(parent)?.sync_all()?;
-            Ok(new)
-        };
-        let result = attempt();
+        let temporary = self.root.join(UNFINISHED).join(hex(&random::<16>()?));
+        let written = write(&temporary, content);
+        let result = written.and_then(|()| name(&temporary, &path, parent, existing));
         let _ = fs::remove_file(&temporary);
         result.map_err(RepositoryError::file("write", &path))
+    }
+
+    /// Removes what was written last before that instant, in seconds since 1970, and never got its
+    /// name; how many there were. Whoever was frozen meanwhile and still wants to name one finds it
+    /// gone, and has put nothing: so clocks decide when it is tried, not whether it is safe.
+    pub fn clear_unfinished(&self, before_s: u64) -> Result<usize, RepositoryError> {
+        let unfinished = self.root.join(UNFINISHED);
+        let before = UNIX_EPOCH + Duration::from_secs(before_s);
+        let attempt = || -> io::Result<usize> {
+            let mut gone = 0;
+            for entry in fs::read_dir(&unfinished)? {
+                let entry = entry?;
+                let old = |meta: fs::Metadata| Ok(meta.is_file() && meta.modified()? < before);
+                // One that got its name since, or failed, is no longer there.
+                if absent_or(entry.metadata().and_then(old))?.unwrap_or(false) {
+                    absent_or(fs::remove_file(entry.path()))?;
+                    gone += 1;
+                }
+            }
+            Ok(gone)
+        };
+        attempt().map_err(RepositoryError::file("clear", &unfinished))
     }
 
     /// Makes a directory and its parents, so that they are there after a power failure too.
@@ -130,6 +137,13 @@ impl Directory {
         Ok(objects)
     }
 
+    /// All of them, also where nothing can be put.
+    pub fn objects(&self) -> Result<Vec<Object>, RepositoryError> {
+        let mut objects = Vec::new();
+        self.walk("", &mut objects)?;
+        Ok(objects)
+    }
+
     fn walk(&self, dir: &str, objects: &mut Vec<Object>) -> Result<(), RepositoryError> {
         let path = self.path(dir);
         let entries = match fs::read_dir(&path) {
@@ -172,6 +186,31 @@ impl Directory {
     }
 }
 
+fn write(temporary: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+/// Gives what was written its name. False: there was one, and it was kept.
+fn name(temporary: &Path, path: &Path, parent: &Path, existing: Existing) -> io::Result<bool> {
+    let new = match existing {
+        Existing::Replace => fs::rename(temporary, path).map(|()| true)?,
+        // Unlike a rename a link never takes the place of what is there, on NFS neither.
+        Existing::Keep => match fs::hard_link(temporary, path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(error),
+        },
+    };
+    File::open(parent)?.sync_all()?;
+    Ok(new)
+}
+
+fn absent_or<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    result.map(Some).or_else(absent)
+}
+
 /// What is not there is no error.
 fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
     match error.kind() {
@@ -183,4 +222,34 @@ fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
 fn private_dir(path: &Path) -> Result<(), RepositoryError> {
     let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
     made.map_err(RepositoryError::file("make", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_cleared_can_not_be_named_any_more() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let place = Directory::new(dir.path());
+        place.prepare().expect("ready");
+        let (old, young) = (place.path("unfinished/old"), place.path("unfinished/young"));
+        for (file, at_s) in [(&old, 100), (&young, 200)] {
+            write(file, b"content").expect("written");
+            let at = UNIX_EPOCH + Duration::from_secs(at_s);
+            File::open(file).and_then(|file| file.set_modified(at)).expect("aged");
+        }
+        assert_eq!(place.clear_unfinished(100).expect("cleared"), 0);
+        assert_eq!(place.clear_unfinished(101).expect("cleared"), 1);
+        // Whoever wrote them wakes up.
+        for existing in [Existing::Keep, Existing::Replace] {
+            let late = name(&old, &place.path("a"), dir.path(), existing);
+            assert_eq!(late.expect_err("gone").kind(), io::ErrorKind::NotFound);
+            assert_eq!(place.get("a").expect("read"), None);
+        }
+        assert!(name(&young, &place.path("a"), dir.path(), Existing::Keep).expect("named"));
+        // One that has its name already loses only the other.
+        assert_eq!(place.clear_unfinished(201).expect("cleared"), 1);
+        assert_eq!(place.get("a").expect("read").as_deref(), Some(&b"content"[..]));
+    }
 }

@@ -89,6 +89,16 @@ pub fn add(place: &Place, master: &Master, password: &Password) -> Result<(), Re
     place.put(&name, json(&wrapped).as_bytes(), Existing::Keep).map(|_| ())
 }
 
+/// The master key of a place that is being made: what a first password opens, and no other.
+pub fn first(place: &Place, password: &Password) -> Result<Master, RepositoryError> {
+    if place.list(KEYS)?.is_empty() {
+        let wrapped = Wrapped::new(&Master::random()?, password)?;
+        // Of two that make it at once one's stays.
+        place.put(&format!("{KEYS}first.json"), json(&wrapped).as_bytes(), Existing::Keep)?;
+    }
+    unlock(place, password)
+}
+
 /// The last one that is readable stays.
 pub fn remove(place: &Place, password: &Password) -> Result<(), RepositoryError> {
     let mut keys = read(place)?;

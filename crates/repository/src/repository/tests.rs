@@ -238,7 +238,7 @@ fn strangers_are_refused() {
     let cluster = Repository::open(&[(other.clone(), word("o"))], "bank").err().expect("foreign");
     assert!(cluster.to_string().contains("of cluster shop"), "{cluster}");
     drop(theirs);
-    fs::write(dir.path().join("other").join(IDENTITY), "{\"format\": 2}").expect("written");
+    fs::write(dir.path().join("other").join(IDENTITY), "{\"format\": 3}").expect("written");
     let newer = Repository::open(&[(other, word("o"))], "shop").err().expect("newer");
-    assert!(matches!(newer, RepositoryError::Newer { format: 2, .. }), "{newer}");
+    assert!(matches!(newer, RepositoryError::Newer { format: 3, .. }), "{newer}");
 }

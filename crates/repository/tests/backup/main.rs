@@ -7,5 +7,6 @@ mod kills;
 mod leveling;
 mod postgres;
 mod pruning;
+mod rekeying;
 mod server;
 mod shelf;

@@ -278,3 +278,21 @@ fn copies_are_counted_over_all_that_a_backup_needs() {
     assert_eq!(verified.copies, 2);
     assert_eq!(copies(), [2, 2, 2]);
 }
+
+#[test]
+fn what_killed_processes_began_to_put_goes_after_a_day() {
+    let shelf = Shelf::new();
+    make_files(&shelf.data(), &mut Dice(31));
+    shelf.take(None, NOW).unwrap();
+    let left = |name: &str, age_s: u64| {
+        let path = shelf.dir.join("east/unfinished").join(name);
+        fs::write(&path, "half").unwrap();
+        let at = std::time::UNIX_EPOCH + std::time::Duration::from_secs(NOW - age_s);
+        fs::File::open(&path).unwrap().set_modified(at).unwrap();
+        path
+    };
+    let (old, young) = (left("old", 86_401), left("young", 86_399));
+    shelf.prune(&[], NOW);
+    assert!(!old.exists() && young.exists());
+    assert_eq!(shelf.check(), 1);
+}

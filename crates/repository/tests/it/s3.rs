@@ -2,9 +2,11 @@
 
 use super::bed::{Server, directory, told};
 use super::proxy::{Fault, Proxy};
-use everhold_repository::{Existing, Password, PlaceConfig, Repository, RepositoryError};
+use everhold_repository::backup::{Progress, Watch};
+use everhold_repository::{Existing, Password, PlaceConfig, Rekey, Repository, RepositoryError};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 fn password() -> Password {
     Password::new("p")
@@ -131,4 +133,37 @@ fn a_server_killed_in_the_middle_of_a_put_loses_nothing_that_counted() {
         place.put(&next, &content, Existing::Keep).unwrap();
         assert!(place.get(&next).unwrap().unwrap() == content);
     }
+}
+
+#[test]
+fn a_directory_is_copied_into_a_bucket_under_another_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Server::start();
+    let east = directory(&dir.path().join("east"));
+    let from = Repository::create(&east, &password(), "shop").unwrap();
+    for n in 0..40 {
+        assert_eq!(from.put(&format!("main/log/7/lines/{n}"), b"content").unwrap().copies, 1);
+    }
+    let (west, new) = (server.config(server.port), Password::new("another"));
+    let watch = Watch { progress: &|_| {}, stop: &AtomicBool::new(false) };
+    // The server goes away in the middle, and the next run goes on.
+    let half = Rekey::begin(&from, &west, &new).unwrap();
+    let stop = AtomicBool::new(false);
+    let progress = |it: Progress| {
+        stop.store(it.done * 2 > it.total, Ordering::Relaxed);
+    };
+    let stopped = half.run(false, &Watch { progress: &progress, stop: &stop }).unwrap_err();
+    assert!(matches!(stopped, RepositoryError::Stopped), "{stopped}");
+    server.kill();
+    told(&Rekey::begin(&from, &west, &new).err().unwrap());
+    server.begin();
+    let error = Repository::open(&[(west.clone(), new.clone())], "shop").err().unwrap();
+    assert!(matches!(error, RepositoryError::HalfCopied { .. }), "{error}");
+    let done = Rekey::begin(&from, &west, &new).unwrap().run(false, &watch).unwrap();
+    assert!(done.whole && (1..40).contains(&done.objects), "{done:?}");
+    let copy = Repository::open(&[(west.clone(), new.clone())], "shop").unwrap();
+    assert_eq!(copy.list("main/").unwrap().len(), 40);
+    assert_eq!(copy.get("main/log/7/lines/39").unwrap(), b"content");
+    let old = Repository::open(&[(west, password())], "shop").err().unwrap();
+    assert!(matches!(old, RepositoryError::WrongPassword { .. }), "{old}");
 }

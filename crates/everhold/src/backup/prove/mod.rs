@@ -87,6 +87,10 @@ impl End {
             | RepositoryError::Taken { .. }
             | RepositoryError::Foreign { .. }
             | RepositoryError::Newer { .. }
+            | RepositoryError::HalfCopied { .. }
+            | RepositoryError::NoRoomForCopy { .. }
+            | RepositoryError::OldPassword { .. }
+            | RepositoryError::NotWhole { .. }
             | RepositoryError::WrongPassword { .. }
             | RepositoryError::WrongKit { .. }
             | RepositoryError::NoPassword { .. }
