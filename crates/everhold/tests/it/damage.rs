@@ -372,6 +372,7 @@ fn a_standby_whose_log_is_gone_is_copied_anew() {
     let (standby, leader) = (bed.standby(), bed.stack.leader());
     let before = bed.detail(standby, "incarnation").as_u64().expect("a number");
     bed.stack.done(&["fault", "freeze-node", standby, "--for", "300s"]);
+    signal("KILL", &bed.stack.pids_in(&bed.node(standby, "main/pgdata")));
     let log = bed.node(&leader, "main/pgdata/pg_wal");
     let segments = || -> Vec<String> {
         let names = fs::read_dir(&log).expect("the log").flatten();
