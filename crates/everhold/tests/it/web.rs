@@ -179,6 +179,9 @@ fn requests_outlive_a_killed_instance_a_rollout_and_a_drain() {
     });
     answered(port, &["a.1"]);
     load.well("kill -9 of an instance");
+    stack.wait("the gateway's word", |status| {
+        status["gateways"]["gateway"]["services"]["web"]["a.1"]["is"] == "healthy"
+    });
 
     let load = Load::start(port, &["GET"]);
     assert_eq!(stack.done(&["rollout", "web"]), "done: 3 started anew\n");
