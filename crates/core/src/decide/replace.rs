@@ -28,8 +28,9 @@ fn reason(view: &View, now: Time, end: Lsn) -> Option<Reason> {
 
 /// What a standby does that is to follow the leader.
 pub fn standby(view: &View, now: Time) -> Option<Verdict> {
-    // After a start it may have more that it did not replay yet; parked, it has replayed all.
-    let end = view.pg.lsn.max(view.pg.received);
+    // A server asks for more once it has replayed all that it has itself. Before that it may have more.
+    let asked = view.pg.received > Lsn(0);
+    let end = if asked { view.pg.lsn.max(view.pg.received) } else { Lsn(u64::MAX) };
     let Reason { rule, why } = reason(view, now, end)?;
     Some(match waits(view, now) {
         // It acknowledges nothing more before it is certain that nothing hangs on it.

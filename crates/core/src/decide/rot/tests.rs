@@ -137,15 +137,18 @@ fn a_standby_is_copied_anew_only_where_nothing_hangs_on_it() {
             Arc::make_mut(leader.expect("a peer")).log_from = Some(Lsn(at));
         }
     };
-    check("", "c", &THREE, &from(1_000), "steady");
-    check("", "c", &THREE, &from(1_001), "repair: set-source");
-    check("", "bc", &THREE, &from(1_001), "log-gone: it is needed to acknowledge commits");
-    // What it has to replay yet it has.
-    let received = |view: &mut View| {
-        from(1_001)(view);
-        view.pg.received = Lsn(1_001);
+    let asks = |at: u64, received: u64| {
+        move |view: &mut View| {
+            from(at)(view);
+            view.pg.received = Lsn(received);
+        }
     };
-    check("", "c", &THREE, &received, "steady");
+    check("", "c", &THREE, &asks(1_000, 900), "steady");
+    check("", "c", &THREE, &asks(1_001, 900), "repair: set-source");
+    check("", "bc", &THREE, &asks(1_001, 900), "log-gone: it is needed to acknowledge commits");
+    // What it has to replay yet it has, also when it just started and has asked for nothing.
+    check("", "c", &THREE, &asks(1_001, 1_001), "steady");
+    check("", "c", &THREE, &asks(1_001, 0), "steady");
 }
 
 #[test]
