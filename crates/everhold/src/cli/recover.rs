@@ -56,16 +56,19 @@ pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
     let mut course = Course::new(client, None, service, false);
     let done = steps(&mut course, &node, &answer, begun);
     let report = course.ended(&done);
-    if let Some(file) = &options.report {
-        say(&format!("The report: {}", report.write(file)?.join(", ")));
+    // A report that can't be written takes nothing from what was done.
+    let written = options.report.as_deref().map(|file| report.write(file)).transpose();
+    if let Ok(Some(files)) = &written {
+        say(&format!("The report: {}", files.join(", ")));
     }
     let Recovered { backup, end } = done?;
     let took_ms = report.rto_ms;
     if client.json {
-        return print_json(&json!({
+        print_json(&json!({
             "service": service, "node": node, "backup": backup, "end": end, "took_ms": took_ms,
             "journal": journal, "steps": report.steps,
-        }));
+        }))?;
+        return written.map(drop);
     }
     let took = took_ms.map_or_else(String::new, duration);
     print(&format!("{service} is back after {took}, from backup {backup}, led by {node}"))?;
@@ -73,7 +76,7 @@ pub fn run(client: &Client, options: &Options) -> Result<(), Failure> {
     if options.token.is_none() {
         say(&connects_anew(service));
     }
-    Ok(())
+    written.map(drop)
 }
 
 /// What a drill does as well, here for real.
@@ -91,26 +94,24 @@ fn steps(
     })?;
     course.step("see it take writes", |report| {
         let until = Instant::now() + SERVES_WITHIN;
-        while client.get("/v1/status")?["services"][&service]["serving"] != true {
+        let of = loop {
+            let of = client.get("/v1/status")?["services"][&service].take();
+            if of["serving"] == true {
+                break of;
+            }
             if Instant::now() > until {
                 let text = format!("{service} takes no writes yet");
                 return Err(Failure::new(Code::NotInTime, text, "`everhold status` says why"));
             }
             std::thread::sleep(LOOK);
-        }
+        };
         let took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         report.rto_ms = Some(took_ms);
-        Ok(((), format!("{node} leads, {} after it was asked for", duration(took_ms))))
-    })?;
-    course.step("look at the others", |_| {
-        let status = client.get("/v1/status")?;
-        let instances = status["services"][&service]["instances"].as_object();
-        let others = instances.into_iter().flatten().filter(|(name, _)| *name != node);
-        let others: Vec<String> =
-            others.map(|(name, it)| format!("{name} is {}", plain(&it["state"]))).collect();
-        let others =
-            if others.is_empty() { "there are none".to_string() } else { others.join(", ") };
-        Ok(((), format!("{others}; `everhold status` shows how they follow")))
+        let instances = of["instances"].as_object().into_iter().flatten();
+        let others = instances.filter(|(name, _)| *name != node);
+        let others: String =
+            others.map(|(name, it)| format!(", {name} is {}", plain(&it["state"]))).collect();
+        Ok(((), format!("{} after it was asked for: {node} leads{others}", duration(took_ms))))
     })?;
     Ok(recovered)
 }
