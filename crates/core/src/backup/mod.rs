@@ -13,10 +13,11 @@ use crate::ids::{Lsn, Tli};
 use serde::{Deserialize, Serialize};
 
 /// How much of a database is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Every byte.
+    #[default]
     Full,
     /// What may have changed since the one before. It is whole by itself all the same: what did not
     /// change is named where it lies.

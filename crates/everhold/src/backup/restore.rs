@@ -570,28 +570,10 @@ fn room(to: &Path, backup: &Info, log_end: Lsn) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::backup::Kind;
-    use everhold_repository::backup::About;
     use std::cell::RefCell;
 
     const EARLY: &str = "FATAL:  requested recovery stop point is before consistent recovery point";
     const ENDS: &str = "FATAL:  recovery ended before configured recovery target was reached";
-
-    fn info(id: &str) -> Info {
-        Info {
-            id: id.to_string(),
-            kind: Kind::Full,
-            base: None,
-            about: About::default(),
-            files: 0,
-            bytes: 0,
-            bytes_read: 0,
-            bytes_added: 0,
-            bad_pages: Vec::new(),
-            manifests: 1,
-            copies: 1,
-        }
-    }
 
     /// Of backups 3, 2 and 1, of which PostgreSQL says those words in turn, `-`: nothing is wrong.
     /// What was tried, and what came of it.
@@ -610,7 +592,7 @@ mod tests {
             let before = order.before.as_ref().map_or(4, |id| id.parse::<u32>().expect("one"));
             assert_eq!(order.over, before < 4, "over what the one before left");
             Ok(Files {
-                backup: info(&(before - 1).to_string()),
+                backup: Info { id: (before - 1).to_string(), ..Info::default() },
                 has_older: before > 2,
                 target: until.target(),
                 line: Vec::new(),

@@ -221,27 +221,14 @@ fn bad_everywhere<'n>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::backup::Kind;
-    use everhold_repository::backup::{About, Info};
+    use everhold_repository::backup::Info;
 
     /// Backups as `ID:COPIES`.
     fn held(text: &str) -> Held {
         let info = |word: &str| {
             let (id, copies) = word.split_once(':').expect("a word");
             let copies = copies.parse().expect("a number");
-            Info {
-                id: id.to_string(),
-                kind: Kind::Full,
-                base: None,
-                about: About::default(),
-                files: 0,
-                bytes: 0,
-                bytes_read: 0,
-                bytes_added: 0,
-                bad_pages: Vec::new(),
-                manifests: copies,
-                copies,
-            }
+            Info { id: id.to_string(), manifests: copies, copies, ..Info::default() }
         };
         Held { infos: text.split_whitespace().map(info).collect(), ..Held::default() }
     }

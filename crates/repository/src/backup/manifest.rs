@@ -31,7 +31,7 @@ const LENGTHS: usize = 8;
 type Parts = Vec<Vec<u8>>;
 
 /// What is known of a backup without its files.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Info {
     pub id: String,
     pub kind: Kind,

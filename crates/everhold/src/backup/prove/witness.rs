@@ -160,7 +160,6 @@ impl Witness {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::backup::Kind;
     use everhold_core::term::BranchId;
     use everhold_repository::backup::About;
 
@@ -169,19 +168,8 @@ mod tests {
     #[test]
     fn log_that_was_forgotten_is_not_missed_when_the_window_grows() {
         let about = About { start: Lsn(100), stop: Lsn(110), ended_s: 1_000, ..About::default() };
-        let backup = Info {
-            id: "weekly".to_string(),
-            kind: Kind::Full,
-            base: None,
-            about,
-            files: 0,
-            bytes: 0,
-            bytes_read: 0,
-            bytes_added: 0,
-            bad_pages: Vec::new(),
-            manifests: 1,
-            copies: 1,
-        };
+        let id = "weekly".to_string();
+        let backup = Info { id, about, manifests: 1, copies: 1, ..Info::default() };
         let known = Known {
             backups: std::slice::from_ref(&backup),
             proofs: &Proofs::default(),
