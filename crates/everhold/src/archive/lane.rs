@@ -5,6 +5,7 @@ use super::Order;
 use crate::backup;
 use everhold_repository::log::{Mark, Piece};
 use everhold_repository::{Log, Repository, RepositoryError, Sealed};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -51,7 +52,7 @@ pub fn start(
     said: UnboundedSender<(String, Said)>,
 ) -> std::io::Result<SyncSender<Task>> {
     let (tasks, todo) = sync_channel(TASKS_MAX);
-    let lane = Lane { order, name: name.clone(), said };
+    let lane = Lane { order, name: name.clone(), said, probed: Cell::new(false) };
     thread::Builder::new().name(name).spawn(move || lane.run(&todo))?;
     Ok(tasks)
 }
@@ -60,6 +61,8 @@ struct Lane {
     order: Arc<Order>,
     name: String,
     said: UnboundedSender<(String, Said)>,
+    /// The place has proven that it tells a second write of an object from the first.
+    probed: Cell<bool>,
 }
 
 impl Lane {
@@ -100,11 +103,16 @@ impl Lane {
         Log::new(repository, &self.order.service, self.order.lead.sysid)
     }
 
-    /// Opens it, and says whose line it is before the first piece.
+    /// Opens it, and says whose line it is before the first piece. Nothing is put before the place has
+    /// proven, once in this process, that an old leader could not write over it.
     fn open(&self) -> Result<Repository, RepositoryError> {
         let place = self.order.places.get(&self.name).cloned();
         let places = BTreeMap::from_iter(place.map(|place| (self.name.clone(), place)));
         let repository = backup::open_places(&places, &self.order.cluster)?;
+        if !self.probed.get() {
+            repository.probe()?;
+            self.probed.set(true);
+        }
         let lead = &self.order.lead;
         self.log(&repository).put_line(lead.epoch, &lead.line)?;
         Ok(repository)
@@ -179,7 +187,12 @@ mod tests {
     use everhold_core::term::{Branch, BranchId};
     use everhold_repository::{Password, PlaceConfig};
     use std::fs;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -196,35 +209,147 @@ mod tests {
         }
     }
 
+    fn order(dir: &Path, spec: RepositorySpec) -> Arc<Order> {
+        let root = Branch { tli: 1, epoch: 1, parent: 0, fork: Lsn(0) };
+        Arc::new(Order {
+            cluster: "shop".to_string(),
+            service: "main".to_string(),
+            data_dir: dir.into(),
+            run_dir: dir.into(),
+            port: 1,
+            places: BTreeMap::from([("vault".to_string(), spec)]),
+            copies: 1,
+            lead: Lead { sysid: 7, epoch: 1, line: vec![root] },
+        })
+    }
+
+    fn key(dir: &Path) -> String {
+        let key = dir.join("key");
+        fs::write(&key, "a password").expect("written");
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("set");
+        key.display().to_string()
+    }
+
+    /// As much of an S3 store as a lane asks for; one that honours the condition of a put, or not.
+    struct Store {
+        honest: AtomicBool,
+        objects: Mutex<BTreeMap<String, Vec<u8>>>,
+    }
+
+    impl Store {
+        fn start() -> (Arc<Store>, u16) {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+            let port = listener.local_addr().expect("its address").port();
+            let store =
+                Arc::new(Store { honest: AtomicBool::new(true), objects: Mutex::default() });
+            let serves = store.clone();
+            thread::spawn(move || {
+                listener.incoming().flatten().for_each(|client| serves.answer(client));
+            });
+            (store, port)
+        }
+
+        fn answer(&self, mut client: TcpStream) {
+            let mut lines = BufReader::new(client.try_clone().expect("a line"));
+            let (mut head, mut body) = (String::new(), Vec::new());
+            while !head.ends_with("\r\n\r\n") && lines.read_line(&mut head).is_ok_and(|it| it > 0) {
+            }
+            let lower = head.to_lowercase();
+            let length = lower.split("content-length: ").nth(1).and_then(|it| it.lines().next());
+            let length = length.map_or(0, |it| it.parse().expect("a length"));
+            lines.take(length).read_to_end(&mut body).expect("a body");
+            let mut words = head.split([' ', '?']);
+            let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
+            let name = path.trim_start_matches("/shop").trim_start_matches('/').to_string();
+            let mut objects = self.objects.lock().expect("the objects");
+            let (status, content) = match method {
+                "PUT"
+                    if lower.contains("if-none-match")
+                        && objects.contains_key(&name)
+                        && self.honest.load(Ordering::Relaxed) =>
+                {
+                    (412, Vec::new())
+                }
+                "PUT" => {
+                    objects.insert(name, body);
+                    (200, Vec::new())
+                }
+                "DELETE" => {
+                    objects.remove(&name);
+                    (204, Vec::new())
+                }
+                _ if name.is_empty() => {
+                    let prefix = head.split("prefix=").nth(1).unwrap_or("");
+                    let prefix = prefix.split(['&', ' ']).next().unwrap_or("").replace("%2F", "/");
+                    let names = objects.keys().filter(|name| name.starts_with(&prefix));
+                    let one = |name: &String| {
+                        format!(
+                            "<Contents><Key>{name}</Key><Size>1</Size><ETag>e</ETag>\
+                             <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+                        )
+                    };
+                    let all = names.map(one).collect::<String>();
+                    let root = "ListBucketResult";
+                    let xmlns = "http://s3.amazonaws.com/doc/2006-03-01/";
+                    (200, format!("<{root} xmlns=\"{xmlns}\">{all}</{root}>").into_bytes())
+                }
+                _ => objects.get(&name).map_or((404, Vec::new()), |it| (200, it.clone())),
+            };
+            let length = content.len();
+            let said = format!("Content-Length: {length}\r\nConnection: close");
+            let head = format!("HTTP/1.1 {status} Told\r\n{said}\r\n\r\n");
+            let _ = client.write_all(&[head.as_bytes(), &content].concat());
+        }
+    }
+
+    #[test]
+    fn a_store_that_forgot_conditions_since_is_not_archived_into() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (store, port) = Store::start();
+        let credentials = dir.path().join("credentials");
+        fs::write(&credentials, "access_key_id = a\nsecret_access_key = b\n").expect("written");
+        let spec = RepositorySpec {
+            url: "s3://shop".parse().expect("a url"),
+            region: None,
+            endpoint: Some(format!("http://127.0.0.1:{port}")),
+            credentials_file: Some(credentials.display().to_string()),
+            key_file: key(dir.path()),
+        };
+        let place = PlaceConfig::new("vault", &spec);
+        Repository::create(&place, &Password::new("a password"), "shop").expect("made");
+        let before = store.objects.lock().expect("the objects").clone();
+        // Its settings were changed, or a proxy was put before it.
+        store.honest.store(false, Ordering::Relaxed);
+        let (tell, mut said) = unbounded_channel();
+        let tasks = start(order(dir.path(), spec.clone()), "vault".to_string(), tell);
+        let tasks = tasks.expect("a thread");
+        for _ in 0..2 {
+            let Said::Unopened(error) = hear(&mut said) else { panic!("it was opened") };
+            assert!(matches!(error, RepositoryError::NoConditionalPut { .. }), "{error}");
+        }
+        assert!(*store.objects.lock().expect("the objects") == before, "nothing was put there");
+        // It is heard as soon as it does.
+        store.honest.store(true, Ordering::Relaxed);
+        while !matches!(hear(&mut said), Said::Opened(..)) {}
+        drop(tasks);
+    }
+
     #[test]
     fn a_place_whose_put_failed_is_opened_anew_by_itself() {
         let dir = tempfile::tempdir().expect("a directory");
-        let (vault, key) = (dir.path().join("vault"), dir.path().join("key"));
-        fs::write(&key, "a password").expect("written");
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("set");
+        let vault = dir.path().join("vault");
         let spec = RepositorySpec {
             url: format!("file://{}", vault.display()).parse().expect("a url"),
             region: None,
             endpoint: None,
             credentials_file: None,
-            key_file: key.display().to_string(),
+            key_file: key(dir.path()),
         };
         let place = PlaceConfig::new("vault", &spec);
         let repository = Repository::create(&place, &Password::new("a password"), "shop");
         let repository = repository.expect("made");
-        let root = Branch { tli: 1, epoch: 1, parent: 0, fork: Lsn(0) };
-        let order = Arc::new(Order {
-            cluster: "shop".to_string(),
-            service: "main".to_string(),
-            data_dir: dir.path().into(),
-            run_dir: dir.path().into(),
-            port: 1,
-            places: BTreeMap::from([("vault".to_string(), spec)]),
-            copies: 1,
-            lead: Lead { sysid: 7, epoch: 1, line: vec![root] },
-        });
         let (tell, mut said) = unbounded_channel();
-        let tasks = start(order, "vault".to_string(), tell).expect("a thread");
+        let tasks = start(order(dir.path(), spec), "vault".to_string(), tell).expect("a thread");
         assert!(matches!(hear(&mut said), Said::Opened(..)));
         let piece = |n: u64| {
             let branch = BranchId { epoch: 1, tli: 1 };
