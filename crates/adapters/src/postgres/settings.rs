@@ -57,6 +57,11 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("log_line_prefix", "%m [%p] "),
 ];
 
+/// Of a standby's walsender. A checkpoint that takes its log away ends it and waits for that; one that
+/// writes to a frozen standby would not end before the standby goes on. Longer than
+/// wal_sender_timeout, which is for all else. A rewind or a clone may rest for longer on a slow disk.
+const SENDER_OPTIONS: &str = "-c tcp_user_timeout=10000";
+
 /// Settings of the third file.
 const DYNAMIC: [&str; 3] = ["primary_conninfo", "primary_slot_name", "synchronous_standby_names"];
 
@@ -401,7 +406,11 @@ impl Dynamic {
 /// of the leader is only carried along, for observation to read it back.
 pub fn conninfo(source: &Source, config: &PgConfig) -> String {
     let member = source.member.to_string();
-    let own = [("application_name", source.slot.as_str()), ("fallback_application_name", &member)];
+    let own = [
+        ("application_name", source.slot.as_str()),
+        ("fallback_application_name", &member),
+        ("options", SENDER_OPTIONS),
+    ];
     connection_words(source, config, &own)
 }
 
@@ -574,6 +583,7 @@ mod tests {
         assert_eq!(parse_conninfo(&text, "a_1"), Some(source.clone()));
         assert_eq!(words(&text)["passfile"], "/run/it's here/passfile");
         assert_eq!(words(&text)["sslmode"], "disable");
+        assert_eq!(words(&text)["options"], "-c tcp_user_timeout=10000");
         config.tls = Some(crate::pki::CertPair { ca: at("ca"), cert: at("cert"), key: at("key") });
         let text = conninfo(&source, &config);
         assert_eq!(parse_conninfo(&text, "a_1"), Some(source));
