@@ -2,8 +2,9 @@
 //! only, and pieces are read as the whole is. A failure prints its seed.
 
 use super::body::{Decoder, Framing, Step, lines_are_whole};
+use super::from::From;
 use super::id::{Ids, RequestId};
-use super::request::{From, Method, Request, lines};
+use super::request::{Method, Request, lines};
 use super::response::Response;
 use super::trailers;
 use std::time::{Duration, Instant};

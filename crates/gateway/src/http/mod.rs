@@ -1,9 +1,10 @@
 //! HTTP: what clients ask for is carried to instances of services.
 //!
-//! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
-//! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
-//! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
-//! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
+//! `serve` is a client's connection, `request` and `response` are heads read strictly, `kind` what a
+//! field is, `from` whom a request is from, `target` what is asked for, `body` says where bodies end,
+//! `exchange` is one request and its answer, `flow` carries bodies, `world` is what a thread knows,
+//! `live` what all threads know of instances, `judge` who checks them and says who is used. `ledger`
+//! counts and remembers requests, `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
@@ -14,12 +15,14 @@ mod buf;
 mod check;
 mod exchange;
 mod flow;
+mod from;
 #[cfg(test)]
 mod fuzz;
 mod heads;
 pub mod id;
 mod io;
 mod judge;
+mod kind;
 mod ledger;
 mod link;
 mod live;

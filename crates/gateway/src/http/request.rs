@@ -7,8 +7,10 @@
 //! `Content-Length` that was understood.
 
 use super::body::{Framing, lines_are_whole};
+use super::from::From;
 use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
+use super::kind::{Kind, kind};
 use super::target::{self, has_dots, host_name};
 use everhold_core::http::affinity::cookie;
 use everhold_core::http::deadline;
@@ -17,7 +19,6 @@ use everhold_core::spec::HashKey;
 use http::header::COOKIE;
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// More fields than any browser or client sends.
@@ -140,83 +141,6 @@ impl Default for Request {
             id: RequestId::default(),
         }
     }
-}
-
-/// What every request of a connection is told to the instance with: fields that end with CR LF.
-pub struct From {
-    pub fields: Vec<u8>,
-    /// The hash of its address.
-    peer: u64,
-    pub ip: IpAddr,
-    pub tls: bool,
-}
-
-/// What a field is to the gateway.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Of this connection alone, or what the gateway says itself.
-    Own,
-    EndToEnd,
-    Host,
-    Connection,
-    ContentLength,
-    TransferEncoding,
-    Upgrade,
-    Te,
-    Expect,
-    MaxForwards,
-    TraceParent,
-    TraceState,
-    RequestId,
-    GrpcTimeout,
-    Expected,
-}
-
-/// To a program behind CGI or WSGI `_` is `-`: a name that only differs by it is nobody's to give.
-fn kind(name: &str) -> Kind {
-    match known(name) {
-        Kind::EndToEnd => Kind::EndToEnd,
-        _ if name.contains('_') => Kind::Own,
-        kind => kind,
-    }
-}
-
-fn known(name: &str) -> Kind {
-    let is = |other: &str| is_like(name, other);
-    match name.len() {
-        2 if is("te") => Kind::Te,
-        4 if is("host") => Kind::Host,
-        // An old CGI takes it for the environment's variable of that name.
-        5 if is("proxy") => Kind::Own,
-        6 if is("expect") => Kind::Expect,
-        7 if is("upgrade") => Kind::Upgrade,
-        9 if is("forwarded") => Kind::Own,
-        10 if is("connection") => Kind::Connection,
-        10 if is("keep-alive") => Kind::Own,
-        10 if is("tracestate") => Kind::TraceState,
-        11 if is("traceparent") => Kind::TraceParent,
-        12 if is(deadline::GRPC) => Kind::GrpcTimeout,
-        12 if is("max-forwards") => Kind::MaxForwards,
-        12 if is("x-request-id") => Kind::RequestId,
-        14 if is("content-length") => Kind::ContentLength,
-        14 if is("http2-settings") => Kind::Own,
-        16 if is("proxy-connection") => Kind::Own,
-        17 if is("transfer-encoding") => Kind::TransferEncoding,
-        30 if is(deadline::EXPECTED) => Kind::Expected,
-        13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
-        _ => Kind::EndToEnd,
-    }
-}
-
-/// Whether a name is that one, in small letters, or could be taken for it.
-pub fn is_like(name: &str, other: &str) -> bool {
-    let alike = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
-    name.len() == other.len() && name.bytes().zip(other.bytes()).all(alike)
-}
-
-/// Whether a field is neither read nor replaced by the gateway.
-pub fn is_end_to_end(name: &str) -> bool {
-    kind(name) == Kind::EndToEnd
 }
 
 impl Request {
@@ -678,21 +602,5 @@ pub fn number(value: &[u8]) -> Result<u64, Refusal> {
     match text.and_then(|text| text.parse().ok()) {
         Some(length) => Ok(length),
         None => refuse(400, "a Content-Length that is no number"),
-    }
-}
-
-impl From {
-    /// What is said of a client at that address.
-    pub fn of(peer: SocketAddr, tls: bool) -> From {
-        let (ip, proto) = (peer.ip().to_canonical(), if tls { "https" } else { "http" });
-        let node = match ip {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => format!("\"[{ip}]\""),
-        };
-        let fields = format!(
-            "X-Forwarded-For: {ip}\r\nX-Forwarded-Proto: {proto}\r\n\
-             Forwarded: for={node};proto={proto}\r\n"
-        );
-        From { fields: fields.into_bytes(), peer: hash(ip.to_string().as_bytes()), ip, tls }
     }
 }

@@ -3,11 +3,12 @@
 use super::Open;
 use super::backend::{Active, Backend, Conn, Need};
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
+use super::from::From;
 use super::id::Short;
 use super::io::Io;
 use super::ledger::{Record, TRIES_MAX, Try};
 use super::live::Live;
-use super::request::{From, Refusal};
+use super::request::Refusal;
 use super::streams::{self, Begun};
 use super::tunnel;
 use super::world::{Picked, Route, Seat, World};

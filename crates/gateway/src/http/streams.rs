@@ -3,8 +3,8 @@
 use super::Open;
 use super::buf::Buf;
 use super::exchange::Client;
+use super::from::From;
 use super::io::Io;
-use super::request::From;
 use super::serve::{After, exchange, turn_away};
 use super::stream::Stream;
 use super::world::{Seat, World};
