@@ -17,6 +17,7 @@ mod tour;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use crate::run::DRAIN_MAX_MS;
 use serde::{Deserialize, Serialize};
 
 pub use address::Address;
@@ -496,6 +497,15 @@ impl Spec {
     /// The HTTP services.
     pub fn http_services(&self) -> impl Iterator<Item = (&String, &HttpSpec)> {
         self.services.keys().filter_map(|name| Some((name, self.http(name)?)))
+    }
+
+    /// How long requests may be on their way to an instance of an HTTP service that goes: as long as
+    /// any of them may take.
+    pub fn drain_ms(&self, service: &str) -> u64 {
+        let routes = self.routes.values().filter(|route| route.service == service);
+        let own = self.http(service).map(|it| it.timeout_ms);
+        let all = routes.filter_map(|route| route.timeout_ms).chain(own);
+        all.max().unwrap_or(0).min(DRAIN_MAX_MS)
     }
 
     /// What says where the connections of PostgreSQL clients go: by name, with the address.

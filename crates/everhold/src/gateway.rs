@@ -2,7 +2,7 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
-mod draining;
+pub mod draining;
 mod handover;
 
 use crate::facts::{Word, facts};
@@ -24,7 +24,7 @@ use everhold_core::records::{decode, encode};
 use everhold_core::route::{self, RouteTable};
 use everhold_core::spec::{Address, Spec};
 use everhold_core::status::Status;
-use everhold_gateway::{Config, Gateway, Limits};
+use everhold_gateway::{Config, Found, Gateway, InstanceSnapshot, Limits};
 use everhold_store::{Etcd, Store};
 use handover::Taken;
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,9 @@ const NAMES_WITHIN: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(6);
 /// Between two words of a gateway about itself.
 const TELL: Duration = Duration::from_secs(2);
+/// Sooner if it has left an instance, or has nothing on its way there any more: whoever ends it waits
+/// for that word.
+const TELL_LOOK: Duration = Duration::from_millis(250);
 
 /// Before a process serves in place of another it hears all agents and checks all instances, unless
 /// that takes longer: a node that is down is not heard, and an instance may hang.
@@ -482,6 +485,7 @@ async fn tell_presence(
             continue;
         };
         loop {
+            let seen = leaves(&gateway);
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
             let holds = trouble.holds();
             let here = dir.clone();
@@ -494,7 +498,18 @@ async fn tell_presence(
             if !told || !matches!(kept, Ok(Some(_))) {
                 break;
             }
-            tokio::time::sleep(TELL).await;
+            let until = Instant::now() + TELL;
+            while Instant::now() < until && leaves(&gateway) == seen {
+                tokio::time::sleep(TELL_LOOK).await;
+            }
         }
     }
+}
+
+/// By service and instance, whether it was left and something is on its way there still.
+fn leaves(gateway: &Gateway) -> BTreeMap<String, BTreeMap<String, bool>> {
+    let of = |all: BTreeMap<String, InstanceSnapshot>| {
+        all.into_iter().map(|(name, it)| (name, it.is == Found::Left)).collect()
+    };
+    gateway.services().into_iter().map(|(service, all)| (service, of(all))).collect()
 }

@@ -280,13 +280,13 @@ impl Gateway {
         }
         let mut listeners: BTreeMap<_, _> = listeners.collect();
         listeners.extend(self.http_listeners(&table, open));
-        let services = self.instances();
+        let services = self.services();
         Snapshot { table_revision: table.revision, listeners, services, backends }
     }
 
     /// The instances of HTTP services: those that are judged, those that a thread may still send to,
     /// and those that something is on its way to.
-    fn instances(&self) -> BTreeMap<String, BTreeMap<String, InstanceSnapshot>> {
+    pub fn services(&self) -> BTreeMap<String, BTreeMap<String, InstanceSnapshot>> {
         let under_way = self.shared.http.under_way();
         let requests = |service: &String, name: &String| {
             under_way.get(&(service.clone(), name.clone())).copied().unwrap_or(0)

@@ -213,7 +213,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             outcome: result.as_ref().err().map_or("answered", |it| it.failure.word()),
         });
         let failed = match result {
-            Ok(mut conn) => {
+            Ok((mut conn, _active)) => {
                 // What it can't do says something of it; what the client did wrong doesn't.
                 match client.response.status {
                     // It was told for how long it is waited for, and says that this was too short.
@@ -225,7 +225,6 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
-                let _active = Active::new(&backend.live);
                 let idle = Duration::from_millis(service.spec.idle_timeout_ms);
                 return match carry(client, &mut conn, STALLED, idle).await {
                     Carried::Whole { reusable } => {
@@ -365,14 +364,15 @@ struct NoAnswer {
     stale: bool,
 }
 
-/// Sends the request to one instance; what comes back is the connection on which it answers.
-async fn one_try(
+/// Sends the request to one instance; what comes back is the connection on which it answers. From
+/// beginning to end it is seen to be on its way.
+async fn one_try<'b>(
     client: &mut Client,
-    backend: &Backend,
+    backend: &'b Backend,
     anew: bool,
     (begun, now, until): (Instant, Instant, Instant),
-) -> Result<Conn, NoAnswer> {
-    let _active = Active::new(&backend.live);
+) -> Result<(Conn, Active<'b>), NoAnswer> {
+    let active = Active::new(&backend.live);
     let need = match client.request.method.is_idempotent() {
         _ if anew => Need::New,
         true => Need::Good,
@@ -391,7 +391,7 @@ async fn one_try(
     let asked = Instant::now();
     client.request.give(until.saturating_duration_since(asked), asked - begun);
     match ask(client, &mut conn, until).await {
-        Ok(()) => Ok(conn),
+        Ok(()) => Ok((conn, active)),
         Err(failure) => {
             let stale = match failure {
                 Failure::Broken(_) => conn.is_stale(),
