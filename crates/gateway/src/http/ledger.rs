@@ -4,6 +4,7 @@
 use super::access::{Batch, Lines};
 use super::id::{RequestId, Short};
 use super::request::Method;
+use super::sample::Sample;
 use everhold_core::spec::RETRIES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ const SERIES_MAX: usize = 2_000;
 const REST: &str = "(rest)";
 /// The last requests of a thread, and the last that went wrong: half a kilobyte each.
 const RECENT_MAX: usize = 4_096;
-const WRONG_MAX: usize = 1_024;
+const WRONG_MAX: usize = 512;
 /// Tries of one request: the first, further ones, and one over a new connection instead of an idle one.
 pub const TRIES_MAX: usize = RETRIES_MAX as usize + 2;
 
@@ -140,6 +141,7 @@ struct Books {
     tries: Histograms<Of>,
     recent: VecDeque<Record>,
     wrong: VecDeque<Record>,
+    sample: Sample,
     lines: Option<Lines>,
     lines_lost: Arc<AtomicU64>,
 }
@@ -208,7 +210,7 @@ impl Ledger {
 
     pub fn write(&self, record: Record) {
         let mut books = self.books();
-        let Books { requests, tries, recent, wrong, lines, lines_lost: _ } = &mut *books;
+        let Books { requests, tries, recent, wrong, sample, lines, lines_lost: _ } = &mut *books;
         let Record { route, method, status, .. } = &record;
         let is = |it: &Series| {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
@@ -231,6 +233,7 @@ impl Ledger {
             lines.add(&record);
         }
         let went_wrong = record.status >= 500 || record.status == 0 || record.tries.count() > 1;
+        sample.take(&record, went_wrong);
         let (kept, most) = if went_wrong { (wrong, WRONG_MAX) } else { (recent, RECENT_MAX) };
         if kept.len() >= most {
             kept.pop_front();
@@ -257,7 +260,7 @@ impl Ledger {
     /// The newest request of that name that is remembered.
     pub fn find(&self, id: &[u8]) -> Option<Record> {
         let books = self.books();
-        let all = books.recent.iter().chain(&books.wrong);
+        let all = books.sample.iter().chain(&books.recent).chain(&books.wrong);
         all.filter(|record| record.id.as_bytes() == id).max_by_key(|it| it.at_ms).cloned()
     }
 
@@ -357,6 +360,31 @@ mod tests {
         assert_eq!(ledger.find(b"first").expect("it went wrong").status, 502);
         assert_eq!(ledger.find(b"later").expect("it is recent").status, 200);
         assert!(ledger.find(b"never").is_none());
+    }
+
+    /// A minute of failures and slow ones, then an hour of others at any rate.
+    #[test]
+    fn some_of_each_minute_are_remembered_for_an_hour() {
+        let ledger = Ledger::default();
+        let at = |minute: u64, id: &str, status: u16, took_us: u64| {
+            let at_ms = minute * 60_000;
+            ledger.write(Record { at_ms, ..record(id.as_bytes(), status, took_us) });
+        };
+        let found = |id: &str| ledger.find(id.as_bytes()).is_some();
+        at(100, "failed", 502, 1);
+        at(100, "slow", 200, 9_000_000);
+        for minute in 100..160 {
+            for index in 0..RECENT_MAX as u64 {
+                at(minute, "plain", 200, index % 1_000);
+            }
+            for _ in 0..WRONG_MAX {
+                at(minute, "broken", 502, 1);
+            }
+            assert!(found("failed") && found("slow"), "{minute}");
+        }
+        at(160, "plain", 200, 1);
+        assert!(!found("failed") && !found("slow"));
+        assert!(ledger.books().sample.iter().count() <= 60 * 9);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! field is, `from` whom a request is from, `target` what is asked for, `body` says where bodies end,
 //! `exchange` is one request and its answer, `flow` carries bodies, `world` is what a thread knows,
 //! `live` what all threads know of instances, `judge` who checks them and says who is used. `ledger`
-//! counts and remembers requests, `access` writes the access log.
+//! counts requests and remembers the last, `sample` some of the last hour, `access` writes the access
+//! log.
 //! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
@@ -28,6 +29,7 @@ mod link;
 mod live;
 pub mod request;
 pub mod response;
+mod sample;
 mod serve;
 mod stream;
 mod streams;
