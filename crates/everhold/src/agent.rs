@@ -217,6 +217,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         services: kept.map(|(name, _)| (name.clone(), keepers.get(name).cloned())).collect(),
         report: report.clone(),
         journal: journal.clone(),
+        spec: instances.spec(),
     };
     plain::agent::start(SocketAddr::new(address.ip(), own.health_port()), desk);
     tokio::spawn(journal::watch(layout.node(&node.name).join("journal"), report.clone()));

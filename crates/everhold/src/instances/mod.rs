@@ -82,6 +82,11 @@ impl Instances {
         self.spec.send_replace(spec.clone());
     }
 
+    /// What it follows.
+    pub fn spec(&self) -> watch::Receiver<Spec> {
+        self.spec.subscribe()
+    }
+
     /// Starts an instance anew, by the spec as it is now, if it is still this process.
     pub async fn renew(
         &self,

@@ -32,6 +32,8 @@ metrics! {
         "What the node waits for. operator is true if only a person ends it.";
     PEER_SILENCE gauge "everhold_peer_silence_seconds" "peer"
         "Since another node was last heard; absent if it never was.";
+    NODE_LOST gauge "everhold_node_lost" "peer"
+        "1 for a node whose instances of HTTP services others run, as the spec says; 0 for the others.";
     STORE_REACHABLE gauge "everhold_store_reachable" "service"
         "1 if the store answers this agent.";
     STORE_REVISION gauge "everhold_store_revision" "service"
