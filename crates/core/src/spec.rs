@@ -8,6 +8,7 @@ mod backup;
 mod diff;
 mod http;
 mod names;
+mod net;
 pub mod parameters;
 mod place;
 mod ports;
@@ -38,6 +39,7 @@ pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
     SERVICE_NAMES_RESERVED, check_name, check_name_free,
 };
+pub use net::Net;
 pub use ports::PortRange;
 pub use tour::{SAMPLE, SAMPLE_BIND};
 
@@ -316,6 +318,9 @@ pub struct HttpListener {
     /// `None`: in the clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// Who is believed in whom requests are from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Net>,
 }
 
 /// Whom a PostgreSQL listener leads to.

@@ -45,7 +45,8 @@ pub fn table(
             timeout_ms: route.timeout_ms,
         });
         let (bind, tls) = (listener.bind, http.tls.clone());
-        Some((name.clone(), HttpListener { bind, tls, routes: routes.collect() }))
+        let (routes, trusted_proxies) = (routes.collect(), http.trusted_proxies.clone());
+        Some((name.clone(), HttpListener { bind, tls, trusted_proxies, routes }))
     });
     let services = spec.services.iter().filter_map(|(name, service)| {
         let ServiceSpec::Http(http) = service else { return None };

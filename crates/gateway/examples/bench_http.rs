@@ -229,6 +229,7 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
     let listener = |port| HttpListener {
         bind: at(port),
         tls: None,
+        trusted_proxies: Vec::new(),
         routes: vec![HttpRoute {
             name: "all".to_string(),
             when: Match::default(),

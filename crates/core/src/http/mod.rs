@@ -2,9 +2,10 @@
 //! healthy, what may be tried again.
 //!
 //! For a request: `route` finds the service, `affinity` the backend of its session, else `zone` the
-//! zone and `balance` one of its backends; `deadline` is how long the client waits, `retry` says what
-//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
-//! traffic, and `zone` where it goes from here.
+//! zone and `balance` one of its backends; `forwarded` is whom it is from, `deadline` how long the
+//! client waits, `retry` says what becomes of a try that failed. Beside that, now and then: `probe` and
+//! `outlier` judge each backend, `usable` makes of both who gets traffic, and `zone` where it goes from
+//! here.
 //!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
 //! are passed in. What is called for each request allocates nothing.
@@ -13,6 +14,7 @@ pub mod affinity;
 pub mod balance;
 pub mod deadline;
 pub mod ewma;
+pub mod forwarded;
 pub mod hash;
 pub mod outlier;
 pub mod probe;

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Affinity, Balance, HealthSpec, Match, PathMatch, TlsFiles, Version};
+use crate::spec::{Affinity, Balance, HealthSpec, Match, Net, PathMatch, TlsFiles, Version};
 
 /// All that a gateway needs to know of HTTP, immutable and swapped whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,9 @@ pub struct HttpListener {
     pub bind: SocketAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// See [`forwarded`](super::forwarded).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Net>,
     pub routes: Vec<HttpRoute>,
 }
 
@@ -467,6 +470,7 @@ mod tests {
         let listener = HttpListener {
             bind: ([0, 0, 0, 0], 8_443).into(),
             tls: None,
+            trusted_proxies: vec!["10.0.0.0/8".parse().expect("a range")],
             routes: vec![route("a.org /v1 GET k:v")],
         };
         let table = HttpTable {

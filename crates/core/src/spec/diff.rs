@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::parameters::{Context, context};
 use super::{
-    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, Protocol,
+    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, Net, NodeSpec, PostgresSpec, Protocol,
     RepositorySpec, ServiceSpec, Spec, StoreSpec,
 };
 
@@ -268,5 +268,10 @@ impl Changes {
         of("role", |it| Some(format!("{:?}", it.postgres()?.role).to_lowercase()));
         of("max_lag", |it| Some(format!("{}ms", it.postgres()?.max_lag_ms?)));
         of("tls", |it| it.tls().map(|tls| format!("{}, {}", tls.cert, tls.key)));
+        of("trusted_proxies", |it| {
+            let Protocol::Http(http) = &it.protocol else { return None };
+            let all: Vec<String> = http.trusted_proxies.iter().map(Net::to_string).collect();
+            (!all.is_empty()).then(|| all.join(", "))
+        });
     }
 }

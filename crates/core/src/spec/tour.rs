@@ -34,7 +34,7 @@ impl Spec {
             drained: Default::default(),
         });
         spec.services.insert(SAMPLE.into(), sample);
-        let protocol = Protocol::Http(HttpListener { tls: None });
+        let protocol = Protocol::Http(HttpListener { tls: None, trusted_proxies: Vec::new() });
         spec.listeners.insert(SAMPLE.into(), ListenerSpec { bind: SAMPLE_BIND, protocol });
         let route = RouteSpec {
             listener: SAMPLE.into(),

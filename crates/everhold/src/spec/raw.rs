@@ -114,6 +114,7 @@ pub(super) struct RawListener {
     pub role: Text,
     pub max_lag: Text,
     pub tls: Part<RawTls>,
+    pub trusted_proxies: Part<Placed<Vec<Placed<String>>>>,
 }
 
 /// A document, and the keys in it that were given before.
@@ -509,6 +510,7 @@ fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListene
         role: table.string("role", faults),
         max_lag: table.string("max_lag", faults),
         tls,
+        trusted_proxies: table.strings("trusted_proxies", faults),
     };
     let required = [
         ("bind", &listener.bind, "\"127.0.0.1:6432\""),

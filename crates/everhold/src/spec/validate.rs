@@ -17,9 +17,9 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use everhold_core::spec::{
-    self, Address, ApiSpec, GatewaySpec, HttpListener, ListenerSpec, NODE_NAMES_RESERVED, NodeSpec,
-    PostgresListener, PostgresSpec, Protocol, Role, SERVICE_NAMES_RESERVED, ServiceSpec, Spec,
-    TlsFiles, check_name,
+    self, Address, ApiSpec, GatewaySpec, HttpListener, ListenerSpec, NODE_NAMES_RESERVED, Net,
+    NodeSpec, PostgresListener, PostgresSpec, Protocol, Role, SERVICE_NAMES_RESERVED, ServiceSpec,
+    Spec, TlsFiles, check_name,
 };
 
 use super::fault::{Code, Faults};
@@ -437,6 +437,11 @@ fn one_listener(
         (Some(Role::Standby), Part::Absent) => Some(spec::MAX_LAG_MS),
         (_, Part::Absent | Part::Faulty) => None,
     };
+    if let Part::Is(trusted) = &raw.trusted_proxies {
+        let message =
+            format!("`trusted_proxies` in {place} has no meaning with protocol \"postgres\"");
+        faults.add(Code::NotApplicable, trusted.at, message);
+    }
     let service = raw.service.is().map(|it| it.value.clone()).unwrap_or_default();
     Some(ListenerSpec {
         bind: bind?,
@@ -457,6 +462,17 @@ fn http_listener(place: &str, raw: &RawListener, faults: &mut Faults<'_>) -> Opt
                 "take it out; [route.NAME] says which service gets a request".into();
         }
     }
+    let all = raw.trusted_proxies.is().map(|it| it.value.as_slice()).unwrap_or_default();
+    let mut trusted_proxies = Vec::new();
+    for text in all {
+        match text.value.parse::<Net>() {
+            Ok(net) => trusted_proxies.push(net),
+            Err(why) => {
+                let what = format!("\"{}\" of `trusted_proxies` in {place}", text.value);
+                faults.add(Code::OutOfRange, text.at, format!("{what} {why}"));
+            }
+        }
+    }
     let place = format!("{place} tls");
     let tls = match &raw.tls {
         Part::Absent => None,
@@ -467,7 +483,7 @@ fn http_listener(place: &str, raw: &RawListener, faults: &mut Faults<'_>) -> Opt
             Some(TlsFiles { cert: cert?, key: key? })
         }
     };
-    Some(HttpListener { tls })
+    Some(HttpListener { tls, trusted_proxies })
 }
 
 /// A duration in milliseconds within a range, which is also given in words.

@@ -41,11 +41,11 @@ pub struct Client {
 impl Client {
     /// What it sends and gets is not read by others on its way here.
     pub fn is_secure(&self) -> bool {
-        match &self.io {
+        self.request.secure.unwrap_or(match &self.io {
             Io::Plain(_) => false,
             Io::Tls(_) => true,
             Io::Stream(stream) => stream.secure,
-        }
+        })
     }
 
     /// What is left of the request's body, after a try.

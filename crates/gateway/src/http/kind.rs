@@ -1,6 +1,7 @@
 //! What the fields of a request are to the gateway: its own, an instance's, or of one connection.
 
 use everhold_core::http::deadline;
+use everhold_core::http::forwarded::Field;
 
 /// What a field is to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Kind {
     RequestId,
     GrpcTimeout,
     Expected,
+    /// Whom it is from.
+    Forwarding(Field),
 }
 
 /// To a program behind CGI or WSGI `_` is `-`: a name that only differs by it is nobody's to give.
@@ -41,7 +44,7 @@ fn known(name: &str) -> Kind {
         5 if is("proxy") => Kind::Own,
         6 if is("expect") => Kind::Expect,
         7 if is("upgrade") => Kind::Upgrade,
-        9 if is("forwarded") => Kind::Own,
+        9 if is("forwarded") => Kind::Forwarding(Field::Forwarded),
         10 if is("connection") => Kind::Connection,
         10 if is("keep-alive") => Kind::Own,
         10 if is("tracestate") => Kind::TraceState,
@@ -51,8 +54,12 @@ fn known(name: &str) -> Kind {
         12 if is("x-request-id") => Kind::RequestId,
         14 if is("content-length") => Kind::ContentLength,
         14 if is("http2-settings") => Kind::Own,
+        15 if is("x-forwarded-for") => Kind::Forwarding(Field::For),
         16 if is("proxy-connection") => Kind::Own,
+        16 if is("x-forwarded-host") => Kind::Forwarding(Field::Host),
+        16 if is("x-forwarded-port") => Kind::Forwarding(Field::Port),
         17 if is("transfer-encoding") => Kind::TransferEncoding,
+        17 if is("x-forwarded-proto") => Kind::Forwarding(Field::Proto),
         30 if is(deadline::EXPECTED) => Kind::Expected,
         13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
         _ => Kind::EndToEnd,

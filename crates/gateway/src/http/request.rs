@@ -7,18 +7,21 @@
 //! `Content-Length` that was understood.
 
 use super::body::{Framing, lines_are_whole};
-use super::from::From;
+use super::from::{From, hash_of};
 use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
 use super::kind::{Kind, kind};
 use super::target::{self, has_dots, host_name};
 use everhold_core::http::affinity::cookie;
 use everhold_core::http::deadline;
+use everhold_core::http::forwarded::Said;
 use everhold_core::http::hash::hash;
-use everhold_core::spec::HashKey;
+use everhold_core::spec::{HashKey, Net};
 use http::header::COOKIE;
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 /// More fields than any browser or client sends.
@@ -113,6 +116,11 @@ pub struct Request {
     /// so.
     grpc_timeout: Option<Duration>,
     expected: Option<Duration>,
+    /// Where host stands in `head`.
+    host_at: Range<usize>,
+    /// The client, and whether it spoke TLS, where a proxy before the gateway is believed in that.
+    pub client: Option<IpAddr>,
+    pub secure: Option<bool>,
     /// The hash of the client's address.
     peer: u64,
     pub id: RequestId,
@@ -137,6 +145,9 @@ impl Default for Request {
             trailers: false,
             grpc_timeout: None,
             expected: None,
+            host_at: 0..0,
+            client: None,
+            secure: None,
             peer: 0,
             id: RequestId::default(),
         }
@@ -145,11 +156,11 @@ impl Default for Request {
 
 impl Request {
     /// Reads the head at the beginning of `input`. `Ok(None)`: it isn't whole yet. Otherwise how long
-    /// it is.
+    /// it is. `trusted`: the proxies that are believed, if who sent it is one of them.
     pub fn read(
         &mut self,
         input: &[u8],
-        from: &From,
+        (from, trusted): (&From, &[Net]),
         ids: &mut Ids,
     ) -> Result<Option<usize>, Refusal> {
         let mut space = [const { MaybeUninit::<Header<'_>>::uninit() }; FIELDS_MAX];
@@ -185,6 +196,7 @@ impl Request {
         let (mut close, mut keep, mut wants_upgrade, mut nominates) = (false, false, false, false);
         let (mut upgrade, mut http2, mut traces, mut traced, mut id) =
             (false, false, 0, false, None);
+        let mut said = Said::default();
         for (field, kind_of) in fields.iter().zip(&mut kinds) {
             *kind_of = kind(field.name);
             match *kind_of {
@@ -229,6 +241,8 @@ impl Request {
                 Kind::RequestId => id = is_id(field.value).then_some(field.value),
                 Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(field.value))?,
                 Kind::Expected => least(&mut self.expected, deadline::expected(field.value))?,
+                Kind::Forwarding(it) if !trusted.is_empty() => said.add(it, field.value),
+                Kind::Forwarding(_) => {}
             }
         }
         self.framing = match (lengths, codings, unread) {
@@ -272,7 +286,8 @@ impl Request {
                 | Kind::Te
                 | Kind::RequestId
                 | Kind::GrpcTimeout
-                | Kind::Expected => false,
+                | Kind::Expected
+                | Kind::Forwarding(_) => false,
             };
             if passes {
                 push(&mut self.head, field.name.as_bytes(), field.value);
@@ -282,7 +297,8 @@ impl Request {
             self.head.extend_from_slice(b"Connection: Upgrade\r\n");
         }
         let via: &[u8] = if self.old { b"Via: 1.0 everhold\r\n" } else { b"Via: 1.1 everhold\r\n" };
-        self.finish(from, via, traced, ids);
+        self.came(&said, from, trusted);
+        self.finish(via, traced, ids);
         Ok(Some(length))
     }
 
@@ -291,7 +307,7 @@ impl Request {
         &mut self,
         parts: &http::request::Parts,
         over: bool,
-        from: &From,
+        (from, trusted): (&From, &[Net]),
         ids: &mut Ids,
     ) -> Result<(), Refusal> {
         // Of what can't be taken nothing is known, least of all from the request before it.
@@ -301,6 +317,7 @@ impl Request {
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
+        let mut said = Said::default();
         for (name, value) in &parts.headers {
             let value = value.as_bytes();
             // By RFC 9113 section 8.2.1 none of its own is: on its way it would be lost.
@@ -327,6 +344,8 @@ impl Request {
                 Kind::RequestId => id = id.or(is_id(value).then_some(value)),
                 Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(value))?,
                 Kind::Expected => least(&mut self.expected, deadline::expected(value))?,
+                Kind::Forwarding(it) if !trusted.is_empty() => said.add(it, value),
+                Kind::Forwarding(_) => {}
             }
         }
         let host = match (parts.uri.authority(), host) {
@@ -363,7 +382,8 @@ impl Request {
                 | Kind::Te
                 | Kind::RequestId
                 | Kind::GrpcTimeout
-                | Kind::Expected => false,
+                | Kind::Expected
+                | Kind::Forwarding(_) => false,
             };
             if passes {
                 push(&mut self.head, name.as_str().as_bytes(), value.as_bytes());
@@ -377,7 +397,8 @@ impl Request {
         if !crumbs.is_empty() {
             push(&mut self.head, b"cookie", &crumbs.join(&b"; "[..]));
         }
-        self.finish(from, b"Via: 2 everhold\r\n", traced, ids);
+        self.came(&said, from, trusted);
+        self.finish(b"Via: 2 everhold\r\n", traced, ids);
         Ok(())
     }
 
@@ -417,6 +438,7 @@ impl Request {
             return refuse(400, "a path with dot segments");
         }
         self.head.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+        self.host_at = self.head.len()..self.head.len() + host.len();
         self.head.extend_from_slice(host);
         self.head.extend_from_slice(b"\r\n");
         self.host.clear();
@@ -427,18 +449,35 @@ impl Request {
         Ok(())
     }
 
-    /// What the gateway adds. `via` says in which version it came.
-    fn finish(&mut self, from: &From, via: &[u8], traced: bool, ids: &mut Ids) {
+    /// Says whom it is from.
+    fn came(&mut self, said: &Said<'_>, from: &From, trusted: &[Net]) {
+        (self.peer, self.client, self.secure) = (from.peer, None, None);
+        if !trusted.is_empty() {
+            let origin = said.judge(from.ip, trusted);
+            let client = origin.path.first().copied().unwrap_or(from.ip);
+            let host = self.head[self.host_at.clone()].to_vec();
+            from.tell(&mut self.head, &origin, &host);
+            (self.peer, self.client, self.secure) = (hash_of(client), Some(client), origin.secure);
+            return;
+        }
+        self.head.extend_from_slice(&from.fields);
+        if !self.host_at.is_empty() {
+            self.head.extend_from_slice(b"X-Forwarded-Host: ");
+            self.head.extend_from_within(self.host_at.clone());
+            self.head.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// What else the gateway adds. `via` says in which version it came.
+    fn finish(&mut self, via: &[u8], traced: bool, ids: &mut Ids) {
         if !traced {
             self.head.extend_from_slice(b"traceparent: ");
             ids.traceparent(&mut self.head);
             self.head.extend_from_slice(b"\r\n");
         }
         push(&mut self.head, b"X-Request-Id", self.id.as_bytes());
-        self.head.extend_from_slice(&from.fields);
         self.head.extend_from_slice(via);
         self.end = self.head.len();
-        self.peer = from.peer;
     }
 
     /// How long the client waits for the head of an answer, if it says so.
@@ -469,6 +508,7 @@ impl Request {
         self.head.clear();
         self.head.push(b' ');
         self.host.clear();
+        (self.client, self.secure) = (None, None);
         (self.method_end, self.path_end, self.target_end) = (0, 1, 1);
         self.keep_alive = false;
     }

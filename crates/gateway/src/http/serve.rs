@@ -46,9 +46,9 @@ pub async fn serve(
     (listener, open): (Arc<str>, &Open),
     world: Rc<World>,
 ) {
-    let from = From::of(peer, matches!(io, Io::Tls(_)));
-    let mut client = Client::new(io);
     let mut seat = world.seat(&listener, &open.0);
+    let from = From::of(peer, matches!(io, Io::Tls(_)), seat.port(&world));
+    let mut client = Client::new(io);
     // Until when the first head has to be whole.
     let mut until = None;
     if !matches!(client.io, Io::Tls(_)) {
@@ -61,7 +61,7 @@ pub async fn serve(
         }
     }
     loop {
-        match next(&mut client, &from, &world, until.take()).await {
+        match next(&mut client, &mut seat, &from, &world, until.take()).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(refusal) => {
@@ -326,7 +326,7 @@ impl Client {
         Record {
             at_ms: world.unix_ms(begun),
             id: request.id,
-            peer: from.ip,
+            peer: request.client.unwrap_or(from.ip),
             listener: seat.name.clone(),
             method: request.method,
             host: Short::of(request.host.as_bytes()),
@@ -412,6 +412,7 @@ async fn one_try<'b>(
 /// begun already.
 async fn next(
     client: &mut Client,
+    seat: &mut Seat,
     from: &From,
     world: &World,
     mut until: Option<Instant>,
@@ -419,7 +420,10 @@ async fn next(
     let Client { io, buf, request, up, timer, .. } = client;
     loop {
         if !buf.is_empty() {
-            let read = request.read(buf.data(), from, &mut world.ids.borrow_mut())?;
+            let listener = from.trusted(seat, world);
+            let trusted = listener.as_ref().map(|it| it.trusted.as_slice()).unwrap_or_default();
+            let input = buf.data();
+            let read = request.read(input, (from, trusted), &mut world.ids.borrow_mut())?;
             if let Some(length) = read {
                 buf.consume(length);
                 // Whoever answers before the body is read knows by this that it isn't.

@@ -50,7 +50,8 @@ pub async fn serve(
     (listener, open): (Arc<str>, &Open),
     world: Rc<World>,
 ) {
-    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_))));
+    let port = world.seat(&listener, &open.0).port(&world);
+    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_)), port));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -170,7 +171,10 @@ async fn stream(job: Job, client: &mut Client, world: &World) {
     let (parts, receive) = request.into_parts();
     let over = receive.is_end_stream();
     client.take(Stream::of_client(receive, respond, from.tls));
-    let taken = client.request.take(&parts, over, &from, &mut world.ids.borrow_mut());
+    let listener = from.trusted(&mut seat, world);
+    let trusted = listener.as_ref().map(|it| it.trusted.as_slice()).unwrap_or_default();
+    let sender = (&*from, trusted);
+    let taken = client.request.take(&parts, over, sender, &mut world.ids.borrow_mut());
     let after = match taken {
         Ok(()) => {
             client.up.begin(client.request.framing, false);

@@ -15,7 +15,7 @@ use everhold_core::http::retry::Budget;
 use everhold_core::http::ring::Ring;
 use everhold_core::http::route::{Asked, HttpService, HttpTable, Matcher};
 use everhold_core::http::zone::{Place, Tier, choose, tiers};
-use everhold_core::spec::{Affinity, Balance, HashKey};
+use everhold_core::spec::{Affinity, Balance, HashKey, Net};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -57,6 +57,9 @@ struct Table {
 pub struct Listener {
     routes: Vec<Route>,
     matcher: Matcher,
+    /// Who is believed in whom a request is from.
+    pub trusted: Vec<Net>,
+    pub port: u16,
 }
 
 #[derive(Clone)]
@@ -174,7 +177,8 @@ impl World {
                 known.push(route.clone());
             }
             let matcher = Matcher::new(&known);
-            (name.clone(), Rc::new(Listener { routes, matcher }))
+            let (trusted, port) = (listener.trusted_proxies.clone(), listener.bind.port());
+            (name.clone(), Rc::new(Listener { routes, matcher, trusted, port }))
         });
         *self.table.borrow_mut() = Rc::new(Table { listeners: listeners.collect() });
         self.generation.set(self.generation.get() + 1);
@@ -207,6 +211,11 @@ impl World {
         self.begun_ms.get() + self.ms(at)
     }
 
+    /// Of the table in force.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
     pub fn seat(&self, listener: &Arc<str>, counters: &Arc<Counters>) -> Seat {
         Seat { name: listener.clone(), counters: counters.clone(), seen: 0, found: None }
     }
@@ -224,6 +233,11 @@ impl Seat {
             self.found = world.table.borrow().listeners.get(&*self.name).cloned();
         }
         self.found.as_ref()
+    }
+
+    /// Where clients come to.
+    pub fn port(&mut self, world: &World) -> u16 {
+        self.listener(world).map_or(0, |it| it.port)
     }
 }
 

@@ -55,13 +55,17 @@ impl Seen {
             "X-Forwarded-For: 127.0.0.1\r\n",
             "X-Forwarded-Proto: http\r\n",
             "Forwarded: for=127.0.0.1;proto=http\r\n",
+            "X-Forwarded-Port: ",
             &format!("Via: {version} everhold\r\n"),
             "X-Envoy-Expected-Rq-Timeout-Ms: ",
         ];
         for added in added {
             assert_eq!(self.head.matches(added).count(), 1, "{added:?} once in {:?}", self.head);
         }
-        let lines = self.head.split_inclusive("\r\n");
+        // One without a name asks for none.
+        let host = format!("X-Forwarded-Host: {}\r\n", self.values("host")[0]);
+        assert_eq!(self.head.contains(&host), host.len() > "X-Forwarded-Host: \r\n".len());
+        let lines = self.head.split_inclusive("\r\n").filter(|line| *line != host);
         lines.filter(|line| !added.iter().any(|added| line.starts_with(added))).collect()
     }
 }
@@ -356,7 +360,10 @@ impl Fixture {
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];
         let mut http = HttpTable::default();
-        http.listeners.insert("web".to_owned(), HttpListener { bind, tls: None, routes });
+        http.listeners.insert(
+            "web".to_owned(),
+            HttpListener { bind, tls: None, trusted_proxies: Vec::new(), routes },
+        );
         http.services.insert("main".to_owned(), service);
         http.services.insert("nowhere".to_owned(), nowhere);
         let mut config = Config::new(Arc::new(RouteTable::default().with_http(http)));

@@ -8,6 +8,7 @@ mod curl;
 mod deadlines;
 mod fields;
 mod fixture;
+mod forwarded;
 mod framing;
 mod frozen;
 mod gone;
