@@ -3,8 +3,11 @@
 //!
 //! For a request: `route` finds the service, `affinity` the backend of its session, else `zone` the
 //! zone and `balance` one of its backends; `deadline` is how long the client waits, `retry` says what
-//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
-//! traffic, and `zone` where it goes from here.
+//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend,
+//! `usable` makes of both who gets traffic, and `zone` where it goes from here.
+//!
+//! Of clients: `door` says who is let in, `rate` how often each may ask, `pace` how slowly it may send
+//! and take, and `flood` what frames of HTTP/2 are too many.
 //!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
 //! are passed in. What is called for each request allocates nothing.
@@ -12,11 +15,15 @@
 pub mod affinity;
 pub mod balance;
 pub mod deadline;
+pub mod door;
 pub mod ewma;
+pub mod flood;
 pub mod hash;
 pub mod outlier;
+pub mod pace;
 pub mod probe;
 pub mod pulse;
+pub mod rate;
 pub mod retry;
 pub mod ring;
 pub mod route;
