@@ -43,9 +43,13 @@ pub fn table(
             when: route.when.clone(),
             service: route.service.clone(),
             timeout_ms: route.timeout_ms,
+            rate_limit: None,
+            body_rate_min: None,
         });
         let (bind, tls) = (listener.bind, http.tls.clone());
-        Some((name.clone(), HttpListener { bind, tls, routes: routes.collect() }))
+        let routes = routes.collect();
+        let listener = HttpListener { bind, tls, deny: Vec::new(), per_client_max: None, routes };
+        Some((name.clone(), listener))
     });
     let services = spec.services.iter().filter_map(|(name, service)| {
         let ServiceSpec::Http(http) = service else { return None };

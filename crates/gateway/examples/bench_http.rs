@@ -229,11 +229,15 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
     let listener = |port| HttpListener {
         bind: at(port),
         tls: None,
+        deny: Vec::new(),
+        per_client_max: None,
         routes: vec![HttpRoute {
             name: "all".to_string(),
             when: Match::default(),
             service: "web".to_string(),
             timeout_ms: None,
+            rate_limit: None,
+            body_rate_min: None,
         }],
     };
     let backends = instances.iter().map(|port| Backend {

@@ -11,12 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use everhold_core::http::probe::Health;
+use everhold_core::http::rate::word::BadWord;
 use everhold_core::http::route::{Backend, HttpListener};
 use everhold_core::route::{Instance, RouteTable};
 use tokio::runtime::{Builder, Handle, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::accept::{self, ARRIVALS_MAX, Arrival, Protocol, Thread};
+use crate::door::Refused;
 use crate::http;
 use crate::limits::Limits;
 use crate::snapshot::{Found, InstanceSnapshot, ListenerSnapshot, ListenerState, Snapshot};
@@ -341,6 +343,33 @@ impl Gateway {
     /// of none, all are alike.
     pub fn set_loads(&self, loads: &http::Loads) {
         self.shared.http.take_loads(loads);
+    }
+
+    /// Whether there are other gateways: from then on what is admitted by rate limits is kept for
+    /// [`Gateway::tell_rates`].
+    pub fn share_rates(&self, shared: bool) {
+        self.shared.http.rates.share(shared);
+    }
+
+    /// What each of the other gateways is to be told now of rate limits, once, if anything. With a
+    /// word of this each 20 ms limits are kept within 1 %.
+    pub fn tell_rates(&self) -> Option<Vec<u8>> {
+        self.shared.http.rates.tell()
+    }
+
+    /// What a gateway that begins, or was away, is to be told first.
+    pub fn rate_debts(&self) -> Vec<Vec<u8>> {
+        self.shared.http.rates.debts()
+    }
+
+    /// Another gateway has told one of these.
+    pub fn absorb_rates(&self, word: &[u8]) -> Result<(), BadWord> {
+        self.shared.http.rates.absorb(word)
+    }
+
+    /// Connections of HTTP that were not let in.
+    pub fn refused(&self) -> Refused {
+        self.shared.http.door.refused()
     }
 
     /// How the instances of HTTP services are judged, by service.

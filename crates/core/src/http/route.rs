@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::door::Prefix;
+use super::rate::RateLimit;
 use crate::spec::{Affinity, Balance, HealthSpec, Match, PathMatch, TlsFiles, Version};
 
 /// All that a gateway needs to know of HTTP, immutable and swapped whole.
@@ -35,6 +37,12 @@ pub struct HttpListener {
     pub bind: SocketAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// Nobody is let in from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<Prefix>,
+    /// Connections of one client, at each gateway; `None`: as many as there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_client_max: Option<u32>,
     pub routes: Vec<HttpRoute>,
 }
 
@@ -47,6 +55,12 @@ pub struct HttpRoute {
     /// In place of the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Bytes a second that a client brings of a body, or takes of an answer, on average; `None`: as
+    /// [`RATE_MIN`](super::pace::RATE_MIN) says, 0: none at all will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_rate_min: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,6 +265,7 @@ fn tied(one: &Match, other: &Match) -> bool {
 mod tests {
     use super::*;
     use crate::http::chance::Chance;
+    use crate::http::rate::RateKey;
 
     /// A route as words: `example.org`, `=/exact`, `/prefix`, `GET,PUT`, `name:value`.
     fn route(words: &str) -> HttpRoute {
@@ -268,7 +283,14 @@ mod tests {
                 when.host = Some(word.to_string());
             }
         }
-        HttpRoute { name: words.to_string(), when, service: "s".to_string(), timeout_ms: None }
+        HttpRoute {
+            name: words.to_string(),
+            when,
+            service: "s".to_string(),
+            timeout_ms: None,
+            rate_limit: None,
+            body_rate_min: None,
+        }
     }
 
     /// A request as words: host, path, method, then `name:value`.
@@ -467,7 +489,18 @@ mod tests {
         let listener = HttpListener {
             bind: ([0, 0, 0, 0], 8_443).into(),
             tls: None,
-            routes: vec![route("a.org /v1 GET k:v")],
+            deny: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            per_client_max: Some(100),
+            routes: vec![HttpRoute {
+                rate_limit: Some(RateLimit {
+                    by: RateKey::Header("x-key".to_string()),
+                    requests: 1000,
+                    per_s: 1,
+                    burst: 200,
+                }),
+                body_rate_min: Some(0),
+                ..route("a.org /v1 GET k:v")
+            }],
         };
         let table = HttpTable {
             zone: None,

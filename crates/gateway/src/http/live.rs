@@ -1,6 +1,8 @@
 //! What all threads of a gateway know of the instances: counted by each, judged by one.
 
+use super::rates::Rates;
 use super::tls::Certificates;
+use crate::door::Door;
 use everhold_core::http::outlier::{Counts, RUN, Run};
 use everhold_core::http::route::{Backend, HttpService};
 use everhold_core::http::usable::Why;
@@ -120,7 +122,6 @@ pub struct Judged {
 }
 
 /// What threads share.
-#[derive(Default)]
 pub struct Shared {
     lives: Mutex<Lives>,
     judged: Mutex<BTreeMap<String, Judged>>,
@@ -131,19 +132,27 @@ pub struct Shared {
     secret: [u8; 32],
     /// Somebody fails so often that it should be judged at once.
     pub alarm: Notify,
+    pub rates: Rates,
+    pub door: Arc<Door>,
 }
 
 impl Shared {
     pub fn new(secret: [u8; 32]) -> Shared {
-        Shared { secret, ..Shared::default() }
+        Shared {
+            lives: Mutex::default(),
+            judged: Mutex::default(),
+            version: AtomicU64::new(0),
+            certificates: Certificates::default(),
+            secret,
+            alarm: Notify::new(),
+            rates: Rates::new(sign(&secret, b"rate limits")),
+            door: Arc::default(),
+        }
     }
 
     /// HMAC-SHA-256 with the secret that all gateways have.
     pub fn sign(&self, text: &[u8]) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.secret);
-        let mut signature = [0; 32];
-        signature.copy_from_slice(hmac::sign(&key, text).as_ref());
-        signature
+        sign(&self.secret, text)
     }
 
     fn lives(&self) -> MutexGuard<'_, Lives> {
@@ -176,6 +185,8 @@ impl Shared {
     /// before anybody hears of them, so that all have the same of an instance.
     pub fn adopt(&self, table: &HttpTable) {
         self.certificates.apply(table);
+        self.rates.apply(table);
+        self.door.apply(table);
         let mut lives = self.lives();
         let before = std::mem::take(&mut *lives);
         for (service, spec) in &table.services {
@@ -228,6 +239,13 @@ impl Shared {
     }
 }
 
+fn sign(secret: &[u8; 32], text: &[u8]) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut signature = [0; 32];
+    signature.copy_from_slice(hmac::sign(&key, text).as_ref());
+    signature
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,7 +276,7 @@ mod tests {
     /// Threads and the judge hear of tables at different moments, and some of them never.
     #[test]
     fn all_have_the_same_of_an_instance() {
-        let shared = Shared::default();
+        let shared = Shared::new([0; 32]);
         let lives = |table: &HttpTable| shared.lives_of("s", &table.services["s"]);
         let (one, two) = (table(&[("a", 1)]), table(&[("a", 1), ("x", 2)]));
         shared.adopt(&one);

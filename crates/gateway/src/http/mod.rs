@@ -2,9 +2,10 @@
 //!
 //! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
 //! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
-//! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
+//! bodies, `from` who asks, `rates` how often it may, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
 //! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
-//! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
+//! HTTP/2: `streams` is a client's connection, `meter` looks
+//! at its frames, `link` is one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
 mod access;
@@ -14,6 +15,7 @@ mod buf;
 mod check;
 mod exchange;
 mod flow;
+mod from;
 #[cfg(test)]
 mod fuzz;
 mod heads;
@@ -23,6 +25,8 @@ mod judge;
 mod ledger;
 mod link;
 mod live;
+mod meter;
+mod rates;
 pub mod request;
 pub mod response;
 mod serve;
@@ -81,7 +85,15 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) fn start(world: &Rc<World>, counters: Arc<Counters>, arrival: Arrival) {
     let world = Rc::clone(world);
     tokio::task::spawn_local(async move {
-        let Arrival { listener, socket, peer, counted: _counted, thread: _thread, .. } = arrival;
+        let Arrival {
+            listener,
+            socket,
+            peer,
+            counted: _counted,
+            thread: _thread,
+            guest: _guest,
+            ..
+        } = arrival;
         let open = Open::new(counters);
         let tuned = TcpStream::from_std(socket).and_then(|it| socket::tune(&it).map(|()| it));
         let socket = match tuned {

@@ -7,6 +7,7 @@
 //! `Content-Length` that was understood.
 
 use super::body::{Framing, lines_are_whole};
+pub use super::from::From;
 use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
 use super::target::{self, has_dots, host_name};
@@ -17,7 +18,6 @@ use everhold_core::spec::HashKey;
 use http::header::COOKIE;
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// More fields than any browser or client sends.
@@ -140,15 +140,6 @@ impl Default for Request {
             id: RequestId::default(),
         }
     }
-}
-
-/// What every request of a connection is told to the instance with: fields that end with CR LF.
-pub struct From {
-    pub fields: Vec<u8>,
-    /// The hash of its address.
-    peer: u64,
-    pub ip: IpAddr,
-    pub tls: bool,
 }
 
 /// What a field is to the gateway.
@@ -377,6 +368,11 @@ impl Request {
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
+        // Cookies come in crumbs, and browsers have many of them.
+        let cookies = parts.headers.get_all(COOKIE).iter().count();
+        if parts.headers.len() - cookies > FIELDS_MAX {
+            return refuse(431, "too many fields");
+        }
         for (name, value) in &parts.headers {
             let value = value.as_bytes();
             // By RFC 9113 section 8.2.1 none of its own is: on its way it would be lost.
@@ -678,21 +674,5 @@ pub fn number(value: &[u8]) -> Result<u64, Refusal> {
     match text.and_then(|text| text.parse().ok()) {
         Some(length) => Ok(length),
         None => refuse(400, "a Content-Length that is no number"),
-    }
-}
-
-impl From {
-    /// What is said of a client at that address.
-    pub fn of(peer: SocketAddr, tls: bool) -> From {
-        let (ip, proto) = (peer.ip().to_canonical(), if tls { "https" } else { "http" });
-        let node = match ip {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => format!("\"[{ip}]\""),
-        };
-        let fields = format!(
-            "X-Forwarded-For: {ip}\r\nX-Forwarded-Proto: {proto}\r\n\
-             Forwarded: for={node};proto={proto}\r\n"
-        );
-        From { fields: fields.into_bytes(), peer: hash(ip.to_string().as_bytes()), ip, tls }
     }
 }

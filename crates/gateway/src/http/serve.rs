@@ -7,10 +7,12 @@ use super::id::Short;
 use super::io::Io;
 use super::ledger::{Record, TRIES_MAX, Try};
 use super::live::Live;
+use super::rates::admits;
 use super::request::{From, Refusal};
 use super::streams::{self, Begun};
 use super::tunnel;
 use super::world::{Picked, Route, Seat, World};
+use everhold_core::http::flood::PREFACE;
 use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -22,8 +24,6 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// What each connection of HTTP/2 begins with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A connection on which nothing is asked is closed after this, as nginx does.
 const IDLE: Duration = Duration::from_secs(75);
 /// A head has to be whole within this of its first byte.
@@ -133,6 +133,7 @@ pub async fn turn_away(
 ) -> After {
     let begun = Instant::now();
     client.request.forget();
+    client.response.added.clear();
     client.request.id = world.ids.borrow_mut().request();
     client.trail.begin(&world.nothing);
     client.trail.outcome = refusal.why;
@@ -146,11 +147,15 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     let begun = Instant::now();
     client.trail.begin(&world.nothing);
     client.response.status = 0;
+    client.response.added.clear();
     // To close while nothing is asked would meet the next request on its way; so it is answered, and
     // told that it was the last.
     client.request.keep_alive &= !world.is_leaving();
     let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
         _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) if !admits(client, &route, from, &world.shared.rates, begun) => {
+            refuse(client, 429, "too many requests").await
+        }
         Some(Some(route)) => along(client, &route, world, begun).await,
         Some(None) => refuse(client, 404, "no route leads there").await,
         None => {
@@ -161,6 +166,9 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     seat.counters.bytes_in.fetch_add(client.up.bytes, Ordering::Relaxed);
     seat.counters.bytes_out.fetch_add(client.down.bytes, Ordering::Relaxed);
     world.ledger.write(client.record(seat, world, from, begun));
+    if matches!(client.response.status, 200..=399) && !from.served.replace(true) {
+        world.shared.door.served(from.client);
+    }
     after
 }
 
@@ -169,6 +177,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let service = &route.service;
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
+    client.rate_min = route.rate_min;
     // Longer than a clock goes is for ever.
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;

@@ -4,6 +4,7 @@ use super::backend::Backend;
 use super::id::Ids;
 use super::ledger::Ledger;
 use super::live::Shared;
+use super::rates::Limiter;
 use super::request::Request;
 use super::streams::Desks;
 use crate::snapshot::Counters;
@@ -11,6 +12,7 @@ use everhold_core::http::affinity::{Cookies, Stick, by_header};
 use everhold_core::http::balance::{Seen, Turn, pick};
 use everhold_core::http::ewma::{EXPECTED_US, PeakEwma};
 use everhold_core::http::hash::mix;
+use everhold_core::http::pace::RATE_MIN;
 use everhold_core::http::retry::Budget;
 use everhold_core::http::ring::Ring;
 use everhold_core::http::route::{Asked, HttpService, HttpTable, Matcher};
@@ -64,6 +66,9 @@ pub struct Route {
     pub name: Arc<str>,
     pub service: Rc<Service>,
     pub timeout: Duration,
+    pub limiter: Option<Arc<Limiter>>,
+    /// Bytes a second of a body.
+    pub rate_min: u32,
 }
 
 pub struct Service {
@@ -170,6 +175,8 @@ impl World {
                     name: Arc::from(route.name.as_str()),
                     service: service.clone(),
                     timeout: Duration::from_millis(timeout_ms),
+                    limiter: self.shared.rates.of(&route.name),
+                    rate_min: route.body_rate_min.unwrap_or(RATE_MIN),
                 });
                 known.push(route.clone());
             }

@@ -352,11 +352,15 @@ impl Fixture {
             when,
             service: service.to_owned(),
             timeout_ms: None,
+            rate_limit: None,
+            body_rate_min: None,
         };
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];
         let mut http = HttpTable::default();
-        http.listeners.insert("web".to_owned(), HttpListener { bind, tls: None, routes });
+        let (deny, per_client_max) = (Vec::new(), None);
+        let listener = HttpListener { bind, tls: None, deny, per_client_max, routes };
+        http.listeners.insert("web".to_owned(), listener);
         http.services.insert("main".to_owned(), service);
         http.services.insert("nowhere".to_owned(), nowhere);
         let mut config = Config::new(Arc::new(RouteTable::default().with_http(http)));
@@ -368,10 +372,15 @@ impl Fixture {
     }
 
     pub fn client(&self) -> Client {
-        let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client { socket, input: Vec::new(), was_reset: false }
+        Client::of(TcpStream::connect(self.address).unwrap())
+    }
+
+    /// Puts another table in force.
+    pub fn change(&self, change: impl FnOnce(&mut HttpTable)) {
+        let mut http = self.config.table.http.clone();
+        change(&mut http);
+        let table = RouteTable { revision: 1, ..RouteTable::default() };
+        self.gateway.set_table(Arc::new(table.with_http(http))).unwrap();
     }
 
     /// One request on a connection of its own, and its answer.
@@ -417,7 +426,22 @@ pub struct Client {
     was_reset: bool,
 }
 
+/// One that has that address.
+pub fn client_from(ip: [u8; 4], to: SocketAddr) -> Client {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    connect(&socket, &to).unwrap();
+    Client::of(socket.into())
+}
+
 impl Client {
+    pub fn of(socket: TcpStream) -> Client {
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { socket, input: Vec::new(), was_reset: false }
+    }
+
     /// A gateway that has refused the beginning may not take the rest.
     pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.socket.write_all(bytes.as_ref());

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod abuse;
 mod bodies;
 mod curl;
 mod deadlines;
@@ -20,6 +21,7 @@ mod loads;
 mod log;
 mod pairs;
 mod pressure;
+mod rates;
 mod raw;
 mod responses;
 mod retries;
