@@ -1,22 +1,26 @@
 //! HTTP services as a gateway sees them: which requests go where, to which backend, what counts as
 //! healthy, what may be tried again.
 //!
-//! For a request: `route` finds the service, `affinity` the backend of its session, else `zone` the
-//! zone and `balance` one of its backends; `deadline` is how long the client waits, `retry` says what
-//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
-//! traffic, and `zone` where it goes from here.
+//! For a request: `route` finds the service, `queue` says who waits for a place there, `affinity` the
+//! backend of its session, else `zone` the zone and `balance` one of its backends; `deadline` is how long
+//! the client waits, `retry` says what becomes of a try that failed. Beside that, now and then: `probe`
+//! and `outlier` judge each backend, `usable` makes of both who gets traffic, and `zone` where it goes
+//! from here; `limit` finds how many requests a service bears at once, `breaker` when it is asked no more.
 //!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
 //! are passed in. What is called for each request allocates nothing.
 
 pub mod affinity;
 pub mod balance;
+pub mod breaker;
 pub mod deadline;
 pub mod ewma;
 pub mod hash;
+pub mod limit;
 pub mod outlier;
 pub mod probe;
 pub mod pulse;
+pub mod queue;
 pub mod retry;
 pub mod ring;
 pub mod route;
