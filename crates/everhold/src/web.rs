@@ -1,6 +1,7 @@
 //! From the spec and what agents say of instances to what a gateway needs to know of HTTP. Pure.
 
 use everhold_core::http::HttpTable;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::run::{Instance, RunState};
@@ -43,6 +44,8 @@ pub fn table(
             when: route.when.clone(),
             service: route.service.clone(),
             timeout_ms: route.timeout_ms,
+            bulkhead: None,
+            priority: Priority::Normal,
         });
         let (bind, tls) = (listener.bind, http.tls.clone());
         Some((name.clone(), HttpListener { bind, tls, routes: routes.collect() }))
@@ -148,6 +151,8 @@ fn service_of(
         try_timeout_ms: http.try_timeout_ms,
         idle_timeout_ms: http.idle_timeout_ms,
         retries: http.retries,
+        bulkhead: None,
+        breaker: None,
         backends,
     }
 }

@@ -9,6 +9,7 @@
 //! are an nginx of their own. All of it on loopback.
 
 use everhold_core::http::HttpTable;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{Balance, HealthSpec, Match, Version};
@@ -234,6 +235,8 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
             when: Match::default(),
             service: "web".to_string(),
             timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
         }],
     };
     let backends = instances.iter().map(|port| Backend {
@@ -252,6 +255,8 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
         try_timeout_ms: None,
         idle_timeout_ms: 3_600_000,
         retries: 2,
+        bulkhead: None,
+        breaker: None,
         backends: backends.collect(),
     };
     let http = HttpTable {

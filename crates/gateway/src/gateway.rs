@@ -348,6 +348,11 @@ impl Gateway {
         self.shared.http.judged()
     }
 
+    /// What is let through to HTTP services and by routes, where that is bounded.
+    pub fn guarded(&self) -> http::Guarded {
+        self.shared.http.guards.state()
+    }
+
     fn http_listeners(
         &self,
         table: &RouteTable,

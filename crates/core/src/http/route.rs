@@ -9,6 +9,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::breaker::BreakerSpec;
+use super::queue::{Bulkhead, Priority};
 use crate::spec::{Affinity, Balance, HealthSpec, Match, PathMatch, TlsFiles, Version};
 
 /// All that a gateway needs to know of HTTP, immutable and swapped whole.
@@ -47,6 +49,11 @@ pub struct HttpRoute {
     /// In place of the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Places of its own, before those of its service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<Bulkhead>,
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +73,11 @@ pub struct HttpService {
     pub idle_timeout_ms: u64,
     /// Tries beyond the first.
     pub retries: u32,
+    /// Places at its instances, over all of them; `None`: without bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<Bulkhead>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerSpec>,
     /// By name.
     pub backends: Vec<Backend>,
 }
@@ -268,7 +280,14 @@ mod tests {
                 when.host = Some(word.to_string());
             }
         }
-        HttpRoute { name: words.to_string(), when, service: "s".to_string(), timeout_ms: None }
+        HttpRoute {
+            name: words.to_string(),
+            when,
+            service: "s".to_string(),
+            timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
+        }
     }
 
     /// A request as words: host, path, method, then `name:value`.
@@ -457,6 +476,8 @@ mod tests {
             try_timeout_ms: None,
             idle_timeout_ms: 3_600_000,
             retries: 2,
+            bulkhead: None,
+            breaker: Some(BreakerSpec::default()),
             backends: vec![Backend {
                 name: "a.1".to_string(),
                 address: ([127, 0, 0, 1], 15_410).into(),

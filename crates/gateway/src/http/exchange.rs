@@ -22,7 +22,7 @@ use tokio::time::Instant;
 /// A client that has ended its side may have closed both: it is waited for so long that one that only
 /// had no more to say, as scripts do, gets what an instance answers at once. nginx and HAProxy don't
 /// wait.
-const HALF_CLOSED_FOR: Duration = Duration::from_secs(1);
+pub const HALF_CLOSED_FOR: Duration = Duration::from_secs(1);
 /// Interim answers to one request: a client that takes none must not have them pile up.
 const INTERIM_MAX: u32 = 16;
 

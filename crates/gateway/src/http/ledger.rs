@@ -67,6 +67,23 @@ pub struct Of {
     pub ok: bool,
 }
 
+/// What a request met before it was tried anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Met {
+    /// It had to wait, till its turn had come or its client was gone.
+    Queue,
+    QueueFull,
+    TooLate,
+    Breaker,
+}
+
+/// By which those that met something are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turned {
+    pub route: Arc<str>,
+    pub met: Met,
+}
+
 /// One try of a request.
 #[derive(Debug, Clone)]
 pub struct Try {
@@ -128,6 +145,9 @@ pub struct Record {
     pub bytes_out: u64,
     pub took_us: u64,
     pub outcome: &'static str,
+    pub met: Option<Met>,
+    /// Before it was let in or turned away; a part of `took_us`.
+    pub waited_us: u64,
 }
 
 /// Of one thread.
@@ -138,6 +158,7 @@ pub struct Ledger(Mutex<Books>);
 struct Books {
     requests: Histograms<Series>,
     tries: Histograms<Of>,
+    turned: Histograms<Turned>,
     recent: VecDeque<Record>,
     wrong: VecDeque<Record>,
     lines: Option<Lines>,
@@ -197,6 +218,8 @@ impl<K: Ord + Clone> Histograms<K> {
 pub struct Sums {
     pub requests: BTreeMap<Series, Histogram>,
     pub tries: BTreeMap<Of, Histogram>,
+    /// How long those waited that did not go on at once.
+    pub turned: BTreeMap<Turned, Histogram>,
     /// Lines of the access log that the disk was too slow for, or did not take.
     pub lines_lost: u64,
 }
@@ -208,7 +231,7 @@ impl Ledger {
 
     pub fn write(&self, record: Record) {
         let mut books = self.books();
-        let Books { requests, tries, recent, wrong, lines, lines_lost: _ } = &mut *books;
+        let Books { requests, tries, turned, recent, wrong, lines, lines_lost: _ } = &mut *books;
         let Record { route, method, status, .. } = &record;
         let is = |it: &Series| {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
@@ -226,6 +249,12 @@ impl Ledger {
             let of = || Of { service: service.clone(), backend: backend.clone(), ok: one.ok };
             let rest = |it: &Of| Of { backend: Arc::from(REST), ..it.clone() };
             tries.add(is, of, rest, one.took_us);
+        }
+        if let Some(met) = record.met {
+            let is = |it: &Turned| Arc::ptr_eq(&it.route, &record.route) && it.met == met;
+            let key = || Turned { route: record.route.clone(), met };
+            let rest = |it: &Turned| Turned { route: Arc::from(REST), ..it.clone() };
+            turned.add(is, key, rest, record.waited_us);
         }
         if let Some(lines) = lines {
             lines.add(&record);
@@ -269,6 +298,9 @@ impl Ledger {
         for (of, histogram) in books.tries.iter() {
             sums.tries.entry(of.clone()).or_default().merge(histogram);
         }
+        for (turned, histogram) in books.turned.iter() {
+            sums.turned.entry(turned.clone()).or_default().merge(histogram);
+        }
         sums.lines_lost += books.lines_lost.load(Relaxed);
     }
 }
@@ -279,12 +311,21 @@ pub struct Trail {
     pub service: Arc<str>,
     pub tries: Tries,
     pub outcome: &'static str,
+    pub met: Option<Met>,
+    pub waited_us: u64,
 }
 
 impl Default for Trail {
     fn default() -> Trail {
         let nothing: Arc<str> = Arc::from("");
-        Trail { route: nothing.clone(), service: nothing, tries: Tries::default(), outcome: "" }
+        Trail {
+            route: nothing.clone(),
+            service: nothing,
+            tries: Tries::default(),
+            outcome: "",
+            met: None,
+            waited_us: 0,
+        }
     }
 }
 
@@ -293,6 +334,7 @@ impl Trail {
         (self.route, self.service) = (nothing.clone(), nothing.clone());
         self.outcome = "";
         self.tries = Tries::default();
+        (self.met, self.waited_us) = (None, 0);
     }
 
     pub fn tried(&mut self, one: Try) {
@@ -332,6 +374,8 @@ mod tests {
             bytes_out: 1,
             took_us,
             outcome: "",
+            met: None,
+            waited_us: 0,
         }
     }
 

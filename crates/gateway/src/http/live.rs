@@ -1,5 +1,6 @@
 //! What all threads of a gateway know of the instances: counted by each, judged by one.
 
+use super::guards::Guards;
 use super::tls::Certificates;
 use everhold_core::http::outlier::{Counts, RUN, Run};
 use everhold_core::http::route::{Backend, HttpService};
@@ -127,6 +128,8 @@ pub struct Shared {
     /// Rises when it changes who is used.
     version: AtomicU64,
     pub certificates: Certificates,
+    /// Who waits for which service, and which are asked at all.
+    pub guards: Guards,
     /// Signs what clients keep for the gateway.
     secret: [u8; 32],
     /// Somebody fails so often that it should be judged at once.
@@ -176,6 +179,7 @@ impl Shared {
     /// before anybody hears of them, so that all have the same of an instance.
     pub fn adopt(&self, table: &HttpTable) {
         self.certificates.apply(table);
+        self.guards.adopt(table);
         let mut lives = self.lives();
         let before = std::mem::take(&mut *lives);
         for (service, spec) in &table.services {
@@ -251,6 +255,8 @@ mod tests {
             try_timeout_ms: None,
             idle_timeout_ms: 3_600_000,
             retries: 0,
+            bulkhead: None,
+            breaker: None,
         };
         HttpTable { services: [("s".to_string(), service)].into(), ..HttpTable::default() }
     }

@@ -3,11 +3,13 @@
 //! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
 //! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
 //! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
-//! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
+//! them and says who is used. `admit` lets requests in, through the `gate` of route and service and past
+//! the service's breaker, its `switch`; `guards` has all of these. `ledger` counts and remembers requests, `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
 mod access;
+mod admit;
 mod backend;
 pub mod body;
 mod buf;
@@ -16,6 +18,8 @@ mod exchange;
 mod flow;
 #[cfg(test)]
 mod fuzz;
+mod gate;
+mod guards;
 mod heads;
 pub mod id;
 mod io;
@@ -28,6 +32,7 @@ pub mod response;
 mod serve;
 mod stream;
 mod streams;
+mod switch;
 mod target;
 mod timer;
 mod tls;
@@ -36,9 +41,11 @@ mod tunnel;
 mod world;
 
 pub(crate) use access::open as open_log;
+pub use gate::GateState;
+pub use guards::Guarded;
 pub use id::RequestId;
 pub(crate) use judge::run as judge;
-pub use ledger::{BOUNDS_S, Histogram, Ledger, Of, Record, Series, Sums, Tries, Try};
+pub use ledger::{BOUNDS_S, Histogram, Ledger, Met, Of, Record, Series, Sums, Tries, Try, Turned};
 pub(crate) use live::Shared;
 pub use live::{Judged, Loads, Verdict};
 pub(crate) use world::World;

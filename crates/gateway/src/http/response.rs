@@ -18,11 +18,19 @@ pub struct Response {
     pub framing: Framing,
     /// The instance keeps the connection.
     pub keep_alive: bool,
+    /// Whom the gateway's own next answer turns away may come back after so many seconds.
+    pub again_after_s: Option<u64>,
 }
 
 impl Default for Response {
     fn default() -> Response {
-        Response { status: 0, head: Vec::new(), framing: Framing::None, keep_alive: false }
+        Response {
+            status: 0,
+            head: Vec::new(),
+            framing: Framing::None,
+            keep_alive: false,
+            again_after_s: None,
+        }
     }
 }
 
@@ -270,6 +278,9 @@ impl Response {
     fn begin_own(&mut self, status: u16, reason: &str) {
         (self.status, self.keep_alive) = (status, true);
         self.begin(status, reason, 256);
+        if let Some(seconds) = self.again_after_s.take() {
+            push(&mut self.head, b"Retry-After", seconds.to_string().as_bytes());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
+use super::admit::{Halt, admit};
 use super::backend::{Active, Backend, Conn, Need};
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::id::Short;
@@ -174,14 +175,22 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let allowed = begun + route.timeout;
     let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
     let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
-    service.budget.borrow_mut().request(world.ms(begun));
+    let pass = match admit(client, route, world, (begun, deadline)).await {
+        Ok(pass) => pass,
+        Err(Halt::Turned { why, again_after_s }) => {
+            client.response.again_after_s = Some(again_after_s);
+            return unserved(client, (503, why)).await;
+        }
+        Err(Halt::Gone) => return gone(client),
+    };
+    service.budget.borrow_mut().request(world.ms(pass.at));
     let mut tried = [usize::MAX; TRIES_MAX];
     // The instance that is asked again over a new connection, and whether one was.
     let (mut again, mut anew) = (None, false);
     let mut tries = 0;
     let mut last = (503, "no instance is there");
     for index in 0..tried.len() {
-        let now = if index == 0 { begun } else { Instant::now() };
+        let now = if index == 0 { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
             return unserved(client, (504, "the client waits no longer")).await;
@@ -220,6 +229,9 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                     500.. => alarm(world, backend.live.fail(true)),
                     _ => backend.live.succeed(),
                 }
+                if !(hurried && client.response.status == 504) {
+                    pass.answered(world, client.response.status, ended - now);
+                }
                 backend.took(ended - now, world.ms(ended));
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
@@ -255,11 +267,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                 client.request.keep_alive = false;
                 return refuse(client, 408, "the body took too long").await;
             }
-            Failure::Client { malformed: None } => {
-                client.response.status = 0;
-                client.trail.outcome = "client gone";
-                return After::Drop;
-            }
+            Failure::Client { malformed: None } => return gone(client),
             Failure::Connect(_) => (Sent::Nothing, (502, "the instance can't be reached")),
             Failure::Refused { .. } => (Sent::Nothing, (503, "the instance takes no more")),
             Failure::Broken(_) => (Sent::Request, (502, "the instance broke off")),
@@ -280,6 +288,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             }
             if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
+                pass.failed(world, &failed.failure);
             }
         }
         tries += u32::from(!stale);
@@ -339,8 +348,16 @@ impl Client {
             bytes_out: down.bytes,
             took_us: begun.elapsed().as_micros() as u64,
             outcome: trail.outcome,
+            met: trail.met,
+            waited_us: trail.waited_us,
         }
     }
+}
+
+fn gone(client: &mut Client) -> After {
+    client.response.status = 0;
+    client.trail.outcome = "client gone";
+    After::Drop
 }
 
 /// Nobody answers the client but the gateway.

@@ -1,16 +1,19 @@
 //! What one thread knows of HTTP: its compiled table, its connections to instances.
 
 use super::backend::Backend;
+use super::gate::Gate;
 use super::id::Ids;
 use super::ledger::Ledger;
 use super::live::Shared;
 use super::request::Request;
 use super::streams::Desks;
+use super::switch::Switch;
 use crate::snapshot::Counters;
 use everhold_core::http::affinity::{Cookies, Stick, by_header};
 use everhold_core::http::balance::{Seen, Turn, pick};
 use everhold_core::http::ewma::{EXPECTED_US, PeakEwma};
 use everhold_core::http::hash::mix;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::retry::Budget;
 use everhold_core::http::ring::Ring;
 use everhold_core::http::route::{Asked, HttpService, HttpTable, Matcher};
@@ -64,6 +67,9 @@ pub struct Route {
     pub name: Arc<str>,
     pub service: Rc<Service>,
     pub timeout: Duration,
+    /// Its own places.
+    pub gate: Option<Arc<Gate>>,
+    pub priority: Priority,
 }
 
 pub struct Service {
@@ -81,6 +87,8 @@ pub struct Service {
     usable: RefCell<Usable>,
     turn: RefCell<Turn>,
     pub budget: RefCell<Budget>,
+    pub gate: Option<Arc<Gate>>,
+    pub switch: Option<Arc<Switch>>,
 }
 
 /// Who is used, as of a version of [`Shared`].
@@ -170,6 +178,8 @@ impl World {
                     name: Arc::from(route.name.as_str()),
                     service: service.clone(),
                     timeout: Duration::from_millis(timeout_ms),
+                    gate: self.shared.guards.of_route(name, &route.name, &route.bulkhead),
+                    priority: route.priority,
                 });
                 known.push(route.clone());
             }
@@ -251,9 +261,15 @@ impl Service {
         old: Option<&Rc<Service>>,
     ) -> Rc<Service> {
         let here = (table.zone.clone(), table.gateways.clone());
+        let gate = shared.guards.of_service(name, &spec.bulkhead);
+        let switch = shared.guards.switch(name, &spec.breaker);
         let is_same = |old: &Service| {
             let same = |(one, other): (&Rc<Backend>, &Rc<Backend>)| Rc::ptr_eq(one, other);
-            old.spec == *spec && old.here == here && old.backends.iter().zip(&backends).all(same)
+            old.spec == *spec
+                && old.here == here
+                && old.gate.as_ref().map(Arc::as_ptr) == gate.as_ref().map(Arc::as_ptr)
+                && old.switch.as_ref().map(Arc::as_ptr) == switch.as_ref().map(Arc::as_ptr)
+                && old.backends.iter().zip(&backends).all(same)
         };
         if let Some(old) = old.filter(|old| is_same(old)) {
             return old.clone();
@@ -284,6 +300,8 @@ impl Service {
             turn: RefCell::new(Turn::new(backends.len())),
             budget: RefCell::new(old.map(|old| old.budget.borrow().clone()).unwrap_or_default()),
             backends,
+            gate,
+            switch,
         })
     }
 

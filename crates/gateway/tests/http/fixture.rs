@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use everhold_core::http::HttpTable;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{Balance, HealthSpec, Match, PathMatch, Version};
@@ -341,6 +342,8 @@ impl Fixture {
             try_timeout_ms: None,
             idle_timeout_ms: 3_600_000,
             retries: 2,
+            bulkhead: None,
+            breaker: None,
             backends: backends.collect(),
         };
         change(&mut service);
@@ -352,6 +355,8 @@ impl Fixture {
             when,
             service: service.to_owned(),
             timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
         };
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];

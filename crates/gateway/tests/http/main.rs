@@ -18,6 +18,7 @@ mod leave;
 mod links;
 mod loads;
 mod log;
+mod overload;
 mod pairs;
 mod pressure;
 mod raw;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{self, HttpRoute};
 use everhold_core::spec::{self, Address, Match, PathMatch, RouteSpec};
 
@@ -186,6 +187,8 @@ fn ties(routes: &[(&Placed<String>, RouteSpec)], faults: &mut Faults<'_>) {
             when: route.when.clone(),
             service: route.service.clone(),
             timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
         });
         for (earlier, later) in route::ties(&known.collect::<Vec<_>>()) {
             let (earlier, later) = (of[earlier].0, of[later].0);
