@@ -149,6 +149,7 @@ fn service_of(
         slow_start_ms: http.slow_start_ms,
         timeout_ms: http.timeout_ms,
         try_timeout_ms: http.try_timeout_ms,
+        try_timeout_auto: false,
         idle_timeout_ms: http.idle_timeout_ms,
         retries: http.retries,
         bulkhead: None,

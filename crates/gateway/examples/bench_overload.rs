@@ -321,6 +321,7 @@ impl Proxy {
             slow_start_ms: 0,
             timeout_ms: 60_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 2,
             bulkhead,

@@ -16,6 +16,7 @@ pub mod breaker;
 pub mod deadline;
 pub mod ewma;
 pub mod hash;
+pub mod latency;
 pub mod limit;
 pub mod outlier;
 pub mod probe;

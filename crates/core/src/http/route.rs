@@ -68,6 +68,9 @@ pub struct HttpService {
     /// One try; `None`: as long as all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub try_timeout_ms: Option<u64>,
+    /// A try is given up when it takes longer than nearly all, if another instance may be asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub try_timeout_auto: bool,
     /// Between two pieces of an answer.
     #[serde(default = "crate::spec::idle_timeout_ms")]
     pub idle_timeout_ms: u64,
@@ -474,6 +477,7 @@ mod tests {
             slow_start_ms: 10_000,
             timeout_ms: 60_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 2,
             bulkhead: None,

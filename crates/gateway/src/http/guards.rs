@@ -2,6 +2,7 @@
 //! who is inside stays.
 
 use super::gate::{Gate, GateState};
+use super::pace::Pace;
 use super::switch::Switch;
 use everhold_core::http::HttpTable;
 use everhold_core::http::breaker::BreakerSpec;
@@ -22,6 +23,7 @@ struct Known {
     /// By listener and route.
     routes: BTreeMap<(String, String), Arc<Gate>>,
     switches: BTreeMap<String, Arc<Switch>>,
+    paces: BTreeMap<String, Arc<Pace>>,
 }
 
 /// What gates and breakers are like, for who looks.
@@ -72,6 +74,10 @@ impl Guards {
                 switch.set(spec);
                 known.switches.insert(name.clone(), switch);
             }
+            if service.try_timeout_auto {
+                let pace = before.paces.remove(name).unwrap_or_default();
+                known.paces.insert(name.clone(), pace);
+            }
         }
         for (listener, it) in &table.listeners {
             for route in &it.routes {
@@ -106,11 +112,16 @@ impl Guards {
         Some(self.known().switches.get(name).cloned().unwrap_or_default())
     }
 
-    /// Adapts limits to what there was since the last time; now and then.
+    pub fn pace(&self, name: &str, is_on: bool) -> Option<Arc<Pace>> {
+        is_on.then(|| self.known().paces.get(name).cloned().unwrap_or_default())
+    }
+
+    /// Adapts limits and timeouts to what there was since the last time; now and then.
     pub fn adapt(&self) {
         let now = Instant::now();
         let known = self.known();
         known.services.values().chain(known.routes.values()).for_each(|gate| gate.step(now));
+        known.paces.values().for_each(|pace| pace.step(self.ms(now)));
     }
 
     /// Judges breakers, also when one of them asks for it.

@@ -253,6 +253,7 @@ mod tests {
             slow_start_ms: 0,
             timeout_ms: 1_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 0,
             bulkhead: None,

@@ -4,7 +4,8 @@
 //! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
 //! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
 //! them and says who is used. `admit` lets requests in, through the `gate` of route and service and past
-//! the service's breaker, its `switch`; `guards` has all of these. `ledger` counts and remembers requests, `access` writes the access log.
+//! the service's breaker, its `switch`; `guards` has all of these,
+//! and the `pace` of services. `ledger` counts and remembers requests, `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
@@ -27,6 +28,7 @@ mod judge;
 mod ledger;
 mod link;
 mod live;
+mod pace;
 pub mod request;
 pub mod response;
 mod serve;

@@ -11,7 +11,7 @@ use super::live::Live;
 use super::request::{From, Refusal};
 use super::streams::{self, Begun};
 use super::tunnel;
-use super::world::{Picked, Route, Seat, World};
+use super::world::{Picked, Route, Seat, Service, World};
 use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -206,6 +206,8 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         tried[index] = chosen;
         let backend = &service.backends[chosen];
         let bears = per_try.unwrap_or(route.timeout);
+        let bears = impatience(client, service, &tried[..=index], tries, now_ms)
+            .map_or(bears, |patience| patience.min(bears));
         let until = deadline.min(now + bears);
         // Anybody may give an instance so little time that it can't answer; who gives it most of what the
         // service does says something of it.
@@ -232,7 +234,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                 if !(hurried && client.response.status == 504) {
                     pass.answered(world, client.response.status, ended - now);
                 }
-                backend.took(ended - now, world.ms(ended));
+                took(service, backend, ended - now, world.ms(ended));
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
@@ -284,7 +286,10 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             // That this process may open no more files says nothing of the instance, nor does a client that
             // is in a hurry.
             if failed.failure.is_late() {
-                backend.took(ended - now, world.ms(ended));
+                match hurried {
+                    true => backend.took(ended - now, world.ms(ended)),
+                    false => took(service, backend, ended - now, world.ms(ended)),
+                }
             }
             if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
@@ -315,6 +320,30 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         }
     }
     unserved(client, last).await
+}
+
+/// How long a try is waited for because another one may follow it, elsewhere; `tries` came before it.
+fn impatience(
+    client: &Client,
+    service: &Service,
+    tried: &[usize],
+    tries: u32,
+    now_ms: u64,
+) -> Option<Duration> {
+    let patience = service.pace.as_ref()?.patience()?;
+    let may = tries < service.spec.retries
+        && client.request.method.is_idempotent()
+        && client.body() == Body::None
+        && service.has_others(tried)
+        && service.budget.borrow_mut().is_left(now_ms);
+    may.then_some(patience)
+}
+
+fn took(service: &Service, backend: &Backend, took: Duration, now_ms: u64) {
+    backend.took(took, now_ms);
+    if let Some(pace) = &service.pace {
+        pace.took(took);
+    }
 }
 
 /// Why there was no further try, as `explain` says it.

@@ -5,6 +5,7 @@ use super::gate::Gate;
 use super::id::Ids;
 use super::ledger::Ledger;
 use super::live::Shared;
+use super::pace::Pace;
 use super::request::Request;
 use super::streams::Desks;
 use super::switch::Switch;
@@ -89,6 +90,7 @@ pub struct Service {
     pub budget: RefCell<Budget>,
     pub gate: Option<Arc<Gate>>,
     pub switch: Option<Arc<Switch>>,
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// Who is used, as of a version of [`Shared`].
@@ -263,12 +265,14 @@ impl Service {
         let here = (table.zone.clone(), table.gateways.clone());
         let gate = shared.guards.of_service(name, &spec.bulkhead);
         let switch = shared.guards.switch(name, &spec.breaker);
+        let pace = shared.guards.pace(name, spec.try_timeout_auto);
         let is_same = |old: &Service| {
             let same = |(one, other): (&Rc<Backend>, &Rc<Backend>)| Rc::ptr_eq(one, other);
             old.spec == *spec
                 && old.here == here
                 && old.gate.as_ref().map(Arc::as_ptr) == gate.as_ref().map(Arc::as_ptr)
                 && old.switch.as_ref().map(Arc::as_ptr) == switch.as_ref().map(Arc::as_ptr)
+                && old.pace.as_ref().map(Arc::as_ptr) == pace.as_ref().map(Arc::as_ptr)
                 && old.backends.iter().zip(&backends).all(same)
         };
         if let Some(old) = old.filter(|old| is_same(old)) {
@@ -302,6 +306,7 @@ impl Service {
             backends,
             gate,
             switch,
+            pace,
         })
     }
 
@@ -376,6 +381,11 @@ impl Service {
             ([], Balance::ConsistentHash(_)) => "the request's key is there",
         };
         index.map(|index| Picked { index, set_cookie, why })
+    }
+
+    /// Whether anybody is there who was not tried.
+    pub fn has_others(&self, tried: &[usize]) -> bool {
+        self.usable.borrow().all.iter().any(|index| !tried.contains(index))
     }
 
     /// The field that keeps a session with an instance.
