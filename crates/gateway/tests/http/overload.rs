@@ -332,6 +332,8 @@ fn a_limit_that_is_not_given_is_found() {
         }
     });
     let gateway = Fixture::with(&[instance.address], |service| {
+        // In a standing queue the oldest wait as long as they can.
+        service.timeout_ms = 60_000;
         let queue = Some(1_000);
         service.bulkhead = Some(Bulkhead { limit: Limit::Auto, queue, wait_ms: 60_000 });
     });
