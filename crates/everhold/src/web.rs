@@ -43,6 +43,7 @@ pub fn table(
             when: route.when.clone(),
             service: route.service.clone(),
             timeout_ms: route.timeout_ms,
+            cache: None,
         });
         let (bind, tls) = (listener.bind, http.tls.clone());
         Some((name.clone(), HttpListener { bind, tls, routes: routes.collect() }))
@@ -62,6 +63,7 @@ pub fn table(
         services: services.collect(),
         zone: spec.nodes.get(here).and_then(|node| node.zone.clone()),
         gateways,
+        cache_bytes: None,
     }
 }
 

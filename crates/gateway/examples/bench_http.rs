@@ -234,6 +234,7 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
             when: Match::default(),
             service: "web".to_string(),
             timeout_ms: None,
+            cache: None,
         }],
     };
     let backends = instances.iter().map(|port| Backend {

@@ -3,7 +3,7 @@
 //!
 //! For a request: `route` finds the service, `affinity` the backend of its session, else `zone` the
 //! zone and `balance` one of its backends; `deadline` is how long the client waits, `retry` says what
-//! becomes of a try that failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
+//! becomes of a try that failed; `cache` which answers are kept and given again. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who gets
 //! traffic, and `zone` where it goes from here.
 //!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
@@ -11,6 +11,7 @@
 
 pub mod affinity;
 pub mod balance;
+pub mod cache;
 pub mod deadline;
 pub mod ewma;
 pub mod hash;

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::cache::CacheSpec;
 use crate::spec::{Affinity, Balance, HealthSpec, Match, PathMatch, TlsFiles, Version};
 
 /// All that a gateway needs to know of HTTP, immutable and swapped whole.
@@ -22,6 +23,9 @@ pub struct HttpTable {
     /// How many gateways each zone has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub gateways: BTreeMap<String, u32>,
+    /// What each gateway may keep of answers; `None`: see [`crate::http::cache::BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
 }
 
 impl HttpTable {
@@ -47,6 +51,9 @@ pub struct HttpRoute {
     /// In place of the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// `None`: no answer is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -268,7 +275,8 @@ mod tests {
                 when.host = Some(word.to_string());
             }
         }
-        HttpRoute { name: words.to_string(), when, service: "s".to_string(), timeout_ms: None }
+        let (name, service) = (words.to_string(), "s".to_string());
+        HttpRoute { name, when, service, timeout_ms: None, cache: None }
     }
 
     /// A request as words: host, path, method, then `name:value`.
@@ -467,11 +475,15 @@ mod tests {
         let listener = HttpListener {
             bind: ([0, 0, 0, 0], 8_443).into(),
             tls: None,
-            routes: vec![route("a.org /v1 GET k:v")],
+            routes: vec![HttpRoute {
+                cache: Some(CacheSpec { ttl_ms: Some(1), ..CacheSpec::default() }),
+                ..route("a.org /v1 GET k:v")
+            }],
         };
         let table = HttpTable {
             zone: None,
             gateways: BTreeMap::new(),
+            cache_bytes: Some(1 << 20),
             listeners: BTreeMap::from([("web".to_string(), listener)]),
             services: BTreeMap::from([("api".to_string(), service)]),
         };

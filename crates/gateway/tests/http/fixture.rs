@@ -352,6 +352,7 @@ impl Fixture {
             when,
             service: service.to_owned(),
             timeout_ms: None,
+            cache: None,
         };
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];

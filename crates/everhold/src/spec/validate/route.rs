@@ -186,6 +186,7 @@ fn ties(routes: &[(&Placed<String>, RouteSpec)], faults: &mut Faults<'_>) {
             when: route.when.clone(),
             service: route.service.clone(),
             timeout_ms: None,
+            cache: None,
         });
         for (earlier, later) in route::ties(&known.collect::<Vec<_>>()) {
             let (earlier, later) = (of[earlier].0, of[later].0);
