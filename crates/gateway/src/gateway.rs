@@ -343,6 +343,19 @@ impl Gateway {
         self.shared.http.take_loads(loads);
     }
 
+    /// Takes out of the cache what that names: whatever was asked for before this returns is not given
+    /// again.
+    pub fn purge(&self, what: http::Purge) {
+        if let Some(store) = self.shared.http.cache.get() {
+            store.purge(what);
+        }
+    }
+
+    /// What the cache has; `None`: no table has asked for one.
+    pub fn kept(&self) -> Option<http::Kept> {
+        self.shared.http.cache.get().map(|store| store.kept())
+    }
+
     /// How the instances of HTTP services are judged, by service.
     pub fn judged(&self) -> BTreeMap<String, http::Judged> {
         self.shared.http.judged()

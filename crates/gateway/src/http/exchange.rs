@@ -3,6 +3,7 @@
 use super::backend::Conn;
 use super::body::{Decoder, Framing};
 use super::buf::Buf;
+use super::cache::Visit;
 use super::flow::{Flow, FlowError};
 use super::io::Io;
 use super::ledger::Trail;
@@ -36,13 +37,14 @@ pub struct Client {
     pub down: Flow,
     pub timer: Timer,
     pub trail: Trail,
+    pub visit: Visit,
 }
 
 impl Client {
     /// What it sends and gets is not read by others on its way here.
     pub fn is_secure(&self) -> bool {
         match &self.io {
-            Io::Plain(_) => false,
+            Io::Plain(_) | Io::Nobody => false,
             Io::Tls(_) => true,
             Io::Stream(stream) => stream.secure,
         }
@@ -61,7 +63,7 @@ impl Client {
     pub fn take(&mut self, stream: Stream) {
         match &mut self.io {
             Io::Stream(io) => **io = stream,
-            io @ (Io::Plain(_) | Io::Tls(_)) => *io = Io::Stream(Box::new(stream)),
+            io @ (Io::Plain(_) | Io::Tls(_) | Io::Nobody) => *io = Io::Stream(Box::new(stream)),
         }
     }
 
@@ -83,6 +85,7 @@ impl Client {
             down: Flow::default(),
             timer: Timer::default(),
             trail: Trail::default(),
+            visit: Visit::default(),
         }
     }
 }
@@ -318,7 +321,7 @@ fn broken_off(error: h2::Error) -> Failure {
 fn as_read(from: &Io, framing: Framing) -> Framing {
     match (from, framing) {
         (Io::Stream(_), Framing::Length(_)) => Framing::End,
-        (Io::Stream(_) | Io::Plain(_) | Io::Tls(_), framing) => framing,
+        (Io::Stream(_) | Io::Plain(_) | Io::Tls(_) | Io::Nobody, framing) => framing,
     }
 }
 
@@ -388,6 +391,12 @@ pub async fn carry(
         if let Io::Stream(stream) = io
             && stream.poll_given_up(cx).is_ready()
         {
+            if !down.is_followed() {
+                return Poll::Ready(false);
+            }
+            *io = Io::Nobody;
+        }
+        if matches!(io, Io::Nobody) && down.fill.is_none() {
             return Poll::Ready(false);
         }
         if !deaf && !up.is_over() {
@@ -396,7 +405,13 @@ pub async fn carry(
                 Poll::Ready(Err(_)) => deaf = true,
             }
         }
-        match down.poll(cx, (&mut conn.io, &mut conn.buf), io) {
+        let mut carried = down.poll(cx, (&mut conn.io, &mut conn.buf), io);
+        if matches!(carried, Poll::Ready(Err(FlowError::To(_)))) && down.is_followed() {
+            // It goes on for the others.
+            *io = Io::Nobody;
+            carried = down.poll(cx, (&mut conn.io, &mut conn.buf), io);
+        }
+        match carried {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => {
                 let bytes = down.bytes + up.bytes;
@@ -426,7 +441,7 @@ pub async fn carry(
 }
 
 /// Begins the answer: its head goes out before its body, which is of that framing as it is read.
-fn begin(
+pub fn begin(
     io: &mut Io,
     request: &Request,
     response: &Response,

@@ -128,6 +128,8 @@ pub struct Record {
     pub bytes_out: u64,
     pub took_us: u64,
     pub outcome: &'static str,
+    /// What the cache did for it; empty: its route keeps no answers.
+    pub cache: &'static str,
 }
 
 /// Of one thread.
@@ -138,6 +140,8 @@ pub struct Ledger(Mutex<Books>);
 struct Books {
     requests: Histograms<Series>,
     tries: Histograms<Of>,
+    /// By route and what the cache did.
+    cached: BTreeMap<(Arc<str>, &'static str), u64>,
     recent: VecDeque<Record>,
     wrong: VecDeque<Record>,
     lines: Option<Lines>,
@@ -197,6 +201,8 @@ impl<K: Ord + Clone> Histograms<K> {
 pub struct Sums {
     pub requests: BTreeMap<Series, Histogram>,
     pub tries: BTreeMap<Of, Histogram>,
+    /// Requests by route and what the cache did for them.
+    pub cached: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Lines of the access log that the disk was too slow for, or did not take.
     pub lines_lost: u64,
 }
@@ -208,7 +214,7 @@ impl Ledger {
 
     pub fn write(&self, record: Record) {
         let mut books = self.books();
-        let Books { requests, tries, recent, wrong, lines, lines_lost: _ } = &mut *books;
+        let Books { requests, tries, cached, recent, wrong, lines, lines_lost: _ } = &mut *books;
         let Record { route, method, status, .. } = &record;
         let is = |it: &Series| {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
@@ -226,6 +232,13 @@ impl Ledger {
             let of = || Of { service: service.clone(), backend: backend.clone(), ok: one.ok };
             let rest = |it: &Of| Of { backend: Arc::from(REST), ..it.clone() };
             tries.add(is, of, rest, one.took_us);
+        }
+        if !record.cache.is_empty() {
+            let mut of = (record.route.clone(), record.cache);
+            if cached.len() >= SERIES_MAX && !cached.contains_key(&of) {
+                of.0 = Arc::from(REST);
+            }
+            *cached.entry(of).or_default() += 1;
         }
         if let Some(lines) = lines {
             lines.add(&record);
@@ -269,6 +282,9 @@ impl Ledger {
         for (of, histogram) in books.tries.iter() {
             sums.tries.entry(of.clone()).or_default().merge(histogram);
         }
+        for (of, count) in &books.cached {
+            *sums.cached.entry(of.clone()).or_default() += count;
+        }
         sums.lines_lost += books.lines_lost.load(Relaxed);
     }
 }
@@ -279,19 +295,21 @@ pub struct Trail {
     pub service: Arc<str>,
     pub tries: Tries,
     pub outcome: &'static str,
+    pub cache: &'static str,
 }
 
 impl Default for Trail {
     fn default() -> Trail {
         let nothing: Arc<str> = Arc::from("");
-        Trail { route: nothing.clone(), service: nothing, tries: Tries::default(), outcome: "" }
+        let (route, service) = (nothing.clone(), nothing);
+        Trail { route, service, tries: Tries::default(), outcome: "", cache: "" }
     }
 }
 
 impl Trail {
     pub fn begin(&mut self, nothing: &Arc<str>) {
         (self.route, self.service) = (nothing.clone(), nothing.clone());
-        self.outcome = "";
+        (self.outcome, self.cache) = ("", "");
         self.tries = Tries::default();
     }
 
@@ -332,6 +350,7 @@ mod tests {
             bytes_out: 1,
             took_us,
             outcome: "",
+            cache: "",
         }
     }
 

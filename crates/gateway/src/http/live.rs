@@ -1,5 +1,6 @@
 //! What all threads of a gateway know of the instances: counted by each, judged by one.
 
+use super::cache::{self, Store};
 use super::tls::Certificates;
 use everhold_core::http::outlier::{Counts, RUN, Run};
 use everhold_core::http::route::{Backend, HttpService};
@@ -9,7 +10,7 @@ use ring::hmac;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 /// One instance of one service.
@@ -127,6 +128,8 @@ pub struct Shared {
     /// Rises when it changes who is used.
     version: AtomicU64,
     pub certificates: Certificates,
+    /// From the first table on that keeps answers.
+    pub cache: OnceLock<Arc<Store>>,
     /// Signs what clients keep for the gateway.
     secret: [u8; 32],
     /// Somebody fails so often that it should be judged at once.
@@ -176,6 +179,11 @@ impl Shared {
     /// before anybody hears of them, so that all have the same of an instance.
     pub fn adopt(&self, table: &HttpTable) {
         self.certificates.apply(table);
+        match (cache::wanted(table), self.cache.get()) {
+            (0, None) => {}
+            (0, Some(store)) => store.clear(),
+            (bytes, _) => self.cache.get_or_init(|| Store::new(bytes)).resize(bytes),
+        }
         let mut lives = self.lives();
         let before = std::mem::take(&mut *lives);
         for (service, spec) in &table.services {

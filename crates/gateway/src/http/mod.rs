@@ -3,7 +3,7 @@
 //! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
 //! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
 //! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
-//! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
+//! them and says who is used. `cache` is answers that are kept. `ledger` counts and remembers requests, `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
 //! `heads` are heads in its form.
 
@@ -11,6 +11,7 @@ mod access;
 mod backend;
 pub mod body;
 mod buf;
+mod cache;
 mod check;
 mod exchange;
 mod flow;
@@ -36,6 +37,8 @@ mod tunnel;
 mod world;
 
 pub(crate) use access::open as open_log;
+pub use cache::Kept;
+pub use cache::What as Purge;
 pub use id::RequestId;
 pub(crate) use judge::run as judge;
 pub use ledger::{BOUNDS_S, Histogram, Ledger, Of, Record, Series, Sums, Tries, Try};

@@ -84,6 +84,7 @@ impl Method {
 }
 
 /// One request, judged. Its memory is used again for the next one of its connection.
+#[derive(Clone)]
 pub struct Request {
     pub method: Method,
     /// The canonical head, without the empty line.
@@ -93,7 +94,7 @@ pub struct Request {
     path_end: usize,
     target_end: usize,
     /// Where what is said of one try alone begins.
-    end: usize,
+    pub end: usize,
     /// In small letters, without a port.
     pub host: String,
     pub framing: Framing,
@@ -110,8 +111,8 @@ pub struct Request {
     pub trailers: bool,
     /// How long the client waits, for the whole answer of gRPC and for the head of any other, if it says
     /// so.
-    grpc_timeout: Option<Duration>,
-    expected: Option<Duration>,
+    pub grpc_timeout: Option<Duration>,
+    pub expected: Option<Duration>,
     /// The hash of the client's address.
     peer: u64,
     pub id: RequestId,

@@ -2,6 +2,8 @@
 
 use super::Open;
 use super::backend::{Active, Backend, Conn, Need};
+use super::body::Framing;
+use super::cache;
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::id::Short;
 use super::io::Io;
@@ -29,7 +31,7 @@ const IDLE: Duration = Duration::from_secs(75);
 /// A head has to be whole within this of its first byte.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// A client that takes nothing for so long of what is there for it is given up.
-const STALLED: Duration = Duration::from_secs(60);
+pub const STALLED: Duration = Duration::from_secs(60);
 /// One attempt to connect: see `Limits::connect_max`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// What the gateway says itself is taken within this.
@@ -151,6 +153,7 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     client.request.keep_alive &= !world.is_leaving();
     let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
         _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) if route.caches => cache::serve(client, seat, &route, world, begun).await,
         Some(Some(route)) => along(client, &route, world, begun).await,
         Some(None) => refuse(client, 404, "no route leads there").await,
         None => {
@@ -165,7 +168,7 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
 }
 
 /// Tries instance after instance.
-async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant) -> After {
+pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant) -> After {
     let service = &route.service;
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
@@ -181,10 +184,11 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
     let mut tries = 0;
     let mut last = (503, "no instance is there");
     for index in 0..tried.len() {
-        let now = if index == 0 { begun } else { Instant::now() };
+        let at_once = index == 0 && !client.visit.waited;
+        let now = if at_once { begun } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, (504, "the client waits no longer")).await;
+            return unserved(client, world, (504, "the client waits no longer")).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
@@ -192,7 +196,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             None => service.pick(world, &client.request, &tried[..index], now_ms),
         };
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
-            return unserved(client, last).await;
+            return unserved(client, world, last).await;
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
@@ -221,17 +225,31 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                     _ => backend.live.succeed(),
                 }
                 backend.took(ended - now, world.ms(ended));
+                let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
+                let reusable = is_bare && client.response.keep_alive && client.up.is_over();
+                if let Some(given) = cache::answered(client, &conn, world) {
+                    if reusable {
+                        backend.keep(conn, ended);
+                    }
+                    return cache::gave(client, given).await;
+                }
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
                 let _active = Active::new(&backend.live);
                 let idle = Duration::from_millis(service.spec.idle_timeout_ms);
-                return match carry(client, &mut conn, STALLED, idle).await {
+                let carried = carry(client, &mut conn, STALLED, idle).await;
+                let fill = client.down.fill.take();
+                return match carried {
                     Carried::Whole { reusable } => {
+                        if let Some(fill) = fill {
+                            fill.keep();
+                        }
                         if reusable {
                             backend.keep(conn, Instant::now());
                         }
                         match client.request.keep_alive {
+                            _ if matches!(client.io, Io::Nobody) => After::Drop,
                             true => After::Next,
                             false => After::Close,
                         }
@@ -298,14 +316,14 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, last).await;
+            return unserved(client, world, last).await;
         }
         if stale {
             let why = "its idle connection had closed";
             again = Some(Picked { index: chosen, set_cookie, why });
         }
     }
-    unserved(client, last).await
+    unserved(client, world, last).await
 }
 
 /// Why there was no further try, as `explain` says it.
@@ -339,12 +357,16 @@ impl Client {
             bytes_out: down.bytes,
             took_us: begun.elapsed().as_micros() as u64,
             outcome: trail.outcome,
+            cache: trail.cache,
         }
     }
 }
 
 /// Nobody answers the client but the gateway.
-async fn unserved(client: &mut Client, (status, why): (u16, &str)) -> After {
+async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)) -> After {
+    if let Some(given) = cache::instead(client, world) {
+        return cache::gave(client, given).await;
+    }
     // What of the body was read is gone, what wasn't is still to come.
     client.request.keep_alive &= client.body() == Body::None;
     refuse(client, status, why).await

@@ -1,6 +1,7 @@
 //! What one thread knows of HTTP: its compiled table, its connections to instances.
 
 use super::backend::Backend;
+use super::cache::{self, Cached};
 use super::id::Ids;
 use super::ledger::Ledger;
 use super::live::Shared;
@@ -18,7 +19,7 @@ use everhold_core::http::zone::{Place, Tier, choose, tiers};
 use everhold_core::spec::{Affinity, Balance, HashKey};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,6 +31,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// One thread's.
 pub struct World {
+    /// Itself, for what goes on without a client.
+    pub me: Weak<World>,
     begun: Instant,
     /// When that was, in milliseconds since 1970, by a clock that may be set meanwhile.
     begun_ms: Cell<u64>,
@@ -64,6 +67,10 @@ pub struct Route {
     pub name: Arc<str>,
     pub service: Rc<Service>,
     pub timeout: Duration,
+    /// `None`: it keeps no answers.
+    pub cache: Option<Rc<Cached>>,
+    /// Some route of its listener does.
+    pub caches: bool,
 }
 
 pub struct Service {
@@ -110,7 +117,8 @@ pub struct Seat {
 
 impl World {
     pub fn new(shared: Arc<Shared>, ledger: Arc<Ledger>) -> Rc<World> {
-        let world = Rc::new(World {
+        let world = Rc::new_cyclic(|me| World {
+            me: me.clone(),
             begun: Instant::now(),
             begun_ms: Cell::new(unix_ms()),
             ledger,
@@ -161,7 +169,9 @@ impl World {
             let service = Service::new(name, spec, backends.collect(), table, &self.shared, old);
             services.insert(name.clone(), service);
         }
+        let store = self.shared.cache.get().filter(|_| cache::wanted(table) > 0);
         let listeners = table.listeners.iter().map(|(name, listener)| {
+            let caches = store.is_some() && listener.routes.iter().any(|it| it.cache.is_some());
             let (mut routes, mut known) = (Vec::new(), Vec::new());
             for route in &listener.routes {
                 let Some(service) = services.get(&route.service) else { continue };
@@ -170,6 +180,11 @@ impl World {
                     name: Arc::from(route.name.as_str()),
                     service: service.clone(),
                     timeout: Duration::from_millis(timeout_ms),
+                    cache: route.cache.as_ref().zip(store).map(|(spec, store)| {
+                        let (route, service) = (&route.name, &route.service);
+                        Rc::new(Cached::new(spec, store.clone(), route, service))
+                    }),
+                    caches,
                 });
                 known.push(route.clone());
             }
@@ -229,11 +244,16 @@ impl Seat {
 
 impl Listener {
     pub fn route(&self, request: &Request) -> Option<&Route> {
+        self.route_of(request, request.method_name(), request.path())
+    }
+
+    /// Where the same goes with another method and path.
+    pub fn route_of(&self, request: &Request, method: &[u8], path: &[u8]) -> Option<&Route> {
         let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
         let index = self.matcher.find(&Asked {
             host: &request.host,
-            path: text(request.path()),
-            method: text(request.method_name()),
+            path: text(path),
+            method: text(method),
             header: &|name| request.value(name),
         })?;
         self.routes.get(index)

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod bodies;
+mod cache;
+mod cache_together;
 mod curl;
 mod deadlines;
 mod fields;

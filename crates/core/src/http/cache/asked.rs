@@ -83,10 +83,12 @@ fn is_like(name: &[u8], other: &str) -> bool {
 mod tests {
     use super::*;
 
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
     #[test]
     fn requests_are_odd_where_their_answer_is_not_what_they_are_called() {
         #[rustfmt::skip]
-        let cases: &[(&[(&str, &str)], bool, bool)] = &[
+        let cases: &[(Fields<'_>, bool, bool)] = &[
             // Fields, odd, no-cache.
             (&[],                                                       false, false),
             (&[("Accept", "*/*"), ("X-One", "1")],                      false, false),

@@ -43,7 +43,7 @@ impl Control {
                 8 if is("s-maxage") => least(&mut self.s_maxage),
                 9 if is("min-fresh") => self.min_fresh = self.min_fresh.max(Some(seconds())),
                 9 if is("max-stale") => {
-                    let most = argument.map_or(SECONDS_MAX, |it| seconds_or_none(it));
+                    let most = argument.map_or(SECONDS_MAX, seconds_or_none);
                     self.max_stale = Some(self.max_stale.map_or(most, |it| it.min(most)));
                 }
                 14 if is("only-if-cached") => self.only_if_cached = true,

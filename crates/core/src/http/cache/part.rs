@@ -115,7 +115,9 @@ fn bytes(range: &[u8], length: u64) -> Part {
 mod tests {
     use super::*;
 
-    fn check(fields: &[(&str, &str)], marks: &Marks, expected: Part) {
+    type Fields<'a> = &'a [(&'a str, &'a str)];
+
+    fn check(fields: Fields<'_>, marks: &Marks, expected: Part) {
         let asked = Asked::of(fields.iter().map(|(n, v)| (n.as_bytes(), v.as_bytes())));
         assert_eq!(part(&asked, 200, marks, 10, 1_795_291_200), expected, "{fields:?}");
     }
@@ -134,7 +136,7 @@ mod tests {
         let none = Marks::default();
         let bytes = |first, last| Part::Bytes { first, last };
         #[rustfmt::skip]
-        let cases: &[(&[(&str, &str)], &Marks, Part)] = &[
+        let cases: &[(Fields<'_>, &Marks, Part)] = &[
             (&[],                                                           &strong, Part::Whole),
             (&[("If-None-Match", "\"a\"")],                                 &strong, Part::Nothing),
             (&[("If-None-Match", "W/\"a\"")],                               &strong, Part::Nothing),
