@@ -342,6 +342,8 @@ fn parts_of_what_is_kept_are_given_as_they_are_asked_for() {
         assert_eq!(answer.values("content-type"), kind, "{fields}");
         assert_eq!(answer.values("etag").len(), usize::from(status != 416), "{fields}");
     }
+    client.say("HEAD / HTTP/1.1\r\nHost: a\r\nRange: bytes=0-1\r\n\r\n");
+    assert_eq!(client.answer_to("HEAD").status, 200, "a part is of GET alone");
     assert_eq!(instance.seen().len(), 1);
 }
 

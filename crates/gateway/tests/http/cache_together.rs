@@ -136,7 +136,8 @@ fn a_client_that_leaves_takes_nothing_from_those_that_wait() {
             assert_eq!((answer.status, answer.whole), (200, true));
             assert_eq!(answer.body.len(), if half { 300_000 } else { 2 });
         }
-        assert!(instance.seen().len() <= 2, "half: {half}: {}", instance.seen().len());
+        // What has begun goes on without its client.
+        assert_eq!(instance.seen().len(), if half { 1 } else { 2 });
     }
 }
 

@@ -137,6 +137,7 @@ mod tests {
             ("max-age=1.5",                         age(0)),
             ("max-age=99999999999999999999999",     age(1 << 31)),
             ("x=\"a, no-store\", max-age=1",        age(1)),
+            ("x=\"a,no-store,b\", max-age=1",       age(1)),
             ("x=\"\\\", no-store\", max-age=1",     age(1)),
             ("s-maxage=7",                          Control { s_maxage: Some(7), ..plain }),
             ("No-Store",                            Control { no_store: true, ..plain }),

@@ -31,9 +31,6 @@ impl Life {
             return Use::Fresh { left_ms: self.fresh_ms - age_ms };
         }
         let over_ms = age_ms.saturating_sub(self.fresh_ms);
-        if self.strict && self.meanwhile_ms == 0 {
-            return Use::Ask;
-        }
         let bears = of(asked.max_stale).is_some_and(|it| wanted_ms - most_ms <= it);
         if bears && !self.strict {
             return Use::Borne { over_ms };

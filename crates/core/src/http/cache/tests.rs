@@ -66,6 +66,7 @@ fn what_may_be_shared_is_kept_and_nothing_else() {
         ("",                        200, "Expires: 0",                                          Err(Why::Stale)),
         ("",                        200, "Expires: 0|ETag: \"a\"",                              kept(0)),
         ("",                        200, "Expires: Sat, 21 Nov 2026 20:01:00 GMT|Expires: 0",   Err(Why::Stale)),
+        ("",                        200, "Expires: 0|Expires: Sat, 21 Nov 2026 20:01:00 GMT",   Err(Why::Stale)),
         ("",                        200, "Cache-Control: max-age=5|Expires: Sat, 21 Nov 2026 20:01:00 GMT", kept(5)),
         ("",                        200, "Cache-Control: max-age=0",                            Err(Why::Stale)),
         ("",                        200, "Cache-Control: max-age=0|Last-Modified: Sat, 21 Nov 2026 19:00:00 GMT", kept(0)),

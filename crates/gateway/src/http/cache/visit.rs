@@ -7,10 +7,10 @@ use crate::http::backend::Conn;
 use crate::http::body::Framing;
 use crate::http::exchange::Client;
 use crate::http::io::Io;
-use crate::http::request::{Method, lines, push, value};
+use crate::http::request::{Method, Request, lines, push, value};
 use crate::http::serve::{After, STALLED, along, refuse};
 use crate::http::world::{Listener, Route, Seat, World};
-use everhold_core::http::cache::{Asked, OBJECT_PART, Said, Use, Why, part};
+use everhold_core::http::cache::{Asked, OBJECT_PART, Part, Said, Use, Why, part};
 use everhold_core::http::deadline;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -157,9 +157,7 @@ async fn look(
                 let since_ms = now_ms.saturating_sub(stored.came_ms);
                 let age_ms = stored.life.age_ms + since_ms;
                 let give = |how| {
-                    let asked = Asked::of(lines(&request.head));
-                    let length = stored.body.len() as u64;
-                    let part = part(&asked, stored.status, &stored.marks, length, unix_s);
+                    let part = part_of(request, &request.head, &stored, unix_s);
                     Next::Given(Given { stored: stored.clone(), part, age_ms, how })
                 };
                 match stored.life.now(&control, since_ms) {
@@ -374,8 +372,7 @@ pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given
                 end(visit.leader.take(), Fate::Alone);
             }
         }
-        let length = given.body.len() as u64;
-        let part = part(&asked, given.status, &given.marks, length, unix_s);
+        let part = part_of(request, original, &given, unix_s);
         let age_ms = given.life.age_ms + now_ms.saturating_sub(given.came_ms);
         return Some(Given { stored: given, part, age_ms, how: How::Revalidated });
     }
@@ -449,15 +446,26 @@ fn stale(client: &mut Client, world: &World, now: Instant) -> Option<Given> {
     let Client { request, visit, .. } = client;
     let (cached, stored) = (visit.cached.as_ref()?, visit.stored.as_ref()?);
     let since_ms = cached.store.ms(now).saturating_sub(stored.came_ms);
-    let asked = Asked::of(lines(visit.head.as_deref().unwrap_or(&request.head)));
+    let head = visit.head.as_deref().unwrap_or(&request.head);
+    let asked = Asked::of(lines(head));
     if !stored.life.serves_on_error(&asked.control, since_ms) {
         return None;
     }
     let unix_s = (world.unix_ms(now) / 1_000) as i64;
-    let part = part(&asked, stored.status, &stored.marks, stored.body.len() as u64, unix_s);
+    let part = part_of(request, head, stored, unix_s);
     let (stored, age_ms) = (stored.clone(), stored.life.age_ms + since_ms);
     end(visit.leader.take(), Fate::Alone);
     Some(Given { stored, part, age_ms, how: How::OnError })
+}
+
+/// How much of it a client gets that has asked with that head.
+fn part_of(request: &Request, head: &[u8], stored: &Stored, unix_s: i64) -> Part {
+    let mut asked = Asked::of(lines(head));
+    // RFC 9110 section 14.2: of GET alone.
+    if request.method != Method::Get {
+        asked.range = None;
+    }
+    part(&asked, stored.status, &stored.marks, stored.body.len() as u64, unix_s)
 }
 
 /// Gives it; what becomes of the client's connection.
