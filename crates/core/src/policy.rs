@@ -36,7 +36,7 @@ pub const MAKE_WAY_MS: u64 = 400;
 /// Slots on standbys are advanced this often, so that they hold back little WAL.
 pub const SLOTS_EVERY_MS: u64 = 30_000;
 /// Standbys keep the WAL for a member that is silent for so long, as the leader does up to
-/// max_slot_wal_keep_size.
+/// [`log_kept_bytes`].
 pub const SLOTS_KEPT_MS: u64 = 600_000;
 /// A campaign that finds no cover in this time gives way.
 pub const CAMPAIGN_GIVE_UP_MS: u64 = 4_000;
@@ -83,6 +83,19 @@ pub const SLOW_SHOWN_MS: u64 = 5_000;
 /// A slow leader that asked for a successor in vain asks again after this.
 pub const SLOW_AGAIN_MS: u64 = 60_000;
 
+/// A leader keeps log for who is away in this part of its disk: the data needs the rest.
+pub const LOG_KEPT_PART: u64 = 10;
+/// PostgreSQL lets its log grow by so much between two checkpoints anyway.
+pub const LOG_KEPT_BYTES_MIN: u64 = 1 << 30;
+/// More takes longer to fetch and replay, at a hundred megabytes a second, than anybody waits for a
+/// standby: about ten minutes.
+pub const LOG_KEPT_BYTES_MAX: u64 = 64 << 30;
+
+/// How much log a leader keeps for who is away, standbys and repositories, on a disk of that size.
+pub fn log_kept_bytes(disk_bytes: u64) -> u64 {
+    (disk_bytes / LOG_KEPT_PART).clamp(LOG_KEPT_BYTES_MIN, LOG_KEPT_BYTES_MAX)
+}
+
 /// What the operator declared, as far as failover needs it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -109,5 +122,30 @@ impl Policy {
     /// It leaves the synchronous set and doesn't come back.
     pub fn leaves(&self, node: &str) -> bool {
         self.duty(node) == Duty::Leaving
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_is_kept_in_a_part_of_the_disk() {
+        const GB: u64 = 1 << 30;
+        #[rustfmt::skip]
+        let cases = [
+            // disk      kept
+            (0,          GB),
+            (5 * GB,     GB),
+            (10 * GB,    GB),
+            (50 * GB,    5 * GB),
+            (500 * GB,   50 * GB),
+            (640 * GB,   64 * GB),
+            (8_000 * GB, 64 * GB),
+            (u64::MAX,   64 * GB),
+        ];
+        for (disk, kept) in cases {
+            assert_eq!(log_kept_bytes(disk), kept, "{disk}");
+        }
     }
 }

@@ -15,8 +15,12 @@ pub const HEALTHY_MS: u64 = 60_000;
 pub const SETTLED_MS: u64 = 1_000;
 /// One that was started anew is watched for so long before the next one is.
 pub const WATCH_MS: u64 = 5_000;
-/// Between telling gateways that an instance goes and asking it to: they hear it within 500 ms.
+/// Between telling gateways that an instance goes and asking it to, at least: they hear it within
+/// 500 ms. And at most when everything ends, since they end too.
 pub const DRAIN_MS: u64 = 1_500;
+/// What is on its way is waited for no longer, whatever a service's `timeout`: so long a gateway that
+/// was succeeded stays with its clients, too.
+pub const DRAIN_MAX_MS: u64 = 3_600_000;
 
 /// What an instance is doing, in the words of `status`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +138,10 @@ pub struct Seen {
     pub over: bool,
     /// Since when gateways are told that it goes.
     pub leaving: Option<Time>,
+    /// All gateways tell that they have left it and that nothing is on its way to it.
+    pub left: bool,
+    /// How long that is waited for.
+    pub drain_ms: u64,
     /// It is to start anew, with what the spec says now.
     pub renew: bool,
 }
@@ -160,7 +168,7 @@ pub enum Verdict {
 }
 
 /// Decides about one instance. A process that lives is never started a second time, and one that
-/// goes is left by the gateways first.
+/// goes is left by the gateways first, and by the requests that are on their way to it.
 pub fn decide(wanted: bool, seen: &Seen, now: Time) -> Verdict {
     let goes = !wanted || seen.renew;
     match (seen.runner, seen.alive) {
@@ -174,10 +182,13 @@ pub fn decide(wanted: bool, seen: &Seen, now: Time) -> Verdict {
         (true, false) => Verdict::End,
         (true, true) => match seen.leaving {
             None => Verdict::Leave,
-            Some(since) if now.since(since) < DRAIN_MS => {
-                Verdict::Wait { until: Time(since.0 + DRAIN_MS) }
+            Some(since) => {
+                let drain_ms = if seen.left { DRAIN_MS } else { seen.drain_ms.max(DRAIN_MS) };
+                match now.since(since) < drain_ms {
+                    true => Verdict::Wait { until: Time(since.0 + drain_ms) },
+                    false => Verdict::End,
+                }
             }
-            Some(_) => Verdict::End,
         },
     }
 }
@@ -238,7 +249,8 @@ mod tests {
         assert_eq!((0..10_000).filter(|it| is_told(*it)).count(), 16);
     }
 
-    /// Of the instance: `runner`, `alive`, `over`, `renew`, `leaving` (since 0).
+    /// Of the instance: `runner`, `alive`, `over`, `renew`, `leaving` (since 0), `left`; all
+    /// ends: `halt`.
     #[test]
     fn what_becomes_of_an_instance() {
         let check = |wanted: bool, is: &str, now: u64, expected: Verdict| {
@@ -248,11 +260,13 @@ mod tests {
                 alive: has("alive"),
                 over: has("over"),
                 leaving: has("leaving").then_some(Time(0)),
+                left: has("left"),
+                drain_ms: if has("halt") { 0 } else { 60_000 },
                 renew: has("renew"),
             };
             assert_eq!(decide(wanted, &seen, Time(now)), expected, "{wanted} {is} {now}");
         };
-        let wait = Verdict::Wait { until: Time(DRAIN_MS) };
+        let wait = |until: u64| Verdict::Wait { until: Time(until) };
         check(true, "", 0, Verdict::Begin { kept: false });
         check(true, "runner alive", 0, Verdict::Steady);
         check(true, "runner", 0, Verdict::Steady);
@@ -265,8 +279,17 @@ mod tests {
         for (wanted, is) in [(false, "runner alive"), (true, "runner alive renew")] {
             let leaving = format!("{is} leaving");
             check(wanted, is, 0, Verdict::Leave);
-            check(wanted, &leaving, DRAIN_MS - 1, wait.clone());
-            check(wanted, &leaving, DRAIN_MS, Verdict::End);
+            // What is on its way there is waited for, but not for ever.
+            check(wanted, &leaving, DRAIN_MS, wait(60_000));
+            check(wanted, &leaving, 59_999, wait(60_000));
+            check(wanted, &leaving, 60_000, Verdict::End);
+            // A gateway that can't tell as yet may have to hear it.
+            let left = format!("{leaving} left");
+            check(wanted, &left, DRAIN_MS - 1, wait(DRAIN_MS));
+            check(wanted, &left, DRAIN_MS, Verdict::End);
+            let halt = format!("{leaving} halt");
+            check(wanted, &halt, DRAIN_MS - 1, wait(DRAIN_MS));
+            check(wanted, &halt, DRAIN_MS, Verdict::End);
         }
         // Nobody sends anything to one that doesn't run.
         check(false, "runner", 0, Verdict::End);

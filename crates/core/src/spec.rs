@@ -8,6 +8,7 @@ mod backup;
 mod diff;
 mod http;
 mod names;
+mod net;
 pub mod parameters;
 mod place;
 mod ports;
@@ -17,6 +18,7 @@ mod tour;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use crate::run::DRAIN_MAX_MS;
 use serde::{Deserialize, Serialize};
 
 pub use address::Address;
@@ -37,6 +39,7 @@ pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
     SERVICE_NAMES_RESERVED, check_name, check_name_free,
 };
+pub use net::Net;
 pub use ports::PortRange;
 pub use tour::{SAMPLE, SAMPLE_BIND};
 
@@ -281,6 +284,9 @@ pub struct GatewaySpec {
     /// A line for each HTTP request.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub access_log: bool,
+    /// What each gateway may keep of answers; `None`: see [`crate::http::cache::BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
 }
 
 /// An address that clients connect to, on every gateway.
@@ -310,11 +316,20 @@ pub struct PostgresListener {
 }
 
 /// It leads where the routes say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpListener {
     /// `None`: in the clear.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// Nobody is let in from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<Net>,
+    /// Of one client, at each gateway; `None`: as many as there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections_per_client: Option<u32>,
+    /// Who is believed in whom requests are from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Net>,
 }
 
 /// Whom a PostgreSQL listener leads to.
@@ -348,6 +363,7 @@ impl Spec {
             gateway: GatewaySpec {
                 nodes: NODES.iter().map(|&node| node.into()).collect(),
                 access_log: false,
+                cache_bytes: None,
             },
             listeners: Spec::default_listeners(SERVICE),
             api: ApiSpec { bind: API_BIND },
@@ -498,6 +514,15 @@ impl Spec {
         self.services.keys().filter_map(|name| Some((name, self.http(name)?)))
     }
 
+    /// How long requests may be on their way to an instance of an HTTP service that goes: as long as
+    /// any of them may take.
+    pub fn drain_ms(&self, service: &str) -> u64 {
+        let routes = self.routes.values().filter(|route| route.service == service);
+        let own = self.http(service).map(|it| it.timeout_ms);
+        let all = routes.filter_map(|route| route.timeout_ms).chain(own);
+        all.max().unwrap_or(0).min(DRAIN_MAX_MS)
+    }
+
     /// What says where the connections of PostgreSQL clients go: by name, with the address.
     pub fn postgres_listeners(
         &self,
@@ -519,8 +544,12 @@ impl ListenerSpec {
 
     /// What it proves itself with to HTTP clients.
     pub fn tls(&self) -> Option<&TlsFiles> {
+        self.http()?.tls.as_ref()
+    }
+
+    pub fn http(&self) -> Option<&HttpListener> {
         match &self.protocol {
-            Protocol::Http(http) => http.tls.as_ref(),
+            Protocol::Http(http) => Some(http),
             Protocol::Postgres(_) => None,
         }
     }

@@ -207,7 +207,8 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         store.set_endpoints(machine::endpoints(&spec, &node.name));
         tokio::spawn(take_up_renewed(node.cert.clone(), journal.clone()));
     }
-    let instances = Instances::start(&node, &layout, &spec, journal.clone(), report.clone())
+    let (tells, gateways_say) = (report.clone(), store.clone());
+    let instances = Instances::start(&node, &layout, &spec, journal.clone(), tells, gateways_say)
         .context("start the thread that tends instances")?;
     let kept = spec.databases().filter(|(_, it)| it.nodes.contains(&node.name));
     let desk = plain::agent::Desk {
@@ -216,6 +217,7 @@ pub async fn run(file: &Path) -> anyhow::Result<()> {
         services: kept.map(|(name, _)| (name.clone(), keepers.get(name).cloned())).collect(),
         report: report.clone(),
         journal: journal.clone(),
+        spec: instances.spec(),
     };
     plain::agent::start(SocketAddr::new(address.ip(), own.health_port()), desk);
     tokio::spawn(journal::watch(layout.node(&node.name).join("journal"), report.clone()));

@@ -2,8 +2,9 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
-mod draining;
+pub mod draining;
 mod handover;
+mod peers;
 
 use crate::facts::{Word, facts};
 use crate::layout::Layout;
@@ -24,7 +25,7 @@ use everhold_core::records::{decode, encode};
 use everhold_core::route::{self, RouteTable};
 use everhold_core::spec::{Address, Spec};
 use everhold_core::status::Status;
-use everhold_gateway::{Config, Gateway, Limits};
+use everhold_gateway::{Config, Found, Gateway, InstanceSnapshot, Limits};
 use everhold_store::{Etcd, Store};
 use handover::Taken;
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,9 @@ const NAMES_WITHIN: Duration = Duration::from_secs(2);
 const LEASE: Duration = Duration::from_secs(6);
 /// Between two words of a gateway about itself.
 const TELL: Duration = Duration::from_secs(2);
+/// Sooner if it has left an instance, or has nothing on its way there any more: whoever ends it waits
+/// for that word.
+const TELL_LOOK: Duration = Duration::from_millis(250);
 
 /// Before a process serves in place of another it hears all agents and checks all instances, unless
 /// that takes longer: a node that is down is not heard, and an instance may hang.
@@ -121,7 +125,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let gateway = Gateway::succeed(config, sockets).context("E223 open the listeners")?;
     let gateway = Arc::new(gateway);
     let (told, hear) = mpsc::channel(1_024);
-    let mut links = Links::new(tls, told);
+    let mut links = Links::new(tls.clone(), told);
     links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
     // Two processes would write over each other's copies.
     let in_charge = Arc::new(AtomicBool::new(taken.is_none()));
@@ -130,6 +134,8 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let new_spec = spec_store::follow(&node.cluster, store.clone(), copy.clone(), keeps);
     let (tables, to_keep) = watch::channel(table.clone());
     let (logs, wants_log) = watch::channel(spec.gateway.access_log);
+    let (specs, known_spec) = watch::channel(spec.clone());
+    let limits = on.address.with_port(on.limits_port());
     let trouble = plain::gateway::Trouble::default();
     let mut router = Router {
         me: node.name.clone(),
@@ -143,6 +149,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         told: web::Told::new(),
         names,
         logs,
+        specs,
         open: false,
         heard: Instant::now(),
         trouble: trouble.clone(),
@@ -181,6 +188,8 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
         tracing::warn!(%error, path = %asked.display(), "`explain request` will know of nothing");
     }
     let mut duties = JoinSet::new();
+    let peers = (node.name.clone(), limits, tls, gateway.clone());
+    duties.spawn(peers::run(peers.0, peers.1, peers.2, peers.3, known_spec, trouble.clone()));
     duties.spawn(tell_presence(node, dir.to_path_buf(), store, gateway.clone(), trouble.clone()));
     duties.spawn(keep_tables(kept, to_keep.clone()));
     // It writes down its last request, too.
@@ -264,6 +273,7 @@ struct Router {
     names: Names,
     /// Whether requests are to be written down.
     logs: watch::Sender<bool>,
+    specs: watch::Sender<Spec>,
     /// All listeners of the table are.
     open: bool,
     /// An agent, the last time.
@@ -380,6 +390,7 @@ impl Router {
             words.retain(|node, _| spec.nodes.contains_key(node));
         }
         self.told.retain(|node, _| spec.nodes.contains_key(node));
+        self.specs.send_replace(spec.clone());
         self.spec = spec;
     }
 
@@ -482,6 +493,7 @@ async fn tell_presence(
             continue;
         };
         loop {
+            let seen = leaves(&gateway);
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
             let holds = trouble.holds();
             let here = dir.clone();
@@ -494,7 +506,18 @@ async fn tell_presence(
             if !told || !matches!(kept, Ok(Some(_))) {
                 break;
             }
-            tokio::time::sleep(TELL).await;
+            let until = Instant::now() + TELL;
+            while Instant::now() < until && leaves(&gateway) == seen {
+                tokio::time::sleep(TELL_LOOK).await;
+            }
         }
     }
+}
+
+/// By service and instance, whether it was left and something is on its way there still.
+fn leaves(gateway: &Gateway) -> BTreeMap<String, BTreeMap<String, bool>> {
+    let of = |all: BTreeMap<String, InstanceSnapshot>| {
+        all.into_iter().map(|(name, it)| (name, it.is == Found::Left)).collect()
+    };
+    gateway.services().into_iter().map(|(service, all)| (service, of(all))).collect()
 }

@@ -265,10 +265,7 @@ pub async fn serve(
             let (tls, reports, questions) = (tls.clone(), reports.clone(), questions.clone());
             let open = open.clone();
             tokio::spawn(async move {
-                let _ = stream.set_nodelay(true);
-                if let Ok(Ok(stream)) =
-                    tokio::time::timeout(CONNECT, tls.acceptor().accept(stream)).await
-                {
+                if let Some(stream) = accept(stream, &tls).await {
                     let (read, write) = tokio::io::split(stream);
                     speak(read, write, reports, questions).await;
                 }
@@ -277,6 +274,15 @@ pub async fn serve(
         }
     });
     Ok(())
+}
+
+/// The other side of [`connect`]; `None`: they did not come to an agreement.
+pub async fn accept(
+    stream: TcpStream,
+    tls: &Tls,
+) -> Option<tokio_rustls::server::TlsStream<TcpStream>> {
+    let _ = stream.set_nodelay(true);
+    tokio::time::timeout(CONNECT, tls.acceptor().accept(stream)).await.ok()?.ok()
 }
 
 async fn speak(
@@ -487,7 +493,7 @@ impl Link {
     }
 }
 
-type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+pub type Stream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// What was refused before and is refused again was so all the time.
 fn note(refused: &Mutex<Option<(Refusal, String)>>, now: Option<Refusal>) {
@@ -498,7 +504,8 @@ fn note(refused: &Mutex<Option<(Refusal, String)>>, now: Option<Refusal>) {
     }
 }
 
-async fn connect(node: &str, addr: &str, tls: &Tls) -> std::io::Result<Stream> {
+/// Connects to who has a certificate of that name.
+pub async fn connect(node: &str, addr: &str, tls: &Tls) -> std::io::Result<Stream> {
     let name = ServerName::try_from(node.to_string()).map_err(std::io::Error::other)?;
     let dialled = async {
         let stream = TcpStream::connect(addr).await?;

@@ -216,10 +216,10 @@ mod tests {
         check("nodes = [\"a\"]", "a", Duty::Active, None);
         check("nodes = [\"a\"]\ninstances = 0", "a", Duty::Drained, None);
         // As many as two nodes can hold, and one more.
-        check("instances = 190", "a", Duty::Drained, None);
-        check("instances = 191", "a", Duty::Drained, Some(none));
-        let why = "api would be left with 190 instances";
-        check("instances = 191", "a", Duty::Leaving, Some(why));
+        check("instances = 188", "a", Duty::Drained, None);
+        check("instances = 189", "a", Duty::Drained, Some(none));
+        let why = "api would be left with 188 instances";
+        check("instances = 189", "a", Duty::Leaving, Some(why));
         // A node that is lost takes over nothing.
         let mut spec = spec("nodes = [\"a\", \"b\"]");
         spec.set_lost("b", Some("then".to_string()));

@@ -86,7 +86,8 @@ fn told(gateway: &str, record: &Record) -> Value {
         "path": text(record.path.as_bytes()), "route": &*record.route,
         "service": &*record.service, "tries": tries.collect::<Vec<_>>(),
         "status": record.status, "bytes_in": record.bytes_in, "bytes_out": record.bytes_out,
-        "took_us": record.took_us, "outcome": record.outcome,
+        "took_us": record.took_us, "waited_us": record.waited_us, "cache": record.cache,
+        "outcome": record.outcome,
     })
 }
 

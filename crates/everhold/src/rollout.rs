@@ -83,7 +83,8 @@ fn of_http(
 ) -> BTreeMap<String, Node> {
     let judged = gateways_word::judge(spec, service, http);
     let grace_ms = http.run().map_or(0, |run| run.stop.grace_ms);
-    let back_within_ms = DRAIN_MS + grace_ms + http.health.start_within_ms + WATCH_MS;
+    let drain_ms = spec.drain_ms(service).max(DRAIN_MS);
+    let back_within_ms = drain_ms + grace_ms + http.health.start_within_ms + WATCH_MS;
     let instances = http.placed().map(|(id, placed)| {
         let told = nodes::fresh(reports, &placed.node, now_ms)
             .map(|report| report.instances.get(service).and_then(|all| all.get(id)));

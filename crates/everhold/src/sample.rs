@@ -2,10 +2,15 @@
 
 use anyhow::Context;
 use axum::Router;
-use axum::routing::get;
+use axum::extract::Path;
+use axum::routing::{any, get};
 use std::net::IpAddr;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// `/wait/MS` waits no longer.
+const WAIT_MS_MAX: u64 = 60_000;
 
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
@@ -29,8 +34,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener = listener.with_context(|| format!("listen on {address}:{port}"))?;
     println!("{name} serves on {address}:{port}");
     let text = format!("{greeting} {name}\n");
+    let wait = {
+        let text = text.clone();
+        async move |Path(ms): Path<u64>| {
+            tokio::time::sleep(Duration::from_millis(ms.min(WAIT_MS_MAX))).await;
+            text
+        }
+    };
     let service = Router::new()
         .route("/healthz", get(async || "ok\n"))
+        .route("/wait/{ms}", any(wait))
         .fallback(move || std::future::ready(text.clone()));
     let end = async move {
         tokio::select! {

@@ -5,8 +5,7 @@ use crate::backup::shown;
 use crate::cluster::{Reports, StoreWord};
 use crate::instances::shown as shown_http;
 use crate::link::{Hold, Report};
-use crate::supervisor::GATEWAY;
-use crate::{hung, lost_nodes, nodes};
+use crate::{gateways_word, hung, lost_nodes, nodes};
 use everhold_core::durable::Data;
 use everhold_core::duty::Step;
 use everhold_core::ids::Epoch;
@@ -102,10 +101,7 @@ pub fn status(from: &Sources<'_>) -> Value {
 
 /// Gateways that should be there and say nothing of themselves: nobody knows what they do.
 fn silent_gateways(from: &Sources<'_>) -> Vec<String> {
-    let wanted = match from.spec.is_spread() {
-        true => from.spec.gateway.nodes.iter().map(|node| format!("{GATEWAY}.{node}")).collect(),
-        false => vec![GATEWAY.to_string()],
-    };
+    let wanted = gateways_word::expected(from.spec);
     wanted.into_iter().filter(|name| !from.word.gateways.contains_key(name)).collect()
 }
 

@@ -38,14 +38,16 @@ pub fn table(
     let listeners = spec.listeners.iter().filter_map(|(name, listener)| {
         let Protocol::Http(http) = &listener.protocol else { return None };
         let routes = spec.routes.iter().filter(|(_, route)| route.listener == *name);
-        let routes = routes.map(|(route_name, route)| HttpRoute {
-            name: route_name.clone(),
-            when: route.when.clone(),
-            service: route.service.clone(),
-            timeout_ms: route.timeout_ms,
-        });
-        let (bind, tls) = (listener.bind, http.tls.clone());
-        Some((name.clone(), HttpListener { bind, tls, routes: routes.collect() }))
+        let routes = routes.map(|(route_name, route)| HttpRoute::of(route_name, route));
+        let listener = HttpListener {
+            bind: listener.bind,
+            tls: http.tls.clone(),
+            deny: http.deny.clone(),
+            per_client_max: http.connections_per_client,
+            trusted_proxies: http.trusted_proxies.clone(),
+            routes: routes.collect(),
+        };
+        Some((name.clone(), listener))
     });
     let services = spec.services.iter().filter_map(|(name, service)| {
         let ServiceSpec::Http(http) = service else { return None };
@@ -62,6 +64,7 @@ pub fn table(
         services: services.collect(),
         zone: spec.nodes.get(here).and_then(|node| node.zone.clone()),
         gateways,
+        cache_bytes: spec.gateway.cache_bytes,
     }
 }
 
@@ -146,8 +149,11 @@ fn service_of(
         slow_start_ms: http.slow_start_ms,
         timeout_ms: http.timeout_ms,
         try_timeout_ms: http.try_timeout_ms,
+        try_timeout_auto: http.try_timeout_auto,
         idle_timeout_ms: http.idle_timeout_ms,
         retries: http.retries,
+        bulkhead: http.concurrency.clone(),
+        breaker: http.breaker.clone(),
         backends,
     }
 }

@@ -2,13 +2,16 @@
 //! of what the slowest can do, memory of idle connections, and how long the gateway's p99 is not what
 //! it was after one of three instances was killed. Prints; asserts nothing about time.
 //!
-//! Everhold runs twice: logging as the peers do, which is not at all, and with its access log. Records,
-//! metrics, ids and ejection are always on.
+//! Everhold runs three times: logging as the peers do, which is not at all, with its access log, and
+//! keeping answers, so that nearly all that is asked of it is there. Records, metrics, ids and ejection
+//! are always on.
 //!
 //! `bench_http [ROUNDS]`. One thread each; wrk and h2load from the distribution; three instances, which
 //! are an nginx of their own. All of it on loopback.
 
 use everhold_core::http::HttpTable;
+use everhold_core::http::cache::CacheSpec;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{Balance, HealthSpec, Match, Version};
@@ -174,8 +177,10 @@ impl Stage {
         let pid = worker.lines().next().and_then(|it| it.parse().ok()).expect("nginx's worker");
         proxies.push(Proxy { name: "nginx", ports, pid, child });
 
-        proxies.push(everhold(dir, &instances, None));
-        proxies.push(everhold(dir, &instances, Some("access.log")));
+        proxies.push(everhold(dir, &instances, None, None));
+        proxies.push(everhold(dir, &instances, Some("access.log"), None));
+        let keeps = CacheSpec { ttl_ms: Some(60_000), ..CacheSpec::default() };
+        proxies.push(everhold(dir, &instances, None, Some(keeps)));
         for proxy in &proxies {
             proxy.await_there();
         }
@@ -184,10 +189,15 @@ impl Stage {
 }
 
 /// The gateway as a process of its own.
-fn everhold(dir: &Path, instances: &[u16], log: Option<&str>) -> Proxy {
+fn everhold(dir: &Path, instances: &[u16], log: Option<&str>, cache: Option<CacheSpec>) -> Proxy {
+    let name = match (log, &cache) {
+        (Some(_), _) => "with log",
+        (None, Some(_)) => "hits",
+        (None, None) => "everhold",
+    };
     let ports = [port(), port()];
     let file = dir.join(format!("table-{}.json", ports[0]));
-    let text = serde_json::to_string(&route_table(ports, instances)).expect("JSON");
+    let text = serde_json::to_string(&route_table(ports, instances, cache)).expect("JSON");
     fs::write(&file, text).expect("written");
     let child = Command::new(std::env::current_exe().expect("this program"))
         .arg("--serve")
@@ -195,7 +205,6 @@ fn everhold(dir: &Path, instances: &[u16], log: Option<&str>) -> Proxy {
         .args(log.map(|log| dir.join(log)))
         .spawn()
         .expect("the gateway");
-    let name = if log.is_some() { "with log" } else { "everhold" };
     Proxy { name, ports, pid: child.id(), child }
 }
 
@@ -224,16 +233,24 @@ fn nginx_of(dir: &Path, name: &str, processes: &str, text: &str) -> Child {
     quiet("nginx").arg("-c").arg(&file).spawn().expect("nginx")
 }
 
-fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
+fn route_table(ports: [u16; 2], instances: &[u16], cache: Option<CacheSpec>) -> RouteTable {
     let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
     let listener = |port| HttpListener {
         bind: at(port),
         tls: None,
+        deny: Vec::new(),
+        per_client_max: None,
+        trusted_proxies: Vec::new(),
         routes: vec![HttpRoute {
             name: "all".to_string(),
             when: Match::default(),
             service: "web".to_string(),
             timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
+            cache: cache.clone(),
+            rate_limit: None,
+            body_rate_min: None,
         }],
     };
     let backends = instances.iter().map(|port| Backend {
@@ -250,8 +267,11 @@ fn route_table(ports: [u16; 2], instances: &[u16]) -> RouteTable {
         slow_start_ms: 0,
         timeout_ms: 60_000,
         try_timeout_ms: None,
+        try_timeout_auto: false,
         idle_timeout_ms: 3_600_000,
         retries: 2,
+        bulkhead: None,
+        breaker: None,
         backends: backends.collect(),
     };
     let http = HttpTable {
@@ -398,7 +418,7 @@ fn after_a_kill(dir: &Path) {
     };
     let mut instances: Vec<Ended> = ports.iter().map(start).collect();
     std::thread::sleep(Duration::from_millis(500));
-    let gateway = everhold(dir, &ports, None);
+    let gateway = everhold(dir, &ports, None, None);
     gateway.await_there();
     println!("\nafter kill -9 of one of three instances, at {} requests/s:", EACH * 32);
     for _ in 0..3 {

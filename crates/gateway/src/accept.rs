@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::door::Guest;
+use crate::socket;
 use crate::worker::{Held, Shared};
 
 /// Connections on their way to one thread. A full queue makes the acceptor wait, and the rest wait
@@ -32,6 +34,8 @@ pub struct Arrival {
     /// Of PostgreSQL until it has a backend, of HTTP until it ends.
     pub counted: Held,
     pub thread: Held,
+    /// Of HTTP.
+    pub guest: Option<Guest>,
 }
 
 /// What is spoken on a listener.
@@ -80,7 +84,20 @@ pub async fn run(
         match accepted.and_then(|(it, peer)| Ok((it.into_std()?, peer))) {
             Ok(accepted) => {
                 failing = false;
-                hand_over(accepted, (&listener, protocol), &shared, &threads).await;
+                let guest = match protocol {
+                    Protocol::Postgres => None,
+                    Protocol::Http => {
+                        let crowd = (shared.served.load(Ordering::Relaxed), shared.limits.http_max);
+                        let Some(guest) = shared.http.door.enter(&listener, accepted.1.ip(), crowd)
+                        else {
+                            // Nothing is left of it here, not even in the kernel.
+                            socket::reset_on_close(&accepted.0);
+                            continue;
+                        };
+                        Some(guest)
+                    }
+                };
+                hand_over(accepted, (&listener, protocol), guest, &shared, &threads).await;
             }
             // The client gave up while it was queued: nothing to do with the next one.
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -98,6 +115,7 @@ pub async fn run(
 async fn hand_over(
     (socket, peer): (TcpStream, SocketAddr),
     (listener, protocol): (&Arc<str>, Protocol),
+    guest: Option<Guest>,
     shared: &Shared,
     threads: &[Thread],
 ) {
@@ -121,6 +139,7 @@ async fn hand_over(
         peer,
         counted,
         thread: Held::new(&thread.load),
+        guest,
     };
     // It fails only when the gateway is being dropped.
     let _ = thread.arrivals.send(arrival).await;

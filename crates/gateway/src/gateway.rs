@@ -11,12 +11,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use everhold_core::http::probe::Health;
+use everhold_core::http::rate::word::BadWord;
 use everhold_core::http::route::{Backend, HttpListener};
 use everhold_core::route::{Instance, RouteTable};
 use tokio::runtime::{Builder, Handle, LocalOptions};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::accept::{self, ARRIVALS_MAX, Arrival, Protocol, Thread};
+use crate::door::Refused;
 use crate::http;
 use crate::limits::Limits;
 use crate::snapshot::{Found, InstanceSnapshot, ListenerSnapshot, ListenerState, Snapshot};
@@ -280,13 +282,13 @@ impl Gateway {
         }
         let mut listeners: BTreeMap<_, _> = listeners.collect();
         listeners.extend(self.http_listeners(&table, open));
-        let services = self.instances();
+        let services = self.services();
         Snapshot { table_revision: table.revision, listeners, services, backends }
     }
 
     /// The instances of HTTP services: those that are judged, those that a thread may still send to,
     /// and those that something is on its way to.
-    fn instances(&self) -> BTreeMap<String, BTreeMap<String, InstanceSnapshot>> {
+    pub fn services(&self) -> BTreeMap<String, BTreeMap<String, InstanceSnapshot>> {
         let under_way = self.shared.http.under_way();
         let requests = |service: &String, name: &String| {
             under_way.get(&(service.clone(), name.clone())).copied().unwrap_or(0)
@@ -343,9 +345,54 @@ impl Gateway {
         self.shared.http.take_loads(loads);
     }
 
+    /// Takes out of the cache what that names: whatever was asked for before this returns is not given
+    /// again.
+    pub fn purge(&self, what: http::Purge) {
+        if let Some(store) = self.shared.http.cache.get() {
+            store.purge(what);
+        }
+    }
+
+    /// What the cache has; `None`: no table has asked for one.
+    pub fn kept(&self) -> Option<http::Kept> {
+        self.shared.http.cache.get().map(|store| store.kept())
+    }
+
+    /// Whether there are other gateways: from then on what is admitted by rate limits is kept for
+    /// [`Gateway::tell_rates`].
+    pub fn share_rates(&self, shared: bool) {
+        self.shared.http.rates.share(shared);
+    }
+
+    /// What each of the other gateways is to be told now of rate limits, once, if anything. With a
+    /// word of this each 20 ms limits are kept within 1 %.
+    pub fn tell_rates(&self) -> Option<Vec<u8>> {
+        self.shared.http.rates.tell()
+    }
+
+    /// What a gateway that begins, or was away, is to be told first.
+    pub fn rate_debts(&self) -> Vec<Vec<u8>> {
+        self.shared.http.rates.debts()
+    }
+
+    /// Another gateway has told one of these.
+    pub fn absorb_rates(&self, word: &[u8]) -> Result<(), BadWord> {
+        self.shared.http.rates.absorb(word)
+    }
+
+    /// Connections of HTTP that were not let in.
+    pub fn refused(&self) -> Refused {
+        self.shared.http.door.refused()
+    }
+
     /// How the instances of HTTP services are judged, by service.
     pub fn judged(&self) -> BTreeMap<String, http::Judged> {
         self.shared.http.judged()
+    }
+
+    /// What is let through to HTTP services and by routes, where that is bounded.
+    pub fn guarded(&self) -> http::Guarded {
+        self.shared.http.guards.state()
     }
 
     fn http_listeners(

@@ -10,6 +10,7 @@
 
 mod accept;
 mod cancel;
+mod door;
 mod gateway;
 pub mod http;
 mod limits;
@@ -21,6 +22,7 @@ mod socket;
 mod wire;
 mod worker;
 
+pub use door::Refused;
 pub use gateway::{Config, Gateway, GatewayError};
 pub use limits::Limits;
 pub use snapshot::{Found, InstanceSnapshot, ListenerSnapshot, ListenerState, Snapshot};

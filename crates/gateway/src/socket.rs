@@ -68,7 +68,7 @@ pub async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// Makes the coming close a reset that also drops what the peer has not taken yet. To a frozen
 /// primary that wakes up later, nothing of a cut session may still arrive.
-pub fn reset_on_close(stream: &TcpStream) {
+pub fn reset_on_close(stream: impl AsFd) {
     // It can fail only for a socket that is already closed, which is what is wanted.
     let _ = sockopt::set_socket_linger(stream, Some(Duration::ZERO));
 }

@@ -1,6 +1,7 @@
 //! The same objects in all places: what one lacks is copied from another.
 
 use crate::RepositoryError;
+use crate::log::is_contest;
 use crate::place::Existing;
 use crate::repository::{Repository, at_once, is_shared};
 use std::collections::BTreeSet;
@@ -20,8 +21,11 @@ impl Repository {
         }
         let all: BTreeSet<&String> = has.iter().flat_map(|(_, names)| names).collect();
         let uneven = |name: &&String| has.iter().any(|(_, names)| !names.contains(*name));
-        let all: Vec<&String> =
-            all.into_iter().filter(|name| is_shared(name)).filter(uneven).collect();
+        let all: Vec<&String> = all
+            .into_iter()
+            .filter(|name| is_shared(name) && !is_contest(name))
+            .filter(uneven)
+            .collect();
         let (next, copied) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let work = || -> Result<(), RepositoryError> {
             while let Some(name) = all.get(next.fetch_add(1, Ordering::Relaxed)) {

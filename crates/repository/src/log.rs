@@ -6,6 +6,7 @@
 //! SERVICE/log/SYSID/lines/EPOCH                 that leader's line, put before its first piece
 //! SERVICE/log/SYSID/marks/TIME.EPOCH            how far that leader was at that time
 //! SERVICE/log/SYSID/dropped/LSN                 before it only single backups' log is kept
+//! SERVICE/log/SYSID/contested/PIECE             two have written that piece: it counts nowhere
 //! ```
 
 mod coverage;
@@ -38,6 +39,9 @@ pub(crate) const ANEW_MAX: u32 = 3;
 const DROPPED_AT_ONCE: usize = 64;
 /// Rounds of gathering in one go; the next one comes soon.
 const GATHERINGS_MAX: usize = 32;
+
+/// Of the marks of pieces that two have written: each place's own.
+const CONTESTED: &str = "contested/";
 
 /// The log of one database in a repository.
 pub struct Log<'r> {
@@ -118,10 +122,33 @@ impl<'r> Log<'r> {
         Ok(pieces)
     }
 
+    /// Without those that two have written: which of the two is right nobody can tell.
     fn listed(&self, copies: usize) -> Result<Vec<Piece>, RepositoryError> {
         let listed = self.repository.list(&self.prefix)?;
-        let enough = listed.into_iter().filter(|(_, has)| *has >= copies);
-        Ok(enough.filter_map(|(name, _)| Piece::parse(name.strip_prefix(&self.prefix)?)).collect())
+        let enough = listed.iter().filter(|(_, has)| **has >= copies);
+        let named = |name: &String| Piece::parse(name.strip_prefix(&self.prefix)?);
+        let pieces = enough.filter_map(|(name, _)| named(name));
+        Ok(pieces.filter(|piece| !listed.contains_key(&self.contested_name(piece))).collect())
+    }
+
+    fn contested_name(&self, piece: &Piece) -> String {
+        format!("{}{CONTESTED}{}", self.prefix, piece.name())
+    }
+
+    /// Says of a piece that two have written it.
+    pub fn contest(&self, piece: &Piece) -> Result<(), RepositoryError> {
+        self.repository.put(&self.contested_name(piece), b"").map(drop)
+    }
+
+    /// What is there under its name is what its leader wrote.
+    pub fn settle(&self, piece: &Piece) -> Result<(), RepositoryError> {
+        self.repository.delete(&self.contested_name(piece))
+    }
+
+    pub fn contested(&self) -> Result<BTreeSet<Piece>, RepositoryError> {
+        let prefix = format!("{}{CONTESTED}", self.prefix);
+        let listed = self.repository.list(&prefix)?.into_keys();
+        Ok(listed.filter_map(|name| Piece::parse(name.strip_prefix(&prefix)?)).collect())
     }
 
     fn epochs(&self) -> Result<BTreeSet<Epoch>, RepositoryError> {
@@ -366,6 +393,11 @@ impl<'r> Log<'r> {
         }
         Ok(dropped)
     }
+}
+
+/// Whether it is word of a piece that two have written, which is of one place only.
+pub(crate) fn is_contest(name: &str) -> bool {
+    name.split('/').nth(3).is_some_and(|it| CONTESTED.starts_with(it)) && name.contains("/log/")
 }
 
 /// Segment files under way.

@@ -74,19 +74,20 @@ impl Identity {
 }
 
 impl Repository {
-    /// Makes a repository in an empty place.
+    /// Makes a repository in an empty place. What a try that was killed left there is gone on with.
     pub fn create(
         config: &PlaceConfig,
         password: &Password,
         cluster: &str,
     ) -> Result<Repository, RepositoryError> {
-        let mut repository = Repository {
-            identity: Identity::new(FORMAT, cluster)?,
-            master: Master::random()?,
-            places: Vec::new(),
-            absent: Vec::new(),
-        };
-        repository.extend(config, password)?;
+        let place = empty(config)?;
+        let fresh = Identity::new(FORMAT, cluster)?;
+        let master = keys::first(&place, &Master::random()?, password)?;
+        let id = keys::claim(&place, &master, &fresh.id)?;
+        let identity = Identity { id, ..fresh };
+        let mut repository =
+            Repository { identity, master, places: Vec::new(), absent: Vec::new() };
+        repository.take_in(place)?;
         Ok(repository)
     }
 
@@ -97,23 +98,28 @@ impl Repository {
         config: &PlaceConfig,
         password: &Password,
     ) -> Result<(), RepositoryError> {
-        let place = Place::open(config)?;
-        if let Some(identity) = identity(&place)? {
-            return Err(RepositoryError::Taken {
+        let place = empty(config)?;
+        let master = keys::first(&place, &self.master, password)?;
+        let id = &self.identity.id;
+        if master != self.master || keys::claim(&place, &master, id)? != *id {
+            // Whose that is only an operator knows.
+            return Err(RepositoryError::Foreign {
                 place: config.name.clone(),
-                id: identity.id,
-                cluster: identity.cluster,
+                found: "(begun and not finished)".to_string(),
+                cluster: self.identity.cluster.clone(),
+                expected: id.clone(),
             });
         }
-        rekey::is_no_copy(&place)?;
-        place.prepare()?;
-        place.probe()?;
-        keys::add(&place, &self.master, password)?;
-        let sealed = self.master.seal(SEALED, self.identity.id.as_bytes())?;
-        place.put(SEALED, &sealed, Existing::Keep)?;
-        // Last, so that a place that says it is a repository opens.
+        self.take_in(place)
+    }
+
+    /// Says of a place that has a password and the id that it is this repository's. Last, so that one
+    /// that says so opens.
+    fn take_in(&mut self, place: Place) -> Result<(), RepositoryError> {
         let text = json(&self.identity);
-        if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)? {
+        if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)?
+            && identity(&place)?.is_none_or(|found| found.id != self.identity.id)
+        {
             return Err(RepositoryError::Conflict { name: IDENTITY.to_string() });
         }
         self.places.push(Arc::new(place));
@@ -203,10 +209,7 @@ impl Repository {
         match opened {
             Some(repository) => Ok(Repository { absent, ..repository }),
             None if absent.len() == 1 => Err(absent.remove(0).1),
-            None => {
-                let said = absent.iter().map(|(_, error)| error.to_string());
-                Err(RepositoryError::Unreachable { said: said.collect::<Vec<_>>().join("; ") })
-            }
+            None => Err(unreachable(&absent)),
         }
     }
 
@@ -354,14 +357,8 @@ impl Repository {
             }
         }
         match put.copies {
-            0 => Err(RepositoryError::Unreachable {
-                said: put
-                    .failed
-                    .iter()
-                    .map(|(_, it)| it.to_string())
-                    .collect::<Vec<_>>()
-                    .join("; "),
-            }),
+            0 if put.failed.len() == 1 => Err(put.failed.remove(0).1),
+            0 => Err(unreachable(&put.failed)),
             _ => Ok(put),
         }
     }
@@ -593,6 +590,11 @@ pub(crate) fn at_once(
     })
 }
 
+fn unreachable(errors: &[(String, RepositoryError)]) -> RepositoryError {
+    let said: Vec<_> = errors.iter().map(|(_, error)| error.to_string()).collect();
+    RepositoryError::Unreachable { said: said.join("; ") }
+}
+
 fn lost_thread() -> RepositoryError {
     RepositoryError::Unreachable { said: "its thread ended".to_string() }
 }
@@ -630,6 +632,22 @@ fn identity(place: &Place) -> Result<Option<Identity>, RepositoryError> {
         return Err(RepositoryError::Newer { place: place.name().to_string(), format });
     }
     serde_json::from_slice(&text).map(Some).map_err(malformed)
+}
+
+/// A place that holds no repository and no copy of one, ready to become one.
+fn empty(config: &PlaceConfig) -> Result<Place, RepositoryError> {
+    let place = Place::open(config)?;
+    if let Some(identity) = identity(&place)? {
+        return Err(RepositoryError::Taken {
+            place: config.name.clone(),
+            id: identity.id,
+            cluster: identity.cluster,
+        });
+    }
+    rekey::is_no_copy(&place)?;
+    place.prepare()?;
+    place.probe()?;
+    Ok(place)
 }
 
 fn known(place: &Place) -> Result<Identity, RepositoryError> {

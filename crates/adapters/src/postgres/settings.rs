@@ -12,6 +12,7 @@ use super::control::Control;
 use super::error::PgError;
 use super::files::{self, Keep};
 use everhold_core::ids::Member;
+use everhold_core::policy::log_kept_bytes;
 use everhold_core::postgres::{CLOSED, Source};
 use postgres_protocol::password::scram_sha_256;
 use std::collections::BTreeMap;
@@ -48,14 +49,21 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("wal_recycle", "off"),
     ("min_wal_size", "32MB"),
     ("wal_keep_size", "0"),
-    // A standby that is gone for longer is cloned again, rather than the leader's disk filled.
-    ("max_slot_wal_keep_size", "10GB"),
     // A dead client is noticed within half a minute.
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
     ("log_line_prefix", "%m [%p] "),
 ];
+
+/// Also a default, by the disk: a standby that is gone for longer is cloned again, rather than the
+/// leader's disk filled.
+const LOG_KEPT: &str = "max_slot_wal_keep_size";
+
+/// Of a standby's walsender. A checkpoint that takes its log away ends it and waits for that; one that
+/// writes to a frozen standby would not end before the standby goes on. Longer than
+/// wal_sender_timeout, which is for all else. A rewind or a clone may rest for longer on a slow disk.
+const SENDER_OPTIONS: &str = "-c tcp_user_timeout=10000";
 
 /// Settings of the third file.
 const DYNAMIC: [&str; 3] = ["primary_conninfo", "primary_slot_name", "synchronous_standby_names"];
@@ -252,7 +260,9 @@ pub fn write_parameters(config: &PgConfig) -> Result<(), PgError> {
     let paths = Paths::of(config);
     let mut main =
         String::from("# Written by Everhold before each start: changes here are lost.\n");
+    let log_kept = format!("{}MB", log_kept_bytes(log_disk_bytes(&config.data_dir)) >> 20);
     let mut parameters: BTreeMap<&str, &str> = DEFAULTS.iter().copied().collect();
+    parameters.insert(LOG_KEPT, &log_kept);
     parameters
         .extend(config.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     let forced = forced(config, None);
@@ -263,6 +273,14 @@ pub fn write_parameters(config: &PgConfig) -> Result<(), PgError> {
     }
     let _ = writeln!(main, "include = {}", quoted(&paths.dynamic.display().to_string()));
     write(config, &paths.main, &main)
+}
+
+/// How large the disk is that the log of a data directory is on, or would be on; 0: nobody knows.
+fn log_disk_bytes(data_dir: &Path) -> u64 {
+    let log = data_dir.join("pg_wal");
+    let there = log.ancestors().find(|it| it.exists());
+    let disk = there.and_then(|it| rustix::fs::statvfs(it).ok());
+    disk.map_or(0, |disk| disk.f_blocks.saturating_mul(disk.f_frsize))
 }
 
 fn write(config: &PgConfig, path: &Path, content: &str) -> Result<(), PgError> {
@@ -401,7 +419,11 @@ impl Dynamic {
 /// of the leader is only carried along, for observation to read it back.
 pub fn conninfo(source: &Source, config: &PgConfig) -> String {
     let member = source.member.to_string();
-    let own = [("application_name", source.slot.as_str()), ("fallback_application_name", &member)];
+    let own = [
+        ("application_name", source.slot.as_str()),
+        ("fallback_application_name", &member),
+        ("options", SENDER_OPTIONS),
+    ];
     connection_words(source, config, &own)
 }
 
@@ -544,16 +566,8 @@ pub fn weakens(setting: &str) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_source_comes_back_as_it_was_written() {
-        let source = Source {
-            member: Member::new("b", 3),
-            host: "db'1\\x y".into(),
-            port: 5433,
-            slot: "a_1".into(),
-        };
-        let at = |name: &str| PathBuf::from(format!("/run/it's here/{name}"));
-        let mut config = PgConfig {
+    fn config(at: impl Fn(&str) -> PathBuf) -> PgConfig {
+        PgConfig {
             node: "a".into(),
             bin_dir: at("bin"),
             data_dir: at("data"),
@@ -569,11 +583,41 @@ mod tests {
             replication_password_file: at("replication"),
             tls: None,
             parameters: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn how_much_log_is_kept_follows_the_disk_unless_it_is_said() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut config = config(|name| dir.path().join(name));
+        let kept = |config: &PgConfig| {
+            write_parameters(config).expect("written");
+            let text = fs::read_to_string(Paths::of(config).main).expect("a file");
+            let line = text.lines().find_map(|it| it.strip_prefix("max_slot_wal_keep_size = "));
+            line.map(unquoted).expect("it is set")
         };
+        let disk = log_disk_bytes(dir.path());
+        assert!(disk > 0, "there is a disk");
+        assert_eq!(kept(&config), format!("{}MB", log_kept_bytes(disk) >> 20));
+        config.parameters.insert(LOG_KEPT.to_string(), "7GB".to_string());
+        assert_eq!(kept(&config), "7GB");
+    }
+
+    #[test]
+    fn a_source_comes_back_as_it_was_written() {
+        let source = Source {
+            member: Member::new("b", 3),
+            host: "db'1\\x y".into(),
+            port: 5433,
+            slot: "a_1".into(),
+        };
+        let at = |name: &str| PathBuf::from(format!("/run/it's here/{name}"));
+        let mut config = config(at);
         let text = conninfo(&source, &config);
         assert_eq!(parse_conninfo(&text, "a_1"), Some(source.clone()));
         assert_eq!(words(&text)["passfile"], "/run/it's here/passfile");
         assert_eq!(words(&text)["sslmode"], "disable");
+        assert_eq!(words(&text)["options"], "-c tcp_user_timeout=10000");
         config.tls = Some(crate::pki::CertPair { ca: at("ca"), cert: at("cert"), key: at("key") });
         let text = conninfo(&source, &config);
         assert_eq!(parse_conninfo(&text, "a_1"), Some(source));

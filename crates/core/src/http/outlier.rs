@@ -100,7 +100,7 @@ enum State {
 
 /// Successes and failures of the last seconds, each with the second that it is of.
 #[derive(Debug, Clone, Default)]
-struct Window {
+pub(super) struct Window {
     buckets: [(u64, u32, u32); BUCKETS],
 }
 
@@ -264,7 +264,7 @@ impl Record {
 }
 
 impl Window {
-    fn add(&mut self, now_ms: u64, succeeded: u32, failed: u32) {
+    pub(super) fn add(&mut self, now_ms: u64, succeeded: u32, failed: u32) {
         let second = now_ms / BUCKET_MS;
         let bucket = &mut self.buckets[(second % BUCKETS as u64) as usize];
         if bucket.0 != second {
@@ -283,13 +283,13 @@ impl Window {
         })
     }
 
-    fn requests(&self, now_ms: u64) -> u32 {
+    pub(super) fn requests(&self, now_ms: u64) -> u32 {
         let (succeeded, failed) = self.sums(now_ms);
         u32::try_from(succeeded + failed).unwrap_or(u32::MAX)
     }
 
     /// Failures in thousandths of requests.
-    fn rate(&self, now_ms: u64) -> u32 {
+    pub(super) fn rate(&self, now_ms: u64) -> u32 {
         let (succeeded, failed) = self.sums(now_ms);
         (failed * 1_000).checked_div(succeeded + failed).unwrap_or(0) as u32
     }

@@ -26,11 +26,16 @@ impl Budget {
         self.requests += 1;
     }
 
-    /// Takes a retry if one is left.
-    pub fn take(&mut self, now_ms: u64) -> bool {
+    /// Whether a retry is left.
+    pub fn is_left(&mut self, now_ms: u64) -> bool {
         self.bucket(now_ms);
         let allowed = (self.requests * BUDGET_PERCENT / 100).max(PER_SECOND_MIN * BUCKETS as u64);
-        let left = self.retries < allowed;
+        self.retries < allowed
+    }
+
+    /// Takes a retry if one is left.
+    pub fn take(&mut self, now_ms: u64) -> bool {
+        let left = self.is_left(now_ms);
         if left {
             self.bucket(now_ms).1 += 1;
             self.retries += 1;

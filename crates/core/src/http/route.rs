@@ -9,7 +9,13 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Affinity, Balance, HealthSpec, Match, PathMatch, TlsFiles, Version};
+use super::breaker::BreakerSpec;
+use super::cache::CacheSpec;
+use super::queue::{Bulkhead, Priority};
+use super::rate::RateLimit;
+use crate::spec::{
+    Affinity, Balance, HealthSpec, Match, Net, PathMatch, RouteSpec, TlsFiles, Version,
+};
 
 /// All that a gateway needs to know of HTTP, immutable and swapped whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +28,9 @@ pub struct HttpTable {
     /// How many gateways each zone has.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub gateways: BTreeMap<String, u32>,
+    /// What each gateway may keep of answers; `None`: see [`crate::http::cache::BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<u64>,
 }
 
 impl HttpTable {
@@ -35,10 +44,19 @@ pub struct HttpListener {
     pub bind: SocketAddr,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsFiles>,
+    /// Nobody is let in from there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<Net>,
+    /// Connections of one client, at each gateway; `None`: as many as there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_client_max: Option<u32>,
+    /// See [`forwarded`](super::forwarded).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<Net>,
     pub routes: Vec<HttpRoute>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HttpRoute {
     pub name: String,
     #[serde(rename = "match")]
@@ -47,6 +65,36 @@ pub struct HttpRoute {
     /// In place of the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Places of its own, before those of its service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<Bulkhead>,
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// `None`: no answer is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Bytes a second that a client brings of a body, or takes of an answer, on average; `None`: as
+    /// [`RATE_MIN`](super::pace::RATE_MIN) says, 0: none at all will do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_rate_min: Option<u32>,
+}
+
+impl HttpRoute {
+    pub fn of(name: &str, spec: &RouteSpec) -> HttpRoute {
+        HttpRoute {
+            name: name.to_string(),
+            when: spec.when.clone(),
+            service: spec.service.clone(),
+            timeout_ms: spec.timeout_ms,
+            bulkhead: spec.concurrency.clone(),
+            priority: spec.priority,
+            cache: spec.cache.clone(),
+            rate_limit: spec.rate_limit.clone(),
+            body_rate_min: spec.body_rate_min,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,11 +109,19 @@ pub struct HttpService {
     /// One try; `None`: as long as all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub try_timeout_ms: Option<u64>,
+    /// A try is given up when it takes longer than nearly all, if another instance may be asked.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub try_timeout_auto: bool,
     /// Between two pieces of an answer.
     #[serde(default = "crate::spec::idle_timeout_ms")]
     pub idle_timeout_ms: u64,
     /// Tries beyond the first.
     pub retries: u32,
+    /// Places at its instances, over all of them; `None`: without bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulkhead: Option<Bulkhead>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<BreakerSpec>,
     /// By name.
     pub backends: Vec<Backend>,
 }
@@ -251,6 +307,7 @@ fn tied(one: &Match, other: &Match) -> bool {
 mod tests {
     use super::*;
     use crate::http::chance::Chance;
+    use crate::http::rate::RateKey;
 
     /// A route as words: `example.org`, `=/exact`, `/prefix`, `GET,PUT`, `name:value`.
     fn route(words: &str) -> HttpRoute {
@@ -268,7 +325,8 @@ mod tests {
                 when.host = Some(word.to_string());
             }
         }
-        HttpRoute { name: words.to_string(), when, service: "s".to_string(), timeout_ms: None }
+        let (name, service) = (words.to_string(), "s".to_string());
+        HttpRoute { name, when, service, ..HttpRoute::default() }
     }
 
     /// A request as words: host, path, method, then `name:value`.
@@ -455,8 +513,11 @@ mod tests {
             slow_start_ms: 10_000,
             timeout_ms: 60_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 2,
+            bulkhead: None,
+            breaker: Some(BreakerSpec::default()),
             backends: vec![Backend {
                 name: "a.1".to_string(),
                 address: ([127, 0, 0, 1], 15_410).into(),
@@ -467,11 +528,25 @@ mod tests {
         let listener = HttpListener {
             bind: ([0, 0, 0, 0], 8_443).into(),
             tls: None,
-            routes: vec![route("a.org /v1 GET k:v")],
+            trusted_proxies: vec!["10.0.0.0/8".parse().expect("a range")],
+            deny: vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            per_client_max: Some(100),
+            routes: vec![HttpRoute {
+                cache: Some(CacheSpec { ttl_ms: Some(1), ..CacheSpec::default() }),
+                rate_limit: Some(RateLimit {
+                    by: RateKey::Header("x-key".to_string()),
+                    requests: 1000,
+                    per_s: 1,
+                    burst: 200,
+                }),
+                body_rate_min: Some(0),
+                ..route("a.org /v1 GET k:v")
+            }],
         };
         let table = HttpTable {
             zone: None,
             gateways: BTreeMap::new(),
+            cache_bytes: Some(1 << 20),
             listeners: BTreeMap::from([("web".to_string(), listener)]),
             services: BTreeMap::from([("api".to_string(), service)]),
         };

@@ -4,6 +4,7 @@
 //! guarantee is refused here, with what to do instead.
 
 mod http;
+mod protect;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 use super::parameters::{Context, context};
 use super::{
-    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, NodeSpec, PostgresSpec, Protocol,
+    BackupSpec, GatewaySpec, InstanceSpec, ListenerSpec, Net, NodeSpec, PostgresSpec, Protocol,
     RepositorySpec, ServiceSpec, Spec, StoreSpec,
 };
 
@@ -116,6 +117,8 @@ impl Changes {
     fn gateway(&mut self, old: &GatewaySpec, new: &GatewaySpec) {
         self.value("gateway.nodes", &old.nodes.join(", "), &new.nodes.join(", "), AtOnce);
         self.value("gateway.access_log", &old.access_log, &new.access_log, AtOnce);
+        let cache = |of: &GatewaySpec| of.cache_bytes.map(|bytes| format!("{bytes} bytes"));
+        self.push("gateway.cache", cache(old), cache(new), AtOnce);
     }
 
     fn node(&mut self, path: &str, old: Option<&NodeSpec>, new: Option<&NodeSpec>) {
@@ -268,5 +271,13 @@ impl Changes {
         of("role", |it| Some(format!("{:?}", it.postgres()?.role).to_lowercase()));
         of("max_lag", |it| Some(format!("{}ms", it.postgres()?.max_lag_ms?)));
         of("tls", |it| it.tls().map(|tls| format!("{}, {}", tls.cert, tls.key)));
+        of("trusted_proxies", |it| nets(&it.http()?.trusted_proxies));
+        of("deny", |it| nets(&it.http()?.deny));
+        of("connections_per_client", |it| Some(it.http()?.connections_per_client?.to_string()));
     }
+}
+
+fn nets(nets: &[Net]) -> Option<String> {
+    let nets: Vec<String> = nets.iter().map(Net::to_string).collect();
+    Some(nets.join(", ")).filter(|nets| !nets.is_empty())
 }

@@ -2,6 +2,10 @@
 //! and the routes that lead to them.
 
 use super::Address;
+use crate::http::breaker::BreakerSpec;
+use crate::http::cache::CacheSpec;
+use crate::http::queue::{Bulkhead, Priority};
+use crate::http::rate::RateLimit;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -55,11 +59,20 @@ pub struct HttpSpec {
     /// One try; `None`: as long as all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub try_timeout_ms: Option<u64>,
+    /// It follows from how long answers take, where another try may follow.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub try_timeout_auto: bool,
     /// Between two pieces of an answer.
     #[serde(default = "idle_timeout_ms")]
     pub idle_timeout_ms: u64,
     /// Further tries of a request that may be repeated.
     pub retries: u32,
+    /// Places for requests at its instances; `None`: without bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Bulkhead>,
+    /// `None`: however much it fails, it is asked.
+    #[serde(default = "breaker")]
+    pub breaker: Option<BreakerSpec>,
     /// Instances, by their names, that commands took out of use. A document doesn't say it, and
     /// doesn't change it.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -71,7 +84,31 @@ pub(crate) fn idle_timeout_ms() -> u64 {
     IDLE_TIMEOUT_MS
 }
 
+fn breaker() -> Option<BreakerSpec> {
+    Some(BreakerSpec::default())
+}
+
 impl HttpSpec {
+    /// As a document has it that says nothing else.
+    pub fn of(source: Source) -> HttpSpec {
+        HttpSpec {
+            source,
+            balance: Balance::default(),
+            version: Version::default(),
+            affinity: None,
+            health: HealthSpec::default(),
+            slow_start_ms: SLOW_START_MS,
+            timeout_ms: TIMEOUT_MS,
+            try_timeout_ms: None,
+            try_timeout_auto: false,
+            idle_timeout_ms: IDLE_TIMEOUT_MS,
+            retries: RETRIES,
+            concurrency: None,
+            breaker: breaker(),
+            drained: BTreeSet::new(),
+        }
+    }
+
     /// What Everhold runs of it.
     pub fn run(&self) -> Option<&RunSpec> {
         match &self.source {
@@ -315,7 +352,7 @@ pub struct TlsFiles {
 }
 
 /// Which requests of a listener go to a service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteSpec {
     pub listener: String,
     #[serde(rename = "match")]
@@ -324,6 +361,20 @@ pub struct RouteSpec {
     /// In place of the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// Whose requests come first where not all can be served.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
+    /// Places of its own, before those of its service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Bulkhead>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
+    /// Bytes a second of bodies, on average; see [`HttpRoute`](crate::http::route::HttpRoute).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_rate_min: Option<u32>,
+    /// `None`: no answer is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
 }
 
 /// Requests; what is absent matches all.

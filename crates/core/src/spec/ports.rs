@@ -1,7 +1,7 @@
 //! Which process listens where on a node.
 //!
 //! Everhold itself takes ports from the last of its node's range downwards: the agent's links, where
-//! machines join, health paths and metrics of the agent, metrics of the gateway. Instances take ports from the first upwards, in order of their service's
+//! machines join, health paths and metrics of the agent, metrics of the gateway, what it tells others. Instances take ports from the first upwards, in order of their service's
 //! name, and keep what they have when others come or go.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,7 @@ const PORT_MIN: u16 = 1024;
 const LENGTH_MIN: u16 = 10;
 
 /// Ports at the end of each range that are Everhold's own.
-const OWN: u16 = 4;
+const OWN: u16 = 5;
 
 /// Ports of one node, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -69,6 +69,11 @@ impl NodeSpec {
     /// Where the node's gateway tells its metrics.
     pub fn gateway_port(&self) -> u16 {
         self.ports.last - 3
+    }
+
+    /// Where the node's gateway tells the others what it admits.
+    pub fn limits_port(&self) -> u16 {
+        self.ports.last - 4
     }
 
     /// The port of the instance at `index`, counted from zero; `None` when the range is full.

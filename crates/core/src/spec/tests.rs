@@ -242,3 +242,21 @@ fn a_running_cluster_keeps_its_store() {
     assert_eq!(refused(&new, &other), ["store.etcd"]);
     assert!(diff(&new, &new).is_empty());
 }
+
+#[test]
+fn requests_may_be_on_their_way_for_as_long_as_a_route_allows() {
+    let mut spec = Spec::tour("/everhold", None);
+    let mut check = |service: u64, route: Option<u64>, expected: u64| {
+        let Some(ServiceSpec::Http(web)) = spec.services.get_mut("web") else {
+            unreachable!("it is the sample")
+        };
+        web.timeout_ms = service;
+        spec.routes.get_mut("web").expect("its route").timeout_ms = route;
+        assert_eq!(spec.drain_ms("web"), expected, "{service} {route:?}");
+    };
+    check(60_000, None, 60_000);
+    check(60_000, Some(90_000), 90_000);
+    check(60_000, Some(1_000), 60_000);
+    check(24 * DRAIN_MAX_MS, None, DRAIN_MAX_MS);
+    assert_eq!(spec.drain_ms("none"), 0);
+}

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::{
-    ADDRESS, Balance, GRACE_MS, HealthSpec, HttpListener, HttpSpec, IDLE_TIMEOUT_MS, INSTANCES,
-    LimitsSpec, ListenerSpec, Match, Protocol, RETRIES, RouteSpec, RunSpec, ServiceSpec, Source,
-    Spec, StopSignal, StopSpec, TIMEOUT_MS, Version,
+    ADDRESS, GRACE_MS, HealthSpec, HttpListener, HttpSpec, INSTANCES, LimitsSpec, ListenerSpec,
+    Protocol, RouteSpec, RunSpec, ServiceSpec, Source, Spec, StopSignal, StopSpec,
 };
 
 /// The name of the sample, of its listener and of its route.
@@ -20,28 +19,17 @@ impl Spec {
     /// The default with the sample; `program` is Everhold itself, `user` whom it runs as there.
     pub fn tour(program: &str, user: Option<&str>) -> Spec {
         let mut spec = Spec::default_for_one_machine();
-        let sample = ServiceSpec::Http(HttpSpec {
-            source: Source::Run(sample(program, user)),
-            balance: Balance::default(),
-            version: Version::default(),
-            affinity: None,
+        let sample = HttpSpec {
             health: HealthSpec { path: Some("/healthz".into()), ..HealthSpec::default() },
             slow_start_ms: SLOW_START_MS,
-            timeout_ms: TIMEOUT_MS,
-            try_timeout_ms: None,
-            idle_timeout_ms: IDLE_TIMEOUT_MS,
-            retries: RETRIES,
-            drained: Default::default(),
-        });
-        spec.services.insert(SAMPLE.into(), sample);
-        let protocol = Protocol::Http(HttpListener { tls: None });
-        spec.listeners.insert(SAMPLE.into(), ListenerSpec { bind: SAMPLE_BIND, protocol });
-        let route = RouteSpec {
-            listener: SAMPLE.into(),
-            when: Match::default(),
-            service: SAMPLE.into(),
-            timeout_ms: None,
+            ..HttpSpec::of(Source::Run(sample(program, user)))
         };
+        let sample = ServiceSpec::Http(sample);
+        spec.services.insert(SAMPLE.into(), sample);
+        let protocol = Protocol::Http(HttpListener::default());
+        spec.listeners.insert(SAMPLE.into(), ListenerSpec { bind: SAMPLE_BIND, protocol });
+        let route =
+            RouteSpec { listener: SAMPLE.into(), service: SAMPLE.into(), ..RouteSpec::default() };
         spec.routes.insert(SAMPLE.into(), route);
         spec.place();
         spec

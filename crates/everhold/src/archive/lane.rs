@@ -5,8 +5,8 @@ use super::Order;
 use crate::backup;
 use everhold_repository::log::{Mark, Piece};
 use everhold_repository::{Log, Repository, RepositoryError, Sealed};
-use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -34,6 +34,14 @@ pub enum Task {
     Level(Repository),
 }
 
+/// What became of the pieces of one go.
+#[derive(Default)]
+struct Done {
+    failed: bool,
+    /// Two have written it.
+    contested: Option<Arc<Parcel>>,
+}
+
 /// What a lane says of its place.
 pub enum Said {
     /// It is open and has these pieces.
@@ -52,7 +60,13 @@ pub fn start(
     said: UnboundedSender<(String, Said)>,
 ) -> std::io::Result<SyncSender<Task>> {
     let (tasks, todo) = sync_channel(TASKS_MAX);
-    let lane = Lane { order, name: name.clone(), said, probed: Cell::new(false) };
+    let lane = Lane {
+        order,
+        name: name.clone(),
+        said,
+        probed: Cell::new(false),
+        contested: RefCell::default(),
+    };
     thread::Builder::new().name(name).spawn(move || lane.run(&todo))?;
     Ok(tasks)
 }
@@ -63,6 +77,8 @@ struct Lane {
     said: UnboundedSender<(String, Said)>,
     /// The place has proven that it tells a second write of an object from the first.
     probed: Cell<bool>,
+    /// Pieces of it that two have written.
+    contested: RefCell<BTreeSet<Piece>>,
 }
 
 impl Lane {
@@ -113,13 +129,13 @@ impl Lane {
             repository.probe()?;
             self.probed.set(true);
         }
+        self.contested.replace(self.log(&repository).contested()?);
         let lead = &self.order.lead;
         self.log(&repository).put_line(lead.epoch, &lead.line)?;
         Ok(repository)
     }
 
-    /// Does tasks; true: a put failed, so it is to be opened anew. Two that wrote one object are no
-    /// reason for it.
+    /// Does tasks; true: a put failed, so it is to be opened anew.
     fn work(&self, repository: &Repository, todo: &Receiver<Task>) -> bool {
         let mut next = None;
         loop {
@@ -153,26 +169,76 @@ impl Lane {
                     }
                 }
             }
-            let one = |parcel: &Parcel| repository.put_object(&parcel.sealed).map(drop);
-            let mut failed = false;
-            let told = thread::scope(|scope| {
-                let running = parcels.iter().map(|parcel| {
-                    let thread = scope.spawn(|| one(parcel));
-                    (parcel.piece, thread)
-                });
-                let running: Vec<_> = running.collect();
-                running.into_iter().all(|(piece, thread)| {
-                    let result = thread.join().unwrap_or(Err(RepositoryError::Stopped));
-                    let conflict = |it: &_| matches!(it, RepositoryError::Conflict { .. });
-                    failed |= result.as_ref().is_err_and(|it| !conflict(it));
-                    self.say(Said::Put(piece, result))
-                })
+            let Some(done) = self.put(repository, &parcels) else { return false };
+            if let Some(parcel) = done.contested {
+                return self.give_back(next, todo) && self.await_end(repository, &parcel, todo);
+            }
+            if done.failed {
+                return self.give_back(next, todo);
+            }
+        }
+    }
+
+    /// Puts pieces, all at once; `None`: nobody hears any more.
+    fn put(&self, repository: &Repository, parcels: &[Arc<Parcel>]) -> Option<Done> {
+        let mut done = Done::default();
+        let told = thread::scope(|scope| {
+            let running = parcels.iter().map(|parcel| {
+                let thread = scope.spawn(|| repository.put_object(&parcel.sealed).map(drop));
+                (parcel, thread)
             });
-            if !told {
+            let running: Vec<_> = running.collect();
+            running.into_iter().all(|(parcel, thread)| {
+                let result = thread.join().unwrap_or(Err(RepositoryError::Stopped));
+                let result = self.noted(repository, parcel.piece, result);
+                done.failed |= result.is_err();
+                if matches!(result, Err(RepositoryError::Conflict { .. })) {
+                    done.contested = Some(parcel.clone());
+                }
+                self.say(Said::Put(parcel.piece, result))
+            })
+        });
+        told.then_some(done)
+    }
+
+    /// A piece that two have written counts nowhere till it is this leader's: also whoever comes after
+    /// this process is to know.
+    fn noted(
+        &self,
+        repository: &Repository,
+        piece: Piece,
+        result: Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        let (log, mut contested) = (self.log(repository), self.contested.borrow_mut());
+        match &result {
+            Err(RepositoryError::Conflict { .. }) => {
+                contested.insert(piece);
+                if let Err(error) = log.contest(&piece) {
+                    tracing::warn!(error = crate::keeper::chain(&error), "a conflict is not noted");
+                }
+            }
+            Ok(()) if contested.contains(&piece) => {
+                log.settle(&piece)?;
+                contested.remove(&piece);
+            }
+            Ok(()) | Err(_) => {}
+        }
+        result
+    }
+
+    /// Puts nothing more while another's content stands in a piece's place. True: it is gone, and the
+    /// place is to be opened anew.
+    fn await_end(&self, repository: &Repository, parcel: &Parcel, todo: &Receiver<Task>) -> bool {
+        loop {
+            thread::sleep(REOPEN);
+            let result = repository.put_object(&parcel.sealed).map(drop);
+            let result = self.noted(repository, parcel.piece, result);
+            let settled = result.is_ok();
+            if !self.give_back(None, todo) || !self.say(Said::Put(parcel.piece, result)) {
                 return false;
             }
-            if failed {
-                return self.give_back(next, todo);
+            if settled {
+                return true;
             }
         }
     }
@@ -390,5 +456,63 @@ mod tests {
         tasks.send(piece(1)).expect("sent");
         assert!(matches!(hear(&mut said), Said::Put(_, Ok(()))));
         assert_eq!(Log::new(&repository, "main", 7).pieces(1).expect("listed").len(), 2);
+    }
+    #[test]
+    fn a_piece_that_another_wrote_counts_nowhere_until_that_is_gone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let vault = dir.path().join("vault");
+        let spec = RepositorySpec {
+            url: format!("file://{}", vault.display()).parse().expect("a url"),
+            region: None,
+            endpoint: None,
+            credentials_file: None,
+            key_file: key(dir.path()),
+        };
+        let place = PlaceConfig::new("vault", &spec);
+        let repository = Repository::create(&place, &Password::new("a password"), "shop");
+        let repository = repository.expect("made");
+        let log = Log::new(&repository, "main", 7);
+        let branch = BranchId { epoch: 1, tli: 1 };
+        let piece = Piece { branch, start: Lsn(0), end: Lsn(8), epoch: 1 };
+        log.put_piece(&piece, b"another!").expect("put");
+        let of = |piece: Piece| {
+            let sealed = log.seal_piece(&piece, b"our own.").expect("sealed");
+            Task::Put(Arc::new(Parcel { piece, sealed }))
+        };
+        // The second is one that comes after the first has ended.
+        for _ in 0..2 {
+            let (tell, mut said) = unbounded_channel();
+            let tasks = start(order(dir.path(), spec.clone()), "vault".to_string(), tell);
+            let tasks = tasks.expect("a thread");
+            while !matches!(hear(&mut said), Said::Opened(..)) {}
+            tasks.send(of(piece)).expect("sent");
+            let Said::Put(_, Err(error)) = hear(&mut said) else { panic!("it was put") };
+            assert!(matches!(error, RepositoryError::Conflict { .. }), "{error}");
+            assert!(log.pieces(1).expect("listed").is_empty(), "it counts nowhere");
+            // What is handed over meanwhile is not put.
+            let next = Piece { start: Lsn(8), end: Lsn(16), ..piece };
+            tasks.send(of(next)).expect("sent");
+            while !matches!(hear(&mut said), Said::Back(Task::Put(_))) {}
+        }
+        let file = vault.join(format!("{}{}", Log::prefix("main", 7), piece.name()));
+        assert_eq!(repository.get(&file_name(&vault, &file)).expect("got"), b"another!");
+        // An operator takes it away.
+        let (tell, mut said) = unbounded_channel();
+        let tasks = start(order(dir.path(), spec), "vault".to_string(), tell).expect("a thread");
+        tasks.send(of(piece)).expect("sent");
+        while !matches!(hear(&mut said), Said::Put(_, Err(_))) {}
+        fs::remove_file(&file).expect("removed");
+        let pieces = loop {
+            if let Said::Opened(_, pieces) = hear(&mut said) {
+                break pieces;
+            }
+        };
+        assert_eq!(pieces, [piece]);
+        assert!(log.contested().expect("listed").is_empty());
+        assert_eq!(repository.get(&file_name(&vault, &file)).expect("got"), b"our own.");
+    }
+
+    fn file_name(root: &Path, file: &Path) -> String {
+        file.strip_prefix(root).expect("below it").display().to_string()
     }
 }

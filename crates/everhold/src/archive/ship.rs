@@ -13,6 +13,7 @@ use everhold_repository::log::{
 };
 use everhold_repository::{Log, Repository, RepositoryError};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -63,8 +64,6 @@ struct Place {
     leveling: Option<Instant>,
     leveled: Option<Instant>,
     fault: Option<Fault>,
-    /// Two have written one object: nothing more is written here.
-    conflict: bool,
 }
 
 struct Open {
@@ -159,7 +158,6 @@ impl Shipper {
         let lead = &self.order.lead;
         place.tried = true;
         match said {
-            Said::Opened(_, _) if place.conflict => {}
             Said::Opened(repository, pieces) => {
                 let found = repository.identity();
                 place.fault = None;
@@ -190,7 +188,10 @@ impl Shipper {
                         place.fault = None;
                     }
                     (Ok(()), None) => {}
-                    (Err(error), _) => place.fail(fault(name, &error), &error),
+                    // Its lane opens it anew; where another's content stands, when that is gone.
+                    (Err(error), _) => {
+                        (place.fault, place.open) = (Some(fault(name, &error)), None)
+                    }
                 }
             }
             Said::Back(Task::Put(parcel)) => {
@@ -425,7 +426,6 @@ impl Place {
             leveling: None,
             leveled: None,
             fault: None,
-            conflict: false,
         }
     }
 
@@ -443,13 +443,6 @@ impl Place {
 
     fn is_slow(&self) -> bool {
         self.waiting().is_some_and(|at| at.elapsed() >= SLOW)
-    }
-
-    /// Its lane opens it anew, unless two have written one object.
-    fn fail(&mut self, fault: Fault, error: &RepositoryError) {
-        self.fault = Some(fault);
-        self.conflict |= matches!(error, RepositoryError::Conflict { .. });
-        self.open = None;
     }
 
     /// Why it has not all that some place has.
@@ -580,9 +573,21 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
             (format!("use a store that refuses a second write for {place}"), true)
         }
         RepositoryError::Newer { .. } => ("run the version that wrote it".to_string(), true),
-        RepositoryError::Conflict { .. } | RepositoryError::Damaged { .. } => {
+        RepositoryError::Conflict { .. } => (
+            "see who else writes there, and take away what is not this service's: nothing is \
+             overwritten, and nothing more is put there until then"
+                .to_string(),
+            true,
+        ),
+        RepositoryError::Damaged { .. } => {
             ("see who else writes there; nothing is overwritten".to_string(), true)
         }
+        RepositoryError::File { source, .. } if is_full(source) => (
+            "make room there, or keep less: what is missing is put by itself then; meanwhile the \
+             leader keeps it, up to max_slot_wal_keep_size"
+                .to_string(),
+            true,
+        ),
         RepositoryError::File { .. }
         | RepositoryError::Remote { .. }
         | RepositoryError::DamagedPassword { .. }
@@ -611,6 +616,10 @@ fn fault(place: &str, error: &RepositoryError) -> Fault {
     };
     let said = crate::keeper::chain(error);
     Fault { why: format!("repository {place}: {said}"), next, operator }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
 fn unreadable(error: &dyn std::error::Error) -> Fault {

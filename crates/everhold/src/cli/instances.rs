@@ -243,7 +243,7 @@ fn await_drain(drain: &Value, known: &mut bool) -> Option<String> {
     *known = true;
     let silent: Vec<String> = drain["silent"].as_array().into_iter().flatten().map(plain).collect();
     Some(match (silent.is_empty(), drain["requests"].as_u64()) {
-        (false, _) => format!("nothing is heard of {}", silent.join(", ")),
+        (false, _) => format!("nothing is heard of these gateways: {}", silent.join(", ")),
         (true, Some(0) | None) => "gateways leave it".to_string(),
         (true, Some(left)) => format!("{left} under way"),
     })

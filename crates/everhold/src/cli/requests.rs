@@ -27,6 +27,12 @@ fn text(record: &Value) -> String {
         true => "No route takes it".to_string(),
         false => format!("Route {} to {}", word("route"), word("service")),
     });
+    if record["waited_us"].as_u64().is_some_and(|us| us > 0) {
+        lines.push(format!("Waited {} for a place", ms(&record["waited_us"])));
+    }
+    if record["cache"].as_str().is_some_and(|it| !it.is_empty()) {
+        lines.push(format!("Cache: {}", word("cache")));
+    }
     let tries = record["tries"].as_array().map(Vec::as_slice).unwrap_or_default();
     for one in tries {
         lines.push(format!(

@@ -6,10 +6,10 @@ use crate::backup::shown::Summary;
 use crate::clock;
 use crate::failovers::LastFailover;
 use crate::gateway::{Presence, presence_prefix};
-use crate::hung;
 use crate::lost_nodes::{HELD, Held};
 use crate::machine::coordinator::Members;
 use crate::spec::record;
+use crate::{gateways_word, hung};
 use everhold_core::kv::{Kv, Snapshot};
 use everhold_core::records::decode;
 use everhold_core::rollout::Rollout;
@@ -147,8 +147,7 @@ impl StoreWord {
     }
 
     fn learn_gateway(&mut self, name: &str, kv: Option<&Kv>) {
-        // On many machines each one's gateway is known by its node.
-        let name = name.strip_prefix("gateway.").unwrap_or(name);
+        let name = gateways_word::name(name);
         match kv.and_then(|kv| decode(&kv.value).ok()) {
             Some(presence) => self.gateways.insert(name.to_string(), presence),
             None => self.gateways.remove(name),

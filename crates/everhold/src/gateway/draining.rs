@@ -6,6 +6,7 @@ use crate::clock;
 use everhold_gateway::Gateway;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,6 +26,20 @@ pub struct Draining {
     pub since: String,
     /// That have not ended.
     pub connections: usize,
+    /// What it has on its way to instances, by service and instance. `None`: it doesn't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<Requests>,
+}
+
+type Requests = BTreeMap<String, BTreeMap<String, u32>>;
+
+impl Draining {
+    /// It says that nothing is on its way to that instance.
+    pub fn has_left(&self, service: &str, instance: &str) -> bool {
+        let on_its_way =
+            |all: &Requests| all.get(service).is_some_and(|it| it.contains_key(instance));
+        self.connections == 0 || self.requests.as_ref().is_some_and(|all| !on_its_way(all))
+    }
 }
 
 /// This process's own; it goes with it.
@@ -38,7 +53,7 @@ impl Mark {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let dir = dir.join("draining");
         std::fs::create_dir_all(&dir)?;
-        let told = Draining { pid, since: clock::wall(), connections };
+        let told = Draining { pid, since: clock::wall(), connections, requests: None };
         let mark = Mark { path: dir.join(pid.to_string()), told };
         mark.write()?;
         Ok(mark)
@@ -50,15 +65,16 @@ impl Mark {
         let _ = std::fs::remove_file(dir.join("draining").join(own.to_string()));
     }
 
-    /// Tells how many are left for as long as it is polled. A disk that hangs holds up nobody else.
+    /// Tells what is left for as long as it is polled. A disk that hangs holds up nobody else.
     pub async fn follow(mut self, gateway: Arc<Gateway>) {
         loop {
             tokio::time::sleep(TELL).await;
-            let connections = gateway.connections();
-            if self.told.connections == connections {
+            let (connections, requests) = (gateway.connections(), Some(on_their_way(&gateway)));
+            let told = Draining { connections, requests, ..self.told.clone() };
+            if self.told == told {
                 continue;
             }
-            self.told.connections = connections;
+            self.told = told;
             let write = move || {
                 // One that is missed is told of in the next.
                 let _ = self.write();
@@ -76,6 +92,14 @@ impl Mark {
         std::fs::write(&new, serde_json::to_string(&self.told)?)?;
         std::fs::rename(new, &self.path)
     }
+}
+
+fn on_their_way(gateway: &Gateway) -> Requests {
+    let services = gateway.services().into_iter().map(|(service, all)| {
+        let some = all.into_iter().filter(|(_, it)| it.requests > 0);
+        (service, some.map(|(name, it)| (name, it.requests)).collect::<BTreeMap<_, _>>())
+    });
+    services.filter(|(_, some)| !some.is_empty()).collect()
 }
 
 impl Drop for Mark {

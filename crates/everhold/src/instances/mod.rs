@@ -6,6 +6,7 @@
 //! no stalled disk holds up a heartbeat.
 
 pub mod child;
+mod leave;
 mod order;
 mod output;
 mod place;
@@ -14,11 +15,13 @@ pub mod shown;
 mod state;
 mod tender;
 
+use crate::gateways_word::Said;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::link::Report;
 use crate::node_file::NodeFile;
 use everhold_core::spec::Spec;
+use everhold_store::Etcd;
 use place::Place;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -60,10 +63,15 @@ impl Instances {
         spec: &Spec,
         journal: Journal,
         report: watch::Sender<Arc<Report>>,
+        store: Etcd,
     ) -> std::io::Result<Instances> {
         let (words, heard) = sync_channel(WORDS_MAX);
         let (told, spec) = watch::channel(spec.clone());
-        let tender = Tender::new(node.clone(), layout.clone(), spec, journal, report);
+        let ((saying, said), (wanted, wants)) =
+            (watch::channel(Said::default()), watch::channel(false));
+        let gateways = (said, wanted);
+        let tender = Tender::new(node.clone(), layout.clone(), spec, journal, report, gateways);
+        tokio::spawn(leave::ask(node.cluster.clone(), store, wants, saying));
         std::thread::Builder::new().name("instances".into()).spawn(move || tender.run(&heard))?;
         let (spec, node) = (Arc::new(told), node.name.clone());
         Ok(Instances { words, spec, node, layout: layout.clone() })
@@ -72,6 +80,11 @@ impl Instances {
     /// What is placed here from now on.
     pub fn follow(&self, spec: &Spec) {
         self.spec.send_replace(spec.clone());
+    }
+
+    /// What it follows.
+    pub fn spec(&self) -> watch::Receiver<Spec> {
+        self.spec.subscribe()
     }
 
     /// Starts an instance anew, by the spec as it is now, if it is still this process.

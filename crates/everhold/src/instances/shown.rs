@@ -149,36 +149,25 @@ fn instance(placed: &Placed, told: Option<Instance>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::spec::{Balance, HealthSpec, LimitsSpec, RunSpec, StopSignal, StopSpec};
+    use everhold_core::spec::{LimitsSpec, RunSpec, StopSignal, StopSpec};
 
     fn run() -> HttpSpec {
         let placed = [("a.1", "a"), ("b.1", "b"), ("c.1", "c")];
         let placed = placed
             .map(|(id, node)| (id.to_string(), Placed { node: node.to_string(), port: 15410 }));
-        HttpSpec {
-            source: Source::Run(RunSpec {
-                instances: 3,
-                command: vec!["serve".to_string()],
-                env: BTreeMap::new(),
-                user: None,
-                directory: None,
-                stop: StopSpec { signal: StopSignal::Term, grace_ms: 1 },
-                limits: LimitsSpec::default(),
-                nodes: Vec::new(),
-                placed: placed.into(),
-                home: BTreeMap::new(),
-            }),
-            balance: Balance::default(),
-            version: Default::default(),
-            affinity: None,
-            health: HealthSpec::default(),
-            slow_start_ms: 0,
-            timeout_ms: 1,
-            try_timeout_ms: None,
-            idle_timeout_ms: 3_600_000,
-            retries: 0,
-            drained: BTreeSet::new(),
-        }
+        let source = Source::Run(RunSpec {
+            instances: 3,
+            command: vec!["serve".to_string()],
+            env: BTreeMap::new(),
+            user: None,
+            directory: None,
+            stop: StopSpec { signal: StopSignal::Term, grace_ms: 1 },
+            limits: LimitsSpec::default(),
+            nodes: Vec::new(),
+            placed: placed.into(),
+            home: BTreeMap::new(),
+        });
+        HttpSpec::of(source)
     }
 
     /// `NODE:STATE`; a node that isn't there is not heard.

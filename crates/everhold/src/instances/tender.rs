@@ -1,21 +1,22 @@
 //! The thread of an agent that tends the instances of its node.
 
+use super::leave::Leaving;
 use super::order::{Order, Site};
 use super::place::Place;
 use super::state::State;
+use crate::gateways_word::Said;
 use crate::journal::Journal;
 use crate::layout::Layout;
 use crate::link::{Hold, Report};
 use crate::node_file::NodeFile;
 use crate::{clock, disk};
 use everhold_adapters::proc::{self, Handle, Machine, Usage};
-use everhold_core::ids::Time;
 use everhold_core::journal::Event;
 use everhold_core::records::encode;
 use everhold_core::run::{
     Host, Instance, RunState, Seen, Verdict, WATCH_MS, decide, is_stuck, is_told, load,
 };
-use everhold_core::spec::{LimitsSpec, Spec};
+use everhold_core::spec::{LimitsSpec, Spec, TIMEOUT_MS};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
@@ -54,7 +55,9 @@ struct Known {
     /// The runner, if this process started it: to be waited for.
     child: Option<Child>,
     begun: Option<Instant>,
-    leaving: Option<Time>,
+    leaving: Option<Leaving>,
+    /// How long requests may be on their way to it when it goes, as the spec last said.
+    drain_ms: u64,
     renew: bool,
     state: State,
     used: Option<(Instant, Usage)>,
@@ -72,6 +75,7 @@ impl Known {
             child: None,
             begun: None,
             leaving: None,
+            drain_ms: TIMEOUT_MS,
             renew: false,
             state: State::default(),
             used: None,
@@ -154,6 +158,9 @@ pub struct Tender {
     spec: watch::Receiver<Spec>,
     journal: Journal,
     report: watch::Sender<Arc<Report>>,
+    /// What gateways say, while it is wanted.
+    said: watch::Receiver<Said>,
+    wanted: watch::Sender<bool>,
     known: BTreeMap<Key, Known>,
     /// What the spec says of each that is placed here, or why that can't be.
     orders: BTreeMap<Key, Result<Order, String>>,
@@ -172,6 +179,7 @@ impl Tender {
         mut spec: watch::Receiver<Spec>,
         journal: Journal,
         report: watch::Sender<Arc<Report>>,
+        (said, wanted): (watch::Receiver<Said>, watch::Sender<bool>),
     ) -> Tender {
         spec.mark_changed();
         // What earlier agents left.
@@ -185,6 +193,8 @@ impl Tender {
             spec,
             journal,
             report,
+            said,
+            wanted,
             known,
             orders,
             ordered: None,
@@ -250,6 +260,13 @@ impl Tender {
         if changed || self.ordered.is_none_or(|at| at.elapsed() > ORDERS_EVERY) {
             self.ordered = Some(Instant::now());
             self.orders = self.make_orders();
+            let spec = self.spec.borrow();
+            for (key, known) in &mut self.known {
+                if spec.http(&key.0).is_some() {
+                    known.drain_ms = spec.drain_ms(&key.0);
+                }
+            }
+            drop(spec);
             for (key, order) in &self.orders {
                 if let (Some(known), Ok(order)) = (self.known.get(key), order) {
                     take_up_stop(known, order);
@@ -267,6 +284,8 @@ impl Tender {
         for key in keys {
             self.tend(&key);
         }
+        let goes = self.known.values().any(|it| it.leaving.is_some());
+        self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, goes) != goes);
         self.tell();
         let over = |(since, _): &(Instant, _)| {
             since.elapsed() > HALTED_WITHIN || self.known.values().all(Known::is_over)
@@ -315,11 +334,17 @@ impl Tender {
             return;
         }
         let wanted = order.is_some() && self.halt.is_none();
+        let left = known
+            .leaving
+            .as_mut()
+            .is_some_and(|it| it.look(&self.said.borrow(), &self.spec.borrow(), (&key.0, &key.1)));
         let seen = Seen {
             runner,
             alive: known.alive(),
             over: known.state.is_over(),
-            leaving: known.leaving,
+            leaving: known.leaving.map(|it| it.since),
+            left,
+            drain_ms: if self.halt.is_some() { 0 } else { known.drain_ms },
             renew: known.renew,
         };
         let now = clock::now();
@@ -334,7 +359,7 @@ impl Tender {
                 });
             }
             Verdict::Sweep => known.begin(|known| spawn(known, &["--end"])),
-            Verdict::Leave => known.leaving = Some(now),
+            Verdict::Leave => known.leaving = Some(Leaving::new(now)),
             Verdict::Wait { .. } => {}
             Verdict::End => {
                 // Said again at each look: a runner hears it once, and one that begins hears it too.

@@ -208,5 +208,5 @@ fn status_says_who_is_lost_and_who_is_not_given_up() {
     many.set_lost("b", Some("then".to_string()));
     let shown = holds(&many, &[]);
     let why = shown[0]["why"].as_str().expect("a text");
-    assert_eq!(why, "b is lost, and others run its instances; there are no ports for 10 of api");
+    assert_eq!(why, "b is lost, and others run its instances; there are no ports for 12 of api");
 }

@@ -65,6 +65,11 @@ pub fn url(address: &Address, port: u16) -> String {
     format!("https://{}", agent::host_and_port(address, port))
 }
 
+/// As a node's gateway is called.
+pub fn gateway_name(node: &str) -> String {
+    format!("{GATEWAY}.{node}")
+}
+
 /// A certificate for each process of this machine.
 struct Certs {
     agent: CertPair,
@@ -83,10 +88,11 @@ fn certify(authority: &Authority, me: &str, node: &NodeSpec) -> anyhow::Result<C
         let issued = authority.issue(name, hosts, usage);
         issued.map_err(|error| anyhow::anyhow!("E210 {}", chain(&error)))
     };
+    let gateway = gateway_name(me);
     let client = |what: &str| issue(&format!("{what}.{me}"), &[], Usage::Client);
     Ok(Certs {
         agent: issue(me, &hosts, Usage::Both)?,
-        gateway: client(GATEWAY)?,
+        gateway: issue(&gateway, &[Host::Dns(gateway.clone())], Usage::Both)?,
         api: client("api")?,
         etcd: issue(&format!("etcd.{me}"), &hosts, Usage::Both)?,
     })
@@ -200,7 +206,6 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     if spec.store.is_none() {
         care::care(&node.cluster, &store, &layout, supervised.troubles());
     }
-    tokio::spawn(place.keep(store.clone(), supervised.troubles().clone()));
     let servers = spec.store.is_none().then_some(coordinator::Servers::Members);
     tokio::spawn(coordinator::run(cluster.clone(), me.clone(), store.clone(), servers));
     let (at, of) = (own.clone(), me.clone());
@@ -219,26 +224,51 @@ pub async fn run(path: &Path) -> anyhow::Result<()> {
     println!("running");
     say(format_args!("  api    http://{}; `everhold status`", spec.api.bind));
 
-    let gone = tokio::select! {
-        () = signals.end() => false,
-        () = machine.follow(&cluster, &supervised, spec) => true,
+    let end = tokio::select! {
+        () = signals.end() => End::Asked,
+        () = machine.follow(&cluster, &supervised, spec) => End::NoNode,
+        why = place.keep(&store, supervised.troubles()) => End::Replaced(why),
     };
     say("· stopping");
-    if gone {
-        supervised.end(GATEWAY, STOP_WITHIN).await;
-        // It stops everything by itself.
-        supervised.let_end(&me, STOP_WITHIN).await;
-        context.withdraw();
-        return leaving.leave(member, &mut signals).await;
-    }
+    let replaced = match end {
+        End::Asked => None,
+        End::Replaced(why) => Some(why),
+        End::NoNode => {
+            supervised.end(GATEWAY, STOP_WITHIN).await;
+            // It stops everything by itself.
+            supervised.let_end(&me, STOP_WITHIN).await;
+            context.withdraw();
+            return leaving.leave(member, &mut signals).await;
+        }
+    };
     notify::stopping();
-    stop(&cluster, &supervised, std::slice::from_ref(&me)).await;
+    let known = cluster.spec();
+    // At another address it is the other machine's agent that would be told to stop.
+    if replaced.is_none() || known.nodes.get(&me).is_some_and(|it| it.address == own.address) {
+        stop(&cluster, &supervised, std::slice::from_ref(&me)).await;
+    } else {
+        supervised.end(GATEWAY, STOP_WITHIN).await;
+        supervised.end(&me, STOP_WITHIN).await;
+    }
     if let Some(member) = member {
-        member.stop(STOP_WITHIN).await?;
+        match (member.stop(STOP_WITHIN).await, &replaced) {
+            // One that was taken out doesn't start to be stopped.
+            (Err(error), Some(_)) => tracing::info!(%error, "the store's member has ended"),
+            (stopped, _) => stopped?,
+        }
     }
     context.withdraw();
     say("· stopped; the data stays");
-    Ok(())
+    replaced.map_or(Ok(()), |why| bail!("{why}"))
+}
+
+/// Why a machine ends.
+enum End {
+    Asked,
+    /// Its node is none of the spec any more.
+    NoNode,
+    /// Another machine is its node.
+    Replaced(String),
 }
 
 /// What this machine runs of its node.
@@ -262,7 +292,7 @@ impl Machine {
 
     fn gateway(&self, spec: &Spec) -> anyhow::Result<Child> {
         let store = endpoints(spec, &self.me);
-        let name = format!("{GATEWAY}.{}", self.me);
+        let name = gateway_name(&self.me);
         let file = node_file(&name, &self.node, &self.certs.gateway, &store);
         child(&self.layout, "gateway", GATEWAY, &file)
     }

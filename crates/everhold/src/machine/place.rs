@@ -45,6 +45,15 @@ struct Running {
     since: String,
 }
 
+/// What the store says of a claim; otherwise why.
+enum Claim {
+    Ours,
+    /// Another process has it now; one of the two is a copy.
+    Contested(String),
+    /// Another machine was let in as this node, for good.
+    Lost(String),
+}
+
 /// This process's claim to be its node.
 pub struct Place {
     key: String,
@@ -100,42 +109,39 @@ impl Place {
         }
     }
 
-    /// Keeps the claim, and shows if somebody else has it.
-    pub async fn keep(self, store: Etcd, troubles: Troubles) {
+    /// Keeps the claim, and shows if somebody else has it. Returns when the store says that another
+    /// machine has taken the place of this one, and why: a store that does not answer says nothing.
+    pub async fn keep(&self, store: &Etcd, troubles: &Troubles) -> String {
         let mut lease = None;
         loop {
-            match self.renew(&store, &mut lease).await {
-                Ok(None) => troubles.clear(TWO.name),
-                Ok(Some(why)) => troubles.hold(TWO, why),
+            match self.renew(store, &mut lease).await {
+                Ok(Claim::Ours) => troubles.clear(TWO.name),
+                Ok(Claim::Contested(why)) => troubles.hold(TWO, why),
+                Ok(Claim::Lost(why)) => return why,
                 Err(error) => tracing::debug!(%error, "the claim to this node waits"),
             }
             tokio::time::sleep(RENEW).await;
         }
     }
 
-    /// What is wrong, if something is.
-    async fn renew(
-        &self,
-        store: &Etcd,
-        lease: &mut Option<u64>,
-    ) -> Result<Option<String>, StoreError> {
+    async fn renew(&self, store: &Etcd, lease: &mut Option<u64>) -> Result<Claim, StoreError> {
         let known = self.read(store).await?;
         if let Some(why) = self.replaced(&known) {
-            return Ok(Some(why));
+            return Ok(Claim::Lost(why));
         }
         if let Some(other) = self.other(&known) {
             let (node, since, data) = (&self.node, &other.since, &other.data);
             let why = format!("another process runs as {node}, since {since}, data in {data}");
-            return Ok(Some(why));
+            return Ok(Claim::Contested(why));
         }
         if let Some(id) = *lease
             && known.get(&self.key).is_some()
             && store.lease_keep_alive(id).await?.is_some()
         {
-            return Ok(None);
+            return Ok(Claim::Ours);
         }
         *lease = self.put(store, &known).await?;
-        Ok(None)
+        Ok(Claim::Ours)
     }
 
     /// The claim and the record of who joined; their keys don't begin alike.

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use everhold_core::durable::Data;
 use everhold_core::health::{Check, Query, passes};
 use everhold_core::journal::Event;
+use everhold_core::spec::Spec;
 use everhold_core::status;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ pub struct Desk {
     pub services: BTreeMap<String, Option<Keeper>>,
     pub report: watch::Sender<Arc<Report>>,
     pub journal: Journal,
+    pub spec: watch::Receiver<Spec>,
 }
 
 /// Serves until the process ends.
@@ -135,6 +137,9 @@ impl Desk {
         let entries = head.split(' ').next().and_then(|id| id.rsplit('-').next()?.parse().ok());
         page.maybe(&m::JOURNAL_ENTRIES, &[], entries);
         self.holds(&mut page);
+        for (name, node) in &self.spec.borrow().nodes {
+            page.put(&m::NODE_LOST, &[("peer", name)], flag(node.lost.is_some()));
+        }
         let mut silence: BTreeMap<String, u64> = BTreeMap::new();
         for (service, keeper) in &self.services {
             let Some(keeper) = keeper else { continue };

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use everhold_core::http::probe::Health;
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{NodeSpec, Role, Spec};
-use everhold_gateway::http::{BOUNDS_S, Histogram, Judged};
-use everhold_gateway::{Gateway, ListenerState};
+use everhold_gateway::http::{BOUNDS_S, GateState, Histogram, Judged, Met};
+use everhold_gateway::{Gateway, ListenerState, Refused};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -177,10 +177,55 @@ impl Desk {
             put_took(page, &m::HTTP_CLIENT, &labels, took);
         }
         page.put(&m::ACCESS_LOST, &[], sums.lines_lost as f64);
+        for (turned, waited) in &sums.turned {
+            let met = match turned.met {
+                Met::Queue => "queue",
+                Met::QueueFull => "queue_full",
+                Met::TooLate => "too_late",
+                Met::Breaker => "breaker",
+            };
+            let labels = [("http_route", &*turned.route), ("met", met)];
+            put_took(page, &m::HTTP_WAITED, &labels, waited);
+        }
+        for ((route, word), count) in &sums.cached {
+            page.put(&m::HTTP_CACHED, &[("http_route", route), ("cache", word)], *count as f64);
+        }
+        if let Some(kept) = self.gateway.kept() {
+            page.put(&m::CACHE_ANSWERS, &[], kept.answers as f64);
+            page.put(&m::CACHE_BYTES, &[], kept.bytes as f64);
+            page.put(&m::CACHE_BYTES_MAX, &[], kept.bytes_max as f64);
+        }
+        let Refused { denied, struck, too_many, crowded } = self.gateway.refused();
+        let refused = [("denied", denied), ("struck", struck), ("too_many", too_many)];
+        for (reason, count) in refused.into_iter().chain([("crowded", crowded)]) {
+            page.put(&m::HTTP_REFUSED, &[("reason", reason)], count as f64);
+        }
+        self.put_guarded(page);
         for (service, judged) in self.gateway.judged() {
             put_judged(page, &service, &judged);
         }
     }
+
+    fn put_guarded(&self, page: &mut Page) {
+        let guarded = self.gateway.guarded();
+        for (service, gate) in guarded.services {
+            put_places(page, (&service, ""), gate);
+        }
+        for ((_, route), gate) in guarded.routes {
+            put_places(page, ("", &route), gate);
+        }
+        for (service, probe_in) in guarded.breakers {
+            let open = if probe_in.is_some() { 1.0 } else { 0.0 };
+            page.put(&m::BREAKER_OPEN, &[("service", &service)], open);
+        }
+    }
+}
+
+fn put_places(page: &mut Page, (service, route): (&str, &str), gate: GateState) {
+    let labels = [("service", service), ("http_route", route)];
+    page.put(&m::PLACES_MAX, &labels, gate.limit.into());
+    page.put(&m::PLACES_TAKEN, &labels, gate.in_flight.into());
+    page.put(&m::PLACES_WAITING, &labels, gate.waiting.into());
 }
 
 fn put_took(

@@ -32,6 +32,8 @@ metrics! {
         "What the node waits for. operator is true if only a person ends it.";
     PEER_SILENCE gauge "everhold_peer_silence_seconds" "peer"
         "Since another node was last heard; absent if it never was.";
+    NODE_LOST gauge "everhold_node_lost" "peer"
+        "1 for a node whose instances of HTTP services others run, as the spec says; 0 for the others.";
     STORE_REACHABLE gauge "everhold_store_reachable" "service"
         "1 if the store answers this agent.";
     STORE_REVISION gauge "everhold_store_revision" "service"
@@ -156,6 +158,26 @@ metrics! {
         "Requests and how long they took. http_route is empty if there is none, the status 0 if the client was gone. A thread tells 2,000 combinations apart; all others are `(rest)`, with the status rounded down to hundreds.";
     HTTP_CLIENT histogram "http_client_request_duration_seconds" "service, backend, outcome"
         "Tries at an instance, until the head of its answer. outcome: ok, failed. backend is `(rest)` behind the 2,000th combination.";
+    HTTP_WAITED histogram "everhold_gateway_request_wait_seconds" "http_route, met"
+        "Requests that did not go on at once, and how long they waited. met: queue (it got its turn, or its client left), queue_full, too_late, breaker (these were turned away).";
+    HTTP_CACHED counter "everhold_gateway_cache_requests_total" "http_route, cache"
+        "Requests of routes that keep answers, by what the cache did for them.";
+    CACHE_ANSWERS gauge "everhold_gateway_cache_answers" ""
+        "Answers that are kept.";
+    CACHE_BYTES gauge "everhold_gateway_cache_bytes" ""
+        "Memory that they take.";
+    CACHE_BYTES_MAX gauge "everhold_gateway_cache_bytes_max" ""
+        "Memory that they may take.";
+    HTTP_REFUSED counter "everhold_gateway_http_connections_refused_total" "reason"
+        "Connections of HTTP that were not let in. reason: denied (its listener's list), struck (it had to be stopped too often), too_many (of one client), crowded (what is left is for known clients).";
+    PLACES_MAX gauge "everhold_gateway_places_max" "service, http_route"
+        "Requests that may be at a service at once, of a route alone where http_route is not empty.";
+    PLACES_TAKEN gauge "everhold_gateway_places_taken" "service, http_route"
+        "Requests that are there.";
+    PLACES_WAITING gauge "everhold_gateway_places_waiting" "service, http_route"
+        "Requests that wait for a place.";
+    BREAKER_OPEN gauge "everhold_gateway_breaker_open" "service"
+        "1 if the service is asked no more but for probes.";
     BACKEND_HEALTHY gauge "everhold_gateway_instance_healthy" "service, backend"
         "1 if its checks find it healthy, 0 if not; absent before the first ones.";
     BACKEND_EJECTED gauge "everhold_gateway_instance_ejected" "service, backend"

@@ -1,12 +1,14 @@
 //! What was written, with places. Types are right, keys are known; nothing else is checked yet.
 
 mod http;
+mod protect;
 
 use std::collections::btree_map::Entry;
 
 use toml_edit::Document;
 
 pub(super) use http::{RawBackend, RawHttp, RawRoute, RawTls};
+pub(super) use protect::{RawBreaker, RawBulkhead, RawCache, RawRate};
 
 use super::fault::{Code, Faults};
 use super::reader::{Again, Part, Placed, Reader, a, place};
@@ -33,6 +35,7 @@ pub(super) struct RawSpec {
 pub(super) struct RawGateway {
     pub nodes: Names,
     pub access_log: Part<Placed<bool>>,
+    pub cache: Text,
 }
 
 pub(super) enum RawService {
@@ -113,7 +116,10 @@ pub(super) struct RawListener {
     pub service: Text,
     pub role: Text,
     pub max_lag: Text,
+    pub deny: Names,
+    pub connections_per_client: Number,
     pub tls: Part<RawTls>,
+    pub trusted_proxies: Part<Placed<Vec<Placed<String>>>>,
 }
 
 /// A document, and the keys in it that were given before.
@@ -247,13 +253,18 @@ fn one_key<'d, T>(
 
 fn gateway(top: &mut Reader<'_>, faults: &mut Faults<'_>) -> RawGateway {
     match top.table("gateway", faults) {
-        Part::Absent => RawGateway { nodes: Part::Absent, access_log: Part::Absent },
-        Part::Faulty => RawGateway { nodes: Part::Faulty, access_log: Part::Faulty },
+        Part::Absent => {
+            RawGateway { nodes: Part::Absent, access_log: Part::Absent, cache: Part::Absent }
+        }
+        Part::Faulty => {
+            RawGateway { nodes: Part::Faulty, access_log: Part::Faulty, cache: Part::Faulty }
+        }
         Part::Is(mut table) => {
             let nodes = table.strings("nodes", faults);
             let access_log = table.boolean("access_log", faults);
+            let cache = table.string("cache", faults);
             table.finish(faults);
-            RawGateway { nodes, access_log }
+            RawGateway { nodes, access_log, cache }
         }
     }
 }
@@ -502,13 +513,21 @@ fn listener(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<RawListene
             Part::Absent
         }
     };
+    // Of PostgreSQL's they are unknown keys.
+    let (deny, connections_per_client) = match http {
+        true => (table.strings("deny", faults), table.integer("connections_per_client", faults)),
+        false => (Part::Absent, Part::Absent),
+    };
     let listener = RawListener {
         bind: table.string("bind", faults),
         protocol,
         service: table.string("service", faults),
         role: table.string("role", faults),
         max_lag: table.string("max_lag", faults),
+        deny,
+        connections_per_client,
         tls,
+        trusted_proxies: table.strings("trusted_proxies", faults),
     };
     let required = [
         ("bind", &listener.bind, "\"127.0.0.1:6432\""),

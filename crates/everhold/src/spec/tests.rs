@@ -1,6 +1,7 @@
 //! Documents and what is reported about each: every fault, with its place.
 
 mod http;
+mod protect;
 
 use everhold_core::spec::{CloneFrom, Durability, Role};
 

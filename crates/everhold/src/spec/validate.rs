@@ -7,6 +7,7 @@
 mod backup;
 mod collisions;
 mod http;
+mod protect;
 mod route;
 mod service;
 mod store;
@@ -356,6 +357,9 @@ fn reference(
     false
 }
 
+/// Less is no use, and more has no machine.
+const CACHE_BYTES: (RangeInclusive<u64>, &str) = (1 << 20..=1 << 40, "1MiB to 1TiB");
+
 fn gateway(
     raw: &RawGateway,
     nodes: &BTreeMap<String, NodeSpec>,
@@ -363,15 +367,16 @@ fn gateway(
     faults: &mut Faults<'_>,
 ) -> GatewaySpec {
     let access_log = raw.access_log.is().is_some_and(|it| it.value);
+    let cache_bytes = http::size("cache", "[gateway]", &raw.cache, CACHE_BYTES, faults);
     let Some(list) = raw.nodes.is() else {
-        return GatewaySpec { nodes: nodes.keys().cloned().collect(), access_log };
+        return GatewaySpec { nodes: nodes.keys().cloned().collect(), access_log, cache_bytes };
     };
     if list.value.is_empty() {
         let fault = faults.add(Code::Count, list.at, "`nodes` in [gateway] is empty".into());
         fault.next = "name a node, or leave `nodes` out for all of them".into();
     }
     let nodes = names("node", "[gateway]", &list.value, known_nodes, faults);
-    GatewaySpec { nodes, access_log }
+    GatewaySpec { nodes, access_log, cache_bytes }
 }
 
 fn listeners(
@@ -437,6 +442,11 @@ fn one_listener(
         (Some(Role::Standby), Part::Absent) => Some(spec::MAX_LAG_MS),
         (_, Part::Absent | Part::Faulty) => None,
     };
+    if let Part::Is(trusted) = &raw.trusted_proxies {
+        let message =
+            format!("`trusted_proxies` in {place} has no meaning with protocol \"postgres\"");
+        faults.add(Code::NotApplicable, trusted.at, message);
+    }
     let service = raw.service.is().map(|it| it.value.clone()).unwrap_or_default();
     Some(ListenerSpec {
         bind: bind?,
@@ -457,6 +467,9 @@ fn http_listener(place: &str, raw: &RawListener, faults: &mut Faults<'_>) -> Opt
                 "take it out; [route.NAME] says which service gets a request".into();
         }
     }
+    let trusted_proxies = protect::nets("trusted_proxies", place, &raw.trusted_proxies, faults);
+    let deny = protect::nets("deny", place, &raw.deny, faults);
+    let each = protect::connections(place, &raw.connections_per_client, faults);
     let place = format!("{place} tls");
     let tls = match &raw.tls {
         Part::Absent => None,
@@ -467,7 +480,7 @@ fn http_listener(place: &str, raw: &RawListener, faults: &mut Faults<'_>) -> Opt
             Some(TlsFiles { cert: cert?, key: key? })
         }
     };
-    Some(HttpListener { tls })
+    Some(HttpListener { tls, deny, connections_per_client: each, trusted_proxies })
 }
 
 /// A duration in milliseconds within a range, which is also given in words.

@@ -27,9 +27,15 @@ const RPO: Duration = Duration::from_secs(5);
 
 /// A stack whose service is backed up into the directory `vault`, with its first backup: the log
 /// from before it may be forgotten at any moment.
-fn start() -> (Stack, Repository) {
+pub fn start() -> (Stack, Repository) {
+    start_on(|_| {})
+}
+
+/// The same, where something is done first.
+pub fn start_on(ready: impl FnOnce(&Stack)) -> (Stack, Repository) {
     let wanted = Wanted { repositories: &["vault"], durability: "preferred", ..Wanted::default() };
     let mut stack = Stack::new(wanted);
+    ready(&stack);
     let mut key = fs::OpenOptions::new();
     let key = key.write(true).create_new(true).mode(0o600).open(stack.key_file("vault"));
     std::io::Write::write_all(&mut key.expect("a key file"), b"a password\n").expect("written");
@@ -48,18 +54,18 @@ fn start() -> (Stack, Repository) {
     (stack, repository)
 }
 
-fn newest(status: &Value) -> Value {
+pub fn newest(status: &Value) -> Value {
     status["services"]["main"]["backup"]["newest"].clone()
 }
 
 /// The log of the one database that there is.
-fn log(repository: &Repository) -> Log<'_> {
+pub fn log(repository: &Repository) -> Log<'_> {
     let objects = repository.list("main/log/").expect("listed");
     let sysid = objects.keys().next().expect("an object").split('/').nth(2).expect("its database");
     Log::new(repository, "main", sysid.parse().expect("a number"))
 }
 
-fn line(log: &Log<'_>) -> Vec<Branch> {
+pub fn line(log: &Log<'_>) -> Vec<Branch> {
     log.newest_line().expect("readable").expect("a line").1
 }
 
@@ -72,7 +78,7 @@ fn end(log: &Log<'_>, from: Lsn) -> Lsn {
 }
 
 /// All that is archived, which has no hole.
-fn whole(log: &Log<'_>) -> std::ops::Range<Lsn> {
+pub fn whole(log: &Log<'_>) -> std::ops::Range<Lsn> {
     let covered = coverage(&log.pieces(1).expect("listed"), &line(log));
     assert_eq!(covered.len(), 1, "{covered:?}");
     covered[0].clone()
@@ -181,7 +187,7 @@ fn give(path: &Path, uid: u32) {
 }
 
 /// Waits until the log is archived up to where the leader is now.
-fn caught_up(stack: &mut Stack) {
+pub fn caught_up(stack: &mut Stack) {
     let main = |status: &Value| status["services"]["main"].clone();
     let place = |text: &Value| text.as_str().and_then(|text| text.parse::<Lsn>().ok());
     let status = stack.status().expect("a status");
@@ -192,7 +198,7 @@ fn caught_up(stack: &mut Stack) {
     });
 }
 
-fn held(status: &Value, rule: &str) -> bool {
+pub fn held(status: &Value, rule: &str) -> bool {
     status["holds"].as_array().is_some_and(|holds| holds.iter().any(|hold| hold["rule"] == rule))
 }
 

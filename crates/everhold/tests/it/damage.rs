@@ -371,8 +371,8 @@ fn a_standby_whose_log_is_gone_is_copied_anew() {
     let mut bed = Bed::new(Wanted { parameters: kept, ..Wanted::default() });
     let (standby, leader) = (bed.standby(), bed.stack.leader());
     let before = bed.detail(standby, "incarnation").as_u64().expect("a number");
+    // With its connections, for which the leader's checkpointer doesn't wait longer than it has to.
     bed.stack.done(&["fault", "freeze-node", standby, "--for", "300s"]);
-    signal("KILL", &bed.stack.pids_in(&bed.node(standby, "main/pgdata")));
     let log = bed.node(&leader, "main/pgdata/pg_wal");
     let segments = || -> Vec<String> {
         let names = fs::read_dir(&log).expect("the log").flatten();

@@ -1,6 +1,7 @@
 //! The binary as a whole, with the real PostgreSQL and etcd.
 
 mod archive;
+mod archive_stops;
 mod backups;
 mod certs;
 mod clone;

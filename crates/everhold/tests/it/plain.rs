@@ -359,7 +359,16 @@ fn metrics(stack: &Stack, leader: &str) {
     // A healthy stack has a sample of everything but, most of the time, of what it waits for, of backups
     // that nobody asked for, and of HTTP services that it has none of.
     let known: BTreeSet<String> = manual.into_keys().collect();
-    let of_more = ["everhold_log_", "everhold_backup_", "http_", "everhold_gateway_instance_"];
+    let of_more = [
+        "everhold_log_",
+        "everhold_backup_",
+        "http_",
+        "everhold_gateway_instance_",
+        "everhold_gateway_breaker_",
+        "everhold_gateway_cache_",
+        "everhold_gateway_places_",
+        "everhold_gateway_request_wait_",
+    ];
     let of_none =
         |name: &str| name == "everhold_holds" || of_more.iter().any(|it| name.starts_with(it));
     let missing: Vec<&String> = known.difference(&told).filter(|name| !of_none(name)).collect();

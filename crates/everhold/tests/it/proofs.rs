@@ -1,9 +1,11 @@
 //! Backups are proven: a good one passes, and whatever is wrong with one is found and named.
 
 use crate::plain::ask;
+use crate::stack::random::Random;
 use crate::stack::{Stack, Wanted, signal};
 use everhold_core::ids::Lsn;
 use everhold_core::spec::{Location, RepositorySpec};
+use everhold_repository::backup::{self, Progress, Watch};
 use everhold_repository::{Password, PlaceConfig, Repository};
 use serde_json::Value;
 use std::fs;
@@ -11,9 +13,12 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 const PASSWORD: &str = "correct horse";
+/// Proofs that are killed.
+const KILLS: usize = 5;
 /// A mark is left each ten seconds.
 const MARKED: Duration = Duration::from_secs(60);
 
@@ -124,6 +129,21 @@ impl Bed {
         assert!(proof["failed"].is_null(), "{proof}");
         self.is_clean();
         proof
+    }
+
+    /// Begins a proof; where. What was there before may not be over for its node.
+    fn begin_proof(&self, id: &str) -> String {
+        let until = Instant::now() + crate::stack::PATIENCE;
+        loop {
+            let mut command = self.stack.command(&["backup", "prove", "main", id, "--no-wait"]);
+            let output = command.arg("--json").output().expect("it runs");
+            if output.status.success() {
+                let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+                return answer["node"].as_str().expect("a node").to_string();
+            }
+            assert!(Instant::now() < until, "{}", String::from_utf8_lossy(&output.stderr));
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// What the repository says of the backup's proof.
@@ -414,6 +434,50 @@ fn what_could_not_be_looked_at_has_not_failed_and_nothing_is_left_of_it() {
     }
     let proof = bed.proof(&id);
     assert!(proof["why"] == "full" || proof["why"] == "older", "{proof}");
+}
+
+/// With those of the repository's own tests, of backups, prunes and restores, that is all kinds.
+#[test]
+fn proofs_killed_at_random_moments_leave_all_as_it_was() {
+    let seed = crate::stack::random::seed();
+    println!("seed {seed}");
+    let mut random = Random::new(seed);
+    let mut bed = Bed::new();
+    let id = bed.back_up(&["--full"]);
+    let began = Instant::now();
+    bed.passes(&id);
+    let whole = began.elapsed();
+    let repository = bed.repository();
+    let never = AtomicBool::new(false);
+    let watch = Watch { progress: &|_: Progress| {}, stop: &never };
+    let (mut kills, mut tries) = (0, 0);
+    while kills < KILLS {
+        tries += 1;
+        assert!(tries < KILLS * 4, "{kills} kills in {tries} tries of {whole:?}");
+        let node = bed.begin_proof(&id);
+        std::thread::sleep(Duration::from_micros(random.below(whole.as_micros() as u64)));
+        let mut pids = workers(&bed.stack);
+        kills += usize::from(!pids.is_empty());
+        if random.below(3) == 0 {
+            pids.extend(bed.stack.agent_pid(&node));
+        }
+        signal("KILL", &pids);
+        bed.stack.wait("an end of it", |status| {
+            status["services"]["main"]["backup"]["proving"].is_null()
+        });
+        let sandbox = bed.stack.data().join(&node).join("main/box");
+        let until = Instant::now() + crate::stack::PATIENCE;
+        while sandbox.exists() || !workers(&bed.stack).is_empty() {
+            assert!(Instant::now() < until, "{} stays", sandbox.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        bed.stack.whole();
+        let proof = bed.proof(&id);
+        assert!(proof["rto_ms"].is_u64() && proof["failed"].is_null(), "{proof}");
+        let verified = backup::verify(&repository, "main", &id, 1, &watch).expect("verified");
+        assert!(verified.harmed.is_empty(), "{verified:?}");
+    }
+    bed.passes(&id);
 }
 
 /// Workers of this stack that prove something.

@@ -283,5 +283,20 @@ fn who_is_not_who_it_seems_is_named() {
     hosts.wait("c", "hold about two machines", |status| held(status, "two-machines", "/copy"));
     etcdctl(&hosts, &["del", "/everhold/shop/run/c"]);
     hosts.wait("c", "end of it", |status| !held(status, "two-machines", ""));
+    // Another machine has joined as c, and c hears of it while it runs.
+    let key = "/everhold/shop/node/c";
+    let joined = etcdctl(&hosts, &["get", "--print-value-only", key]);
+    let mut other: Value = serde_json::from_str(&joined).expect("a record");
+    other["record"]["machine"] = "another".into();
+    etcdctl(&hosts, &["put", key, &other.to_string()]);
+    assert!(!hosts.ended("c").success(), "it says why it ends");
+    let said = hosts.said("c");
+    assert!(said.trim_end().lines().any(|it| it.contains("E247")), "{said}");
+    hosts.until("end of all that ran there", || hosts.processes("c").is_empty());
+    refused(&hosts, "c", &["run", "--node-file", &own], "E247");
+    wait_for_writes(&load);
+    etcdctl(&hosts, &["put", key, joined.trim_end()]);
+    hosts.run("c");
+    hosts.wait("a", "whole cluster", hosts::is_whole);
     assert_eq!(load.finish().lost, 0);
 }

@@ -153,8 +153,12 @@ pub fn answered(port: u16, wanted: &[&str]) {
 }
 
 fn started() -> Stack {
+    started_with("")
+}
+
+fn started_with(more: &str) -> Stack {
     let mut stack = Stack::new(Wanted::default());
-    fs::write(stack.spec_file(), spec(&stack, "")).expect("the spec is written");
+    fs::write(stack.spec_file(), spec(&stack, more)).expect("the spec is written");
     stack.up();
     whole(&mut stack);
     answered(port(&stack), &["a.1", "b.1", "c.1"]);
@@ -196,6 +200,36 @@ fn requests_outlive_a_killed_instance_a_rollout_and_a_drain() {
             && all.is_some_and(|all| all.len() == 3 && all.values().all(|it| it["node"] != "b"))
     });
     load.well("a drain");
+}
+
+/// The program ends at once when it is asked to, and nothing that was sent there may be sent again.
+#[test]
+fn long_requests_outlive_whatever_ends_an_instance() {
+    let mut stack = started_with("stop = { signal = \"HUP\" }\n");
+    let load = || Load::start(port(&stack), &["POST /wait/5000"]);
+
+    let long = load();
+    assert_eq!(stack.done(&["rollout", "web"]), "done: 3 started anew\n");
+    long.well("a rollout");
+
+    let long = load();
+    stack.done(&["restart", "web", "b.1"]);
+    stack.done(&["scale", "web", "2"]);
+    let placed = |count: usize| {
+        move |status: &Value| {
+            let all = status["services"]["web"]["instances"].as_object();
+            all.is_some_and(|all| all.len() == count && all.values().all(|it| it["health"] == "up"))
+        }
+    };
+    stack.wait("two of them", placed(2));
+    stack.done(&["scale", "web", "3"]);
+    stack.wait("three of them", placed(3));
+    stack.done(&["node", "drain", "b"]);
+    stack.wait("nothing on b", |status| {
+        let all = status["services"]["web"]["instances"].as_object();
+        placed(3)(status) && all.is_some_and(|all| all.values().all(|it| it["node"] != "b"))
+    });
+    long.well("a restart, fewer instances, and a drain");
 }
 
 #[test]

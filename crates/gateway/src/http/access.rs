@@ -105,7 +105,7 @@ fn line(out: &mut Vec<u8>, record: &Record) {
     let _ = write!(
         out,
         ",\"tries\":{},\"http.response.status_code\":{},\"request_bytes\":{},\
-         \"response_bytes\":{},\"duration_us\":{},\"outcome\":\"{}\"}}",
+         \"response_bytes\":{},\"duration_us\":{},\"outcome\":\"{}\"",
         record.tries.count(),
         record.status,
         record.bytes_in,
@@ -113,6 +113,10 @@ fn line(out: &mut Vec<u8>, record: &Record) {
         record.took_us,
         record.outcome
     );
+    if !record.cache.is_empty() {
+        let _ = write!(out, ",\"cache\":\"{}\"", record.cache);
+    }
+    out.push(b'}');
     out.push(b'\n');
 }
 

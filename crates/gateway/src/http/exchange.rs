@@ -3,6 +3,7 @@
 use super::backend::Conn;
 use super::body::{Decoder, Framing};
 use super::buf::Buf;
+use super::cache::Visit;
 use super::flow::{Flow, FlowError};
 use super::io::Io;
 use super::ledger::Trail;
@@ -10,6 +11,7 @@ use super::request::{Method, Request, lines, tokens};
 use super::response::Response;
 use super::stream::{NotAsked, Stream, broken};
 use super::timer::Timer;
+use everhold_core::http::pace::Pace;
 use everhold_core::http::retry::Body;
 use h2::Reason;
 use rustix::io::Errno;
@@ -22,7 +24,7 @@ use tokio::time::Instant;
 /// A client that has ended its side may have closed both: it is waited for so long that one that only
 /// had no more to say, as scripts do, gets what an instance answers at once. nginx and HAProxy don't
 /// wait.
-const HALF_CLOSED_FOR: Duration = Duration::from_secs(1);
+pub const HALF_CLOSED_FOR: Duration = Duration::from_secs(1);
 /// Interim answers to one request: a client that takes none must not have them pile up.
 const INTERIM_MAX: u32 = 16;
 
@@ -36,16 +38,19 @@ pub struct Client {
     pub down: Flow,
     pub timer: Timer,
     pub trail: Trail,
+    pub visit: Visit,
+    /// Bytes a second that it brings of a body, or takes of an answer.
+    pub rate_min: u32,
 }
 
 impl Client {
     /// What it sends and gets is not read by others on its way here.
     pub fn is_secure(&self) -> bool {
-        match &self.io {
-            Io::Plain(_) => false,
+        self.request.secure.unwrap_or(match &self.io {
+            Io::Plain(_) | Io::Nobody => false,
             Io::Tls(_) => true,
             Io::Stream(stream) => stream.secure,
-        }
+        })
     }
 
     /// What is left of the request's body, after a try.
@@ -61,7 +66,7 @@ impl Client {
     pub fn take(&mut self, stream: Stream) {
         match &mut self.io {
             Io::Stream(io) => **io = stream,
-            io @ (Io::Plain(_) | Io::Tls(_)) => *io = Io::Stream(Box::new(stream)),
+            io @ (Io::Plain(_) | Io::Tls(_) | Io::Nobody) => *io = Io::Stream(Box::new(stream)),
         }
     }
 
@@ -83,6 +88,8 @@ impl Client {
             down: Flow::default(),
             timer: Timer::default(),
             trail: Trail::default(),
+            visit: Visit::default(),
+            rate_min: 0,
         }
     }
 }
@@ -166,7 +173,7 @@ pub enum Carried {
 /// Sends the request and reads the head of its answer; nothing has gone to the client yet, but for
 /// interim responses.
 pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Result<(), Failure> {
-    let Client { io, buf, request, response, up, down, timer, .. } = client;
+    let Client { io, buf, request, response, up, down, timer, rate_min, .. } = client;
     let chunks = matches!(request.framing, Framing::Chunked | Framing::End);
     let framing = as_read(io, request.framing);
     // What was given up as soon as it was made is no work for anybody else.
@@ -200,6 +207,7 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
     // While the client sends the instance owes nothing: its time begins anew with each piece.
     let window = deadline.saturating_duration_since(Instant::now());
     let (mut seen, mut until, mut left) = (0, deadline, None);
+    let mut slow = Slow::new(*rate_min);
     poll_fn(|cx| {
         if let Io::Stream(stream) = io
             && stream.poll_given_up(cx).is_ready()
@@ -278,6 +286,12 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
             (seen, until) = (up.bytes, Instant::now() + window);
         }
         let gone = left.filter(|left| *left < until);
+        let owes = !up.is_over() && up.is_starved() && !(waits && up.is_untouched());
+        if let Some(slow_at) = slow.at(owes, up.bytes, request)
+            && slow_at < gone.unwrap_or(until)
+        {
+            return timer.poll(cx, slow_at).map(|()| Err(Failure::Slow));
+        }
         timer.poll(cx, gone.unwrap_or(until)).map(|()| {
             Err(match gone {
                 Some(_) => Failure::Client { malformed: None },
@@ -289,6 +303,36 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
         })
     })
     .await
+}
+
+/// Holds a client to the least rate of its route.
+struct Slow {
+    pace: Pace,
+    /// When it was waited for first.
+    begun: Option<Instant>,
+    rate_min: u32,
+}
+
+impl Slow {
+    fn new(rate_min: u32) -> Slow {
+        Slow { pace: Pace::default(), begun: None, rate_min }
+    }
+
+    /// From when on the client is too slow, if it is waited for. A call of gRPC may be a dialog that goes
+    /// on for days.
+    fn at(&mut self, waits: bool, bytes: u64, request: &Request) -> Option<Instant> {
+        if self.rate_min == 0 || (self.begun.is_none() && !waits) {
+            return None;
+        }
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        self.pace.waits(waits, begun.elapsed().as_millis() as u64);
+        let ends_at = self.pace.ends_at(bytes, self.rate_min)?;
+        if request.is_grpc() {
+            self.rate_min = 0;
+            return None;
+        }
+        Some(begun + Duration::from_millis(ends_at))
+    }
 }
 
 /// Whether the protocol that is changed to is one of those that were asked for.
@@ -318,7 +362,7 @@ fn broken_off(error: h2::Error) -> Failure {
 fn as_read(from: &Io, framing: Framing) -> Framing {
     match (from, framing) {
         (Io::Stream(_), Framing::Length(_)) => Framing::End,
-        (Io::Stream(_) | Io::Plain(_) | Io::Tls(_), framing) => framing,
+        (Io::Stream(_) | Io::Plain(_) | Io::Tls(_) | Io::Nobody, framing) => framing,
     }
 }
 
@@ -372,7 +416,7 @@ pub async fn carry(
     stalled: Duration,
     idle: Duration,
 ) -> Carried {
-    let Client { io, buf, request, response, up, down, timer, .. } = client;
+    let Client { io, buf, request, response, up, down, timer, rate_min, .. } = client;
     up.let_go(buf);
     let upgraded = response.status == 101;
     let unsaid = matches!(response.framing, Framing::Chunked | Framing::End);
@@ -384,10 +428,17 @@ pub async fn carry(
     }
     let mut deaf = false;
     let (mut seen, mut since) = (0, Instant::now());
+    let mut slow = Slow::new(*rate_min);
     let whole = poll_fn(|cx| {
         if let Io::Stream(stream) = io
             && stream.poll_given_up(cx).is_ready()
         {
+            if !down.is_followed() {
+                return Poll::Ready(false);
+            }
+            *io = Io::Nobody;
+        }
+        if matches!(io, Io::Nobody) && down.fill.is_none() {
             return Poll::Ready(false);
         }
         if !deaf && !up.is_over() {
@@ -396,15 +447,22 @@ pub async fn carry(
                 Poll::Ready(Err(_)) => deaf = true,
             }
         }
-        match down.poll(cx, (&mut conn.io, &mut conn.buf), io) {
+        let mut carried = down.poll(cx, (&mut conn.io, &mut conn.buf), io);
+        if matches!(carried, Poll::Ready(Err(FlowError::To(_)))) && down.is_followed() {
+            // It goes on for the others.
+            *io = Io::Nobody;
+            carried = down.poll(cx, (&mut conn.io, &mut conn.buf), io);
+        }
+        match carried {
             Poll::Ready(result) => Poll::Ready(result.is_ok()),
             Poll::Pending => {
                 let bytes = down.bytes + up.bytes;
                 if bytes != seen {
                     (seen, since) = (bytes, Instant::now());
                 }
-                let most = if down.is_starved() { idle } else { stalled };
-                timer.poll(cx, since + most).map(|()| false)
+                let most = since + if down.is_starved() { idle } else { stalled };
+                let slow_at = slow.at(!down.is_starved(), down.bytes, request);
+                timer.poll(cx, slow_at.map_or(most, |it| it.min(most))).map(|()| false)
             }
         }
     })
@@ -426,7 +484,7 @@ pub async fn carry(
 }
 
 /// Begins the answer: its head goes out before its body, which is of that framing as it is read.
-fn begin(
+pub fn begin(
     io: &mut Io,
     request: &Request,
     response: &Response,

@@ -3,6 +3,7 @@
 
 use super::body::{Decoder, Framing, Malformed, Step};
 use super::buf::{Buf, SIZE};
+use super::cache::Fill;
 use super::io::Io;
 use super::trailers;
 use std::io;
@@ -38,6 +39,8 @@ pub struct Flow {
     touched: bool,
     /// It waits for who says it, not for who it is for.
     starved: bool,
+    /// Gets a copy of the body.
+    pub fill: Option<Box<Fill>>,
 }
 
 impl Default for Flow {
@@ -54,6 +57,7 @@ impl Default for Flow {
             held: 0,
             touched: false,
             starved: false,
+            fill: None,
         }
     }
 }
@@ -99,6 +103,11 @@ impl Flow {
     /// Nothing of the body came.
     pub fn is_untouched(&self) -> bool {
         self.bytes == 0 && !self.touched
+    }
+
+    /// Others than who it is for wait for all of it.
+    pub fn is_followed(&self) -> bool {
+        self.fill.as_ref().is_some_and(|fill| fill.is_followed())
     }
 
     /// Who says it has said all.
@@ -198,6 +207,11 @@ impl Flow {
     }
 
     fn take(&mut self, from: &mut Buf, count: usize) {
+        if let Some(fill) = &mut self.fill
+            && !fill.add(&from.data()[self.held..][..count])
+        {
+            self.fill = None;
+        }
         self.decoder.took(count);
         self.bytes += count as u64;
         match self.hold {
@@ -217,6 +231,10 @@ impl Flow {
 
     fn end(&mut self, trailers: &[u8], to: &mut Io) {
         self.ended = true;
+        // They would not be given again.
+        if let Some(fill) = self.fill.take_if(|_| !trailers.is_empty()) {
+            fill.give_up();
+        }
         if self.chunks {
             self.out.extend_from_slice(b"0\r\n");
             trailers::append(&mut self.out, trailers);

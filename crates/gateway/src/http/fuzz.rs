@@ -2,10 +2,12 @@
 //! only, and pieces are read as the whole is. A failure prints its seed.
 
 use super::body::{Decoder, Framing, Step, lines_are_whole};
+use super::from::From;
 use super::id::{Ids, RequestId};
-use super::request::{From, Method, Request, lines};
+use super::request::{Method, Request, lines};
 use super::response::Response;
 use super::trailers;
+use everhold_core::spec::Net;
 use std::time::{Duration, Instant};
 
 /// Seeds of each plain run.
@@ -169,8 +171,16 @@ fn request(chance: &mut Chance) -> Vec<u8> {
 type Known = (Vec<u8>, Vec<u8>, String, Framing, bool, Vec<(Vec<u8>, Vec<u8>)>);
 
 fn known(request: &Request) -> Known {
-    let added =
-        ["host", "x-request-id", "x-forwarded-for", "x-forwarded-proto", "forwarded", "via"];
+    let added = [
+        "host",
+        "x-request-id",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "forwarded",
+        "via",
+    ];
     let own = |name: &[u8]| added.iter().any(|it| name.eq_ignore_ascii_case(it.as_bytes()));
     let fields = lines(&request.head).filter(|(name, _)| !own(name));
     // What an upgrade is asked with moves to the end.
@@ -201,9 +211,12 @@ fn requests(seed: u64) -> bool {
     let mut chance = Chance(seed);
     let input = request(&mut chance);
     let shown = String::from_utf8_lossy(&input).into_owned();
-    let from = From::of(([127, 0, 0, 1], 1).into(), false);
+    let from = From::of(([127, 0, 0, 1], 1).into(), false, 80);
+    let proxies: Vec<Net> =
+        ["127.0.0.0/8", "10.0.0.0/8"].iter().flat_map(|it| it.parse()).collect();
+    let from = (&from, if chance.once_in(2) { &*proxies } else { &[] });
     let (mut ids, mut first) = (Ids::begin(), Request::default());
-    let Ok(Some(length)) = first.read(&input, &from, &mut ids) else { return false };
+    let Ok(Some(length)) = first.read(&input, from, &mut ids) else { return false };
     let names = lax_names(&input[..length]);
     let times = |name: &str| names.iter().filter(|it| *it == name).count();
     let framings = (times("content-length"), times("transfer-encoding"));
@@ -226,16 +239,16 @@ fn requests(seed: u64) -> bool {
         Some(2)
     );
     let mut second = Request::default();
-    let again = second.read(&sent, &from, &mut ids);
+    let again = second.read(&sent, from, &mut ids);
     assert_eq!(again, Ok(Some(sent.len())), "{shown:?} as {sent_shown:?}");
     assert_eq!(known(&second), known(&first), "{shown:?} as {sent_shown:?}");
     // In pieces it is the same: nothing before its end, and no other view of it at the end.
     for _ in 0..4 {
         let part = chance.below(length);
-        let read = second.read(&input[..part], &from, &mut ids);
+        let read = second.read(&input[..part], from, &mut ids);
         assert_eq!(read, Ok(None), "{part} bytes of {shown:?}");
     }
-    let read = second.read(&input[..length], &from, &mut ids);
+    let read = second.read(&input[..length], from, &mut ids);
     assert_eq!(read, Ok(Some(length)), "without what follows: {shown:?}");
     true
 }

@@ -15,6 +15,8 @@ pub enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Stream(Box<Stream>),
+    /// Nobody is there any more: all is taken, and nothing said.
+    Nobody,
 }
 
 impl Io {
@@ -26,6 +28,7 @@ impl Io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, &mut room),
             Io::Tls(io) => Pin::new(io).poll_read(cx, &mut room),
             Io::Stream(io) => io.poll_read(cx, &mut room),
+            Io::Nobody => Poll::Pending,
         };
         let count = room.filled().len();
         // Also when nothing came: an idle connection has no buffer.
@@ -44,6 +47,7 @@ impl Io {
         let written = match (self, first, then) {
             (Io::Stream(io), [], then) => io.poll_write(cx, then),
             (Io::Stream(io), first, _) => io.poll_write(cx, first),
+            (Io::Nobody, first, then) => Poll::Ready(Ok(first.len() + then.len())),
             (Io::Plain(io), [], one) | (Io::Plain(io), one, []) => Pin::new(io).poll_write(cx, one),
             (Io::Plain(io), _, _) => Pin::new(io).poll_write_vectored(cx, &both),
             (Io::Tls(io), [], one) | (Io::Tls(io), one, []) => Pin::new(io).poll_write(cx, one),
@@ -58,7 +62,7 @@ impl Io {
     /// Whether what is written next is all that is left: a stream ends with it.
     pub fn ends_with_next(&mut self, ends: bool) {
         match self {
-            Io::Plain(_) | Io::Tls(_) => {}
+            Io::Plain(_) | Io::Tls(_) | Io::Nobody => {}
             Io::Stream(io) => io.last = ends,
         }
     }
@@ -66,7 +70,7 @@ impl Io {
     /// What was written is on its way. Only TLS holds anything back.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Io::Plain(_) | Io::Stream(_) => Poll::Ready(Ok(())),
+            Io::Plain(_) | Io::Stream(_) | Io::Nobody => Poll::Ready(Ok(())),
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -74,7 +78,7 @@ impl Io {
     /// A message is over: a socket carries on, a stream ends, with the fields it was given.
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Io::Plain(_) | Io::Tls(_) => self.poll_flush(cx),
+            Io::Plain(_) | Io::Tls(_) | Io::Nobody => self.poll_flush(cx),
             Io::Stream(io) => Poll::Ready(io.finish()),
         }
     }
@@ -82,7 +86,7 @@ impl Io {
     /// Fields that came after the body, beside it.
     pub fn trailers(&self) -> Vec<u8> {
         match self {
-            Io::Plain(_) | Io::Tls(_) => Vec::new(),
+            Io::Plain(_) | Io::Tls(_) | Io::Nobody => Vec::new(),
             Io::Stream(io) => io.trailers(),
         }
     }
@@ -90,7 +94,7 @@ impl Io {
     /// Fields that go after the body, where they don't go with it.
     pub fn trail(&mut self, trailers: &[u8]) {
         match self {
-            Io::Plain(_) | Io::Tls(_) => {}
+            Io::Plain(_) | Io::Tls(_) | Io::Nobody => {}
             Io::Stream(io) => io.trail(trailers),
         }
     }
@@ -101,6 +105,7 @@ impl Io {
             Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
             Io::Stream(io) => Poll::Ready(io.finish()),
+            Io::Nobody => Poll::Ready(Ok(())),
         }
     }
 
@@ -125,6 +130,7 @@ impl Io {
             Io::Plain(io) => socket::reset_on_close(io),
             Io::Tls(io) => socket::reset_on_close(io.get_ref().0),
             Io::Stream(io) => io.reset(),
+            Io::Nobody => {}
         }
     }
 
@@ -134,7 +140,7 @@ impl Io {
         let io = match self {
             Io::Plain(io) => io,
             Io::Tls(io) => io.get_ref().0,
-            Io::Stream(_) => return false,
+            Io::Stream(_) | Io::Nobody => return false,
         };
         if surely {
             return socket::has_spoken(io);

@@ -86,7 +86,10 @@ pub async fn run(shared: Arc<Shared>, mut tables: watch::Receiver<Arc<RouteTable
             }
             Some(result) = checked.recv() => court.heard(&result),
             () = shared.alarm.notified() => {}
-            _ = step.tick() => court.check(),
+            _ = step.tick() => {
+                court.check();
+                shared.guards.adapt();
+            }
             // A disk that hangs holds up no check.
             _ = renew.tick(), if reading.as_ref().is_none_or(JoinHandle::is_finished) => {
                 let certificates = shared.certificates.clone();
@@ -94,6 +97,7 @@ pub async fn run(shared: Arc<Shared>, mut tables: watch::Receiver<Arc<RouteTable
             }
         }
         court.judge();
+        shared.guards.judge(|| court.ids.random());
     }
 }
 

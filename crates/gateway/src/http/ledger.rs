@@ -4,6 +4,7 @@
 use super::access::{Batch, Lines};
 use super::id::{RequestId, Short};
 use super::request::Method;
+use super::sample::Sample;
 use everhold_core::spec::RETRIES_MAX;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ const SERIES_MAX: usize = 2_000;
 const REST: &str = "(rest)";
 /// The last requests of a thread, and the last that went wrong: half a kilobyte each.
 const RECENT_MAX: usize = 4_096;
-const WRONG_MAX: usize = 1_024;
+const WRONG_MAX: usize = 512;
 /// Tries of one request: the first, further ones, and one over a new connection instead of an idle one.
 pub const TRIES_MAX: usize = RETRIES_MAX as usize + 2;
 
@@ -65,6 +66,23 @@ pub struct Of {
     pub service: Arc<str>,
     pub backend: Arc<str>,
     pub ok: bool,
+}
+
+/// What a request met before it was tried anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Met {
+    /// It had to wait, till its turn had come or its client was gone.
+    Queue,
+    QueueFull,
+    TooLate,
+    Breaker,
+}
+
+/// By which those that met something are told apart.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turned {
+    pub route: Arc<str>,
+    pub met: Met,
 }
 
 /// One try of a request.
@@ -128,6 +146,11 @@ pub struct Record {
     pub bytes_out: u64,
     pub took_us: u64,
     pub outcome: &'static str,
+    pub met: Option<Met>,
+    /// Before it was let in or turned away; a part of `took_us`.
+    pub waited_us: u64,
+    /// What the cache did for it; empty: its route keeps no answers.
+    pub cache: &'static str,
 }
 
 /// Of one thread.
@@ -138,8 +161,12 @@ pub struct Ledger(Mutex<Books>);
 struct Books {
     requests: Histograms<Series>,
     tries: Histograms<Of>,
+    turned: Histograms<Turned>,
+    /// By route and what the cache did.
+    cached: BTreeMap<(Arc<str>, &'static str), u64>,
     recent: VecDeque<Record>,
     wrong: VecDeque<Record>,
+    sample: Sample,
     lines: Option<Lines>,
     lines_lost: Arc<AtomicU64>,
 }
@@ -197,6 +224,10 @@ impl<K: Ord + Clone> Histograms<K> {
 pub struct Sums {
     pub requests: BTreeMap<Series, Histogram>,
     pub tries: BTreeMap<Of, Histogram>,
+    /// How long those waited that did not go on at once.
+    pub turned: BTreeMap<Turned, Histogram>,
+    /// Requests by route and what the cache did for them.
+    pub cached: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Lines of the access log that the disk was too slow for, or did not take.
     pub lines_lost: u64,
 }
@@ -208,7 +239,8 @@ impl Ledger {
 
     pub fn write(&self, record: Record) {
         let mut books = self.books();
-        let Books { requests, tries, recent, wrong, lines, lines_lost: _ } = &mut *books;
+        let Books { requests, tries, turned, cached, recent, wrong, sample, lines, lines_lost: _ } =
+            &mut *books;
         let Record { route, method, status, .. } = &record;
         let is = |it: &Series| {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
@@ -227,10 +259,24 @@ impl Ledger {
             let rest = |it: &Of| Of { backend: Arc::from(REST), ..it.clone() };
             tries.add(is, of, rest, one.took_us);
         }
+        if let Some(met) = record.met {
+            let is = |it: &Turned| Arc::ptr_eq(&it.route, &record.route) && it.met == met;
+            let key = || Turned { route: record.route.clone(), met };
+            let rest = |it: &Turned| Turned { route: Arc::from(REST), ..it.clone() };
+            turned.add(is, key, rest, record.waited_us);
+        }
+        if !record.cache.is_empty() {
+            let mut of = (record.route.clone(), record.cache);
+            if cached.len() >= SERIES_MAX && !cached.contains_key(&of) {
+                of.0 = Arc::from(REST);
+            }
+            *cached.entry(of).or_default() += 1;
+        }
         if let Some(lines) = lines {
             lines.add(&record);
         }
         let went_wrong = record.status >= 500 || record.status == 0 || record.tries.count() > 1;
+        sample.take(&record, went_wrong);
         let (kept, most) = if went_wrong { (wrong, WRONG_MAX) } else { (recent, RECENT_MAX) };
         if kept.len() >= most {
             kept.pop_front();
@@ -257,7 +303,7 @@ impl Ledger {
     /// The newest request of that name that is remembered.
     pub fn find(&self, id: &[u8]) -> Option<Record> {
         let books = self.books();
-        let all = books.recent.iter().chain(&books.wrong);
+        let all = books.sample.iter().chain(&books.recent).chain(&books.wrong);
         all.filter(|record| record.id.as_bytes() == id).max_by_key(|it| it.at_ms).cloned()
     }
 
@@ -269,6 +315,12 @@ impl Ledger {
         for (of, histogram) in books.tries.iter() {
             sums.tries.entry(of.clone()).or_default().merge(histogram);
         }
+        for (turned, histogram) in books.turned.iter() {
+            sums.turned.entry(turned.clone()).or_default().merge(histogram);
+        }
+        for (of, count) in &books.cached {
+            *sums.cached.entry(of.clone()).or_default() += count;
+        }
         sums.lines_lost += books.lines_lost.load(Relaxed);
     }
 }
@@ -279,20 +331,32 @@ pub struct Trail {
     pub service: Arc<str>,
     pub tries: Tries,
     pub outcome: &'static str,
+    pub met: Option<Met>,
+    pub waited_us: u64,
+    pub cache: &'static str,
 }
 
 impl Default for Trail {
     fn default() -> Trail {
         let nothing: Arc<str> = Arc::from("");
-        Trail { route: nothing.clone(), service: nothing, tries: Tries::default(), outcome: "" }
+        Trail {
+            route: nothing.clone(),
+            service: nothing,
+            tries: Tries::default(),
+            outcome: "",
+            met: None,
+            waited_us: 0,
+            cache: "",
+        }
     }
 }
 
 impl Trail {
     pub fn begin(&mut self, nothing: &Arc<str>) {
         (self.route, self.service) = (nothing.clone(), nothing.clone());
-        self.outcome = "";
+        (self.outcome, self.cache) = ("", "");
         self.tries = Tries::default();
+        (self.met, self.waited_us) = (None, 0);
     }
 
     pub fn tried(&mut self, one: Try) {
@@ -332,6 +396,9 @@ mod tests {
             bytes_out: 1,
             took_us,
             outcome: "",
+            met: None,
+            waited_us: 0,
+            cache: "",
         }
     }
 
@@ -357,6 +424,31 @@ mod tests {
         assert_eq!(ledger.find(b"first").expect("it went wrong").status, 502);
         assert_eq!(ledger.find(b"later").expect("it is recent").status, 200);
         assert!(ledger.find(b"never").is_none());
+    }
+
+    /// A minute of failures and slow ones, then an hour of others at any rate.
+    #[test]
+    fn some_of_each_minute_are_remembered_for_an_hour() {
+        let ledger = Ledger::default();
+        let at = |minute: u64, id: &str, status: u16, took_us: u64| {
+            let at_ms = minute * 60_000;
+            ledger.write(Record { at_ms, ..record(id.as_bytes(), status, took_us) });
+        };
+        let found = |id: &str| ledger.find(id.as_bytes()).is_some();
+        at(100, "failed", 502, 1);
+        at(100, "slow", 200, 9_000_000);
+        for minute in 100..160 {
+            for index in 0..RECENT_MAX as u64 {
+                at(minute, "plain", 200, index % 1_000);
+            }
+            for _ in 0..WRONG_MAX {
+                at(minute, "broken", 502, 1);
+            }
+            assert!(found("failed") && found("slow"), "{minute}");
+        }
+        at(160, "plain", 200, 1);
+        assert!(!found("failed") && !found("slow"));
+        assert!(ledger.books().sample.iter().count() <= 60 * 9);
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! What all threads of a gateway know of the instances: counted by each, judged by one.
 
+use super::cache::{self, Store};
+use super::guards::Guards;
+use super::rates::Rates;
 use super::tls::Certificates;
+use crate::door::Door;
 use everhold_core::http::outlier::{Counts, RUN, Run};
 use everhold_core::http::route::{Backend, HttpService};
 use everhold_core::http::usable::Why;
@@ -9,7 +13,7 @@ use ring::hmac;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 /// One instance of one service.
@@ -120,30 +124,43 @@ pub struct Judged {
 }
 
 /// What threads share.
-#[derive(Default)]
 pub struct Shared {
     lives: Mutex<Lives>,
     judged: Mutex<BTreeMap<String, Judged>>,
     /// Rises when it changes who is used.
     version: AtomicU64,
     pub certificates: Certificates,
+    /// Who waits for which service, and which are asked at all.
+    pub guards: Guards,
+    /// From the first table on that keeps answers.
+    pub cache: OnceLock<Arc<Store>>,
     /// Signs what clients keep for the gateway.
     secret: [u8; 32],
     /// Somebody fails so often that it should be judged at once.
     pub alarm: Notify,
+    pub rates: Rates,
+    pub door: Arc<Door>,
 }
 
 impl Shared {
     pub fn new(secret: [u8; 32]) -> Shared {
-        Shared { secret, ..Shared::default() }
+        Shared {
+            lives: Mutex::default(),
+            judged: Mutex::default(),
+            version: AtomicU64::new(0),
+            certificates: Certificates::default(),
+            guards: Guards::default(),
+            cache: OnceLock::new(),
+            secret,
+            alarm: Notify::new(),
+            rates: Rates::new(sign(&secret, b"rate limits")),
+            door: Arc::default(),
+        }
     }
 
     /// HMAC-SHA-256 with the secret that all gateways have.
     pub fn sign(&self, text: &[u8]) -> [u8; 32] {
-        let key = hmac::Key::new(hmac::HMAC_SHA256, &self.secret);
-        let mut signature = [0; 32];
-        signature.copy_from_slice(hmac::sign(&key, text).as_ref());
-        signature
+        sign(&self.secret, text)
     }
 
     fn lives(&self) -> MutexGuard<'_, Lives> {
@@ -176,6 +193,14 @@ impl Shared {
     /// before anybody hears of them, so that all have the same of an instance.
     pub fn adopt(&self, table: &HttpTable) {
         self.certificates.apply(table);
+        self.guards.adopt(table);
+        match (cache::wanted(table), self.cache.get()) {
+            (0, None) => {}
+            (0, Some(store)) => store.clear(),
+            (bytes, _) => self.cache.get_or_init(|| Store::new(bytes)).resize(bytes),
+        }
+        self.rates.apply(table);
+        self.door.apply(table);
         let mut lives = self.lives();
         let before = std::mem::take(&mut *lives);
         for (service, spec) in &table.services {
@@ -228,6 +253,13 @@ impl Shared {
     }
 }
 
+fn sign(secret: &[u8; 32], text: &[u8]) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+    let mut signature = [0; 32];
+    signature.copy_from_slice(hmac::sign(&key, text).as_ref());
+    signature
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,8 +281,11 @@ mod tests {
             slow_start_ms: 0,
             timeout_ms: 1_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 0,
+            bulkhead: None,
+            breaker: None,
         };
         HttpTable { services: [("s".to_string(), service)].into(), ..HttpTable::default() }
     }
@@ -258,7 +293,7 @@ mod tests {
     /// Threads and the judge hear of tables at different moments, and some of them never.
     #[test]
     fn all_have_the_same_of_an_instance() {
-        let shared = Shared::default();
+        let shared = Shared::new([0; 32]);
         let lives = |table: &HttpTable| shared.lives_of("s", &table.services["s"]);
         let (one, two) = (table(&[("a", 1)]), table(&[("a", 1), ("x", 2)]));
         shared.adopt(&one);

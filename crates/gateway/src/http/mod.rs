@@ -1,33 +1,49 @@
 //! HTTP: what clients ask for is carried to instances of services.
 //!
-//! `serve` is a client's connection, `request` and `response` are heads read strictly, `target` what is
-//! asked for, `body` says where bodies end, `exchange` is one request and its answer, `flow` carries
-//! bodies, `world` is what a thread knows, `live` what all threads know of instances, `judge` who checks
-//! them and says who is used. `ledger` counts and remembers requests, `access` writes the access log.
-//! HTTP/2: `streams` is a client's connection, `link` one to an instance, `stream` one stream of either,
+//! `serve` is a client's connection, `request` and `response` are heads read strictly, `kind` what a
+//! field is, `from` whom a request is from, `rates` how often it may ask, `target` what is asked for,
+//! `body` says where bodies end, `exchange` is one request and its answer, `flow` carries bodies, `world`
+//! is what a thread knows, `live` what all threads know of instances, `judge` who checks them and says
+//! who is used. `cache` is answers that are kept. `admit` lets requests in, through the `gate` of route
+//! and service and past the service's breaker, its `switch`; `guards` has all of these, and the `pace` of
+//! services. `ledger` counts requests and remembers the last, `sample` some of the last hour,
+//! `access` writes the access log.
+//! HTTP/2: `streams` is a client's connection, `meter` looks at its frames, `link` is one to an instance,
+//! `stream` one stream of either,
 //! `heads` are heads in its form.
 
 mod access;
+mod admit;
 mod backend;
 pub mod body;
 mod buf;
+mod cache;
 mod check;
 mod exchange;
 mod flow;
+mod from;
 #[cfg(test)]
 mod fuzz;
+mod gate;
+mod guards;
 mod heads;
 pub mod id;
 mod io;
 mod judge;
+mod kind;
 mod ledger;
 mod link;
 mod live;
+mod meter;
+mod pace;
+mod rates;
 pub mod request;
 pub mod response;
+mod sample;
 mod serve;
 mod stream;
 mod streams;
+mod switch;
 mod target;
 mod timer;
 mod tls;
@@ -36,9 +52,13 @@ mod tunnel;
 mod world;
 
 pub(crate) use access::open as open_log;
+pub use cache::Kept;
+pub use cache::What as Purge;
+pub use gate::GateState;
+pub use guards::Guarded;
 pub use id::RequestId;
 pub(crate) use judge::run as judge;
-pub use ledger::{BOUNDS_S, Histogram, Ledger, Of, Record, Series, Sums, Tries, Try};
+pub use ledger::{BOUNDS_S, Histogram, Ledger, Met, Of, Record, Series, Sums, Tries, Try, Turned};
 pub(crate) use live::Shared;
 pub use live::{Judged, Loads, Verdict};
 pub(crate) use world::World;
@@ -81,7 +101,15 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) fn start(world: &Rc<World>, counters: Arc<Counters>, arrival: Arrival) {
     let world = Rc::clone(world);
     tokio::task::spawn_local(async move {
-        let Arrival { listener, socket, peer, counted: _counted, thread: _thread, .. } = arrival;
+        let Arrival {
+            listener,
+            socket,
+            peer,
+            counted: _counted,
+            thread: _thread,
+            guest: _guest,
+            ..
+        } = arrival;
         let open = Open::new(counters);
         let tuned = TcpStream::from_std(socket).and_then(|it| socket::tune(&it).map(|()| it));
         let socket = match tuned {

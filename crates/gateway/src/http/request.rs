@@ -7,17 +7,21 @@
 //! `Content-Length` that was understood.
 
 use super::body::{Framing, lines_are_whole};
+use super::from::{From, hash_of};
 use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
+use super::kind::{Kind, kind};
 use super::target::{self, has_dots, host_name};
 use everhold_core::http::affinity::cookie;
 use everhold_core::http::deadline;
+use everhold_core::http::forwarded::Said;
 use everhold_core::http::hash::hash;
-use everhold_core::spec::HashKey;
+use everhold_core::spec::{HashKey, Net};
 use http::header::COOKIE;
 use httparse::{Header, Status};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 /// More fields than any browser or client sends.
@@ -84,6 +88,7 @@ impl Method {
 }
 
 /// One request, judged. Its memory is used again for the next one of its connection.
+#[derive(Clone)]
 pub struct Request {
     pub method: Method,
     /// The canonical head, without the empty line.
@@ -93,7 +98,7 @@ pub struct Request {
     path_end: usize,
     target_end: usize,
     /// Where what is said of one try alone begins.
-    end: usize,
+    pub end: usize,
     /// In small letters, without a port.
     pub host: String,
     pub framing: Framing,
@@ -110,8 +115,13 @@ pub struct Request {
     pub trailers: bool,
     /// How long the client waits, for the whole answer of gRPC and for the head of any other, if it says
     /// so.
-    grpc_timeout: Option<Duration>,
-    expected: Option<Duration>,
+    pub grpc_timeout: Option<Duration>,
+    pub expected: Option<Duration>,
+    /// Where host stands in `head`.
+    host_at: Range<usize>,
+    /// The client, and whether it spoke TLS, where a proxy before the gateway is believed in that.
+    pub client: Option<IpAddr>,
+    pub secure: Option<bool>,
     /// The hash of the client's address.
     peer: u64,
     pub id: RequestId,
@@ -136,96 +146,22 @@ impl Default for Request {
             trailers: false,
             grpc_timeout: None,
             expected: None,
+            host_at: 0..0,
+            client: None,
+            secure: None,
             peer: 0,
             id: RequestId::default(),
         }
     }
 }
 
-/// What every request of a connection is told to the instance with: fields that end with CR LF.
-pub struct From {
-    pub fields: Vec<u8>,
-    /// The hash of its address.
-    peer: u64,
-    pub ip: IpAddr,
-    pub tls: bool,
-}
-
-/// What a field is to the gateway.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Of this connection alone, or what the gateway says itself.
-    Own,
-    EndToEnd,
-    Host,
-    Connection,
-    ContentLength,
-    TransferEncoding,
-    Upgrade,
-    Te,
-    Expect,
-    MaxForwards,
-    TraceParent,
-    TraceState,
-    RequestId,
-    GrpcTimeout,
-    Expected,
-}
-
-/// To a program behind CGI or WSGI `_` is `-`: a name that only differs by it is nobody's to give.
-fn kind(name: &str) -> Kind {
-    match known(name) {
-        Kind::EndToEnd => Kind::EndToEnd,
-        _ if name.contains('_') => Kind::Own,
-        kind => kind,
-    }
-}
-
-fn known(name: &str) -> Kind {
-    let is = |other: &str| is_like(name, other);
-    match name.len() {
-        2 if is("te") => Kind::Te,
-        4 if is("host") => Kind::Host,
-        // An old CGI takes it for the environment's variable of that name.
-        5 if is("proxy") => Kind::Own,
-        6 if is("expect") => Kind::Expect,
-        7 if is("upgrade") => Kind::Upgrade,
-        9 if is("forwarded") => Kind::Own,
-        10 if is("connection") => Kind::Connection,
-        10 if is("keep-alive") => Kind::Own,
-        10 if is("tracestate") => Kind::TraceState,
-        11 if is("traceparent") => Kind::TraceParent,
-        12 if is(deadline::GRPC) => Kind::GrpcTimeout,
-        12 if is("max-forwards") => Kind::MaxForwards,
-        12 if is("x-request-id") => Kind::RequestId,
-        14 if is("content-length") => Kind::ContentLength,
-        14 if is("http2-settings") => Kind::Own,
-        16 if is("proxy-connection") => Kind::Own,
-        17 if is("transfer-encoding") => Kind::TransferEncoding,
-        30 if is(deadline::EXPECTED) => Kind::Expected,
-        13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
-        _ => Kind::EndToEnd,
-    }
-}
-
-/// Whether a name is that one, in small letters, or could be taken for it.
-pub fn is_like(name: &str, other: &str) -> bool {
-    let alike = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
-    name.len() == other.len() && name.bytes().zip(other.bytes()).all(alike)
-}
-
-/// Whether a field is neither read nor replaced by the gateway.
-pub fn is_end_to_end(name: &str) -> bool {
-    kind(name) == Kind::EndToEnd
-}
-
 impl Request {
     /// Reads the head at the beginning of `input`. `Ok(None)`: it isn't whole yet. Otherwise how long
-    /// it is.
+    /// it is. `trusted`: the proxies that are believed, if who sent it is one of them.
     pub fn read(
         &mut self,
         input: &[u8],
-        from: &From,
+        (from, trusted): (&From, &[Net]),
         ids: &mut Ids,
     ) -> Result<Option<usize>, Refusal> {
         let mut space = [const { MaybeUninit::<Header<'_>>::uninit() }; FIELDS_MAX];
@@ -261,6 +197,7 @@ impl Request {
         let (mut close, mut keep, mut wants_upgrade, mut nominates) = (false, false, false, false);
         let (mut upgrade, mut http2, mut traces, mut traced, mut id) =
             (false, false, 0, false, None);
+        let mut said = Said::default();
         for (field, kind_of) in fields.iter().zip(&mut kinds) {
             *kind_of = kind(field.name);
             match *kind_of {
@@ -305,6 +242,8 @@ impl Request {
                 Kind::RequestId => id = is_id(field.value).then_some(field.value),
                 Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(field.value))?,
                 Kind::Expected => least(&mut self.expected, deadline::expected(field.value))?,
+                Kind::Forwarding(it) if !trusted.is_empty() => said.add(it, field.value),
+                Kind::Forwarding(_) => {}
             }
         }
         self.framing = match (lengths, codings, unread) {
@@ -348,7 +287,8 @@ impl Request {
                 | Kind::Te
                 | Kind::RequestId
                 | Kind::GrpcTimeout
-                | Kind::Expected => false,
+                | Kind::Expected
+                | Kind::Forwarding(_) => false,
             };
             if passes {
                 push(&mut self.head, field.name.as_bytes(), field.value);
@@ -358,7 +298,8 @@ impl Request {
             self.head.extend_from_slice(b"Connection: Upgrade\r\n");
         }
         let via: &[u8] = if self.old { b"Via: 1.0 everhold\r\n" } else { b"Via: 1.1 everhold\r\n" };
-        self.finish(from, via, traced, ids);
+        self.came(&said, from, trusted);
+        self.finish(via, traced, ids);
         Ok(Some(length))
     }
 
@@ -367,7 +308,7 @@ impl Request {
         &mut self,
         parts: &http::request::Parts,
         over: bool,
-        from: &From,
+        (from, trusted): (&From, &[Net]),
         ids: &mut Ids,
     ) -> Result<(), Refusal> {
         // Of what can't be taken nothing is known, least of all from the request before it.
@@ -377,6 +318,12 @@ impl Request {
         (self.old, self.keep_alive, self.upgrade) = (false, true, false);
         let (mut host, mut length, mut id) = (None, None, None);
         let (mut traces, mut traced, mut crumbs) = (0, false, Vec::new());
+        // Cookies come in crumbs, and browsers have many of them.
+        let cookies = parts.headers.get_all(COOKIE).iter().count();
+        if parts.headers.len() - cookies > FIELDS_MAX {
+            return refuse(431, "too many fields");
+        }
+        let mut said = Said::default();
         for (name, value) in &parts.headers {
             let value = value.as_bytes();
             // By RFC 9113 section 8.2.1 none of its own is: on its way it would be lost.
@@ -403,6 +350,8 @@ impl Request {
                 Kind::RequestId => id = id.or(is_id(value).then_some(value)),
                 Kind::GrpcTimeout => least(&mut self.grpc_timeout, deadline::grpc(value))?,
                 Kind::Expected => least(&mut self.expected, deadline::expected(value))?,
+                Kind::Forwarding(it) if !trusted.is_empty() => said.add(it, value),
+                Kind::Forwarding(_) => {}
             }
         }
         let host = match (parts.uri.authority(), host) {
@@ -439,7 +388,8 @@ impl Request {
                 | Kind::Te
                 | Kind::RequestId
                 | Kind::GrpcTimeout
-                | Kind::Expected => false,
+                | Kind::Expected
+                | Kind::Forwarding(_) => false,
             };
             if passes {
                 push(&mut self.head, name.as_str().as_bytes(), value.as_bytes());
@@ -453,7 +403,8 @@ impl Request {
         if !crumbs.is_empty() {
             push(&mut self.head, b"cookie", &crumbs.join(&b"; "[..]));
         }
-        self.finish(from, b"Via: 2 everhold\r\n", traced, ids);
+        self.came(&said, from, trusted);
+        self.finish(b"Via: 2 everhold\r\n", traced, ids);
         Ok(())
     }
 
@@ -493,6 +444,7 @@ impl Request {
             return refuse(400, "a path with dot segments");
         }
         self.head.extend_from_slice(b" HTTP/1.1\r\nHost: ");
+        self.host_at = self.head.len()..self.head.len() + host.len();
         self.head.extend_from_slice(host);
         self.head.extend_from_slice(b"\r\n");
         self.host.clear();
@@ -503,18 +455,35 @@ impl Request {
         Ok(())
     }
 
-    /// What the gateway adds. `via` says in which version it came.
-    fn finish(&mut self, from: &From, via: &[u8], traced: bool, ids: &mut Ids) {
+    /// Says whom it is from.
+    fn came(&mut self, said: &Said<'_>, from: &From, trusted: &[Net]) {
+        (self.peer, self.client, self.secure) = (from.peer, None, None);
+        if !trusted.is_empty() {
+            let origin = said.judge(from.ip, trusted);
+            let client = origin.path.first().copied().unwrap_or(from.ip);
+            let host = self.head[self.host_at.clone()].to_vec();
+            from.tell(&mut self.head, &origin, &host);
+            (self.peer, self.client, self.secure) = (hash_of(client), Some(client), origin.secure);
+            return;
+        }
+        self.head.extend_from_slice(&from.fields);
+        if !self.host_at.is_empty() {
+            self.head.extend_from_slice(b"X-Forwarded-Host: ");
+            self.head.extend_from_within(self.host_at.clone());
+            self.head.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// What else the gateway adds. `via` says in which version it came.
+    fn finish(&mut self, via: &[u8], traced: bool, ids: &mut Ids) {
         if !traced {
             self.head.extend_from_slice(b"traceparent: ");
             ids.traceparent(&mut self.head);
             self.head.extend_from_slice(b"\r\n");
         }
         push(&mut self.head, b"X-Request-Id", self.id.as_bytes());
-        self.head.extend_from_slice(&from.fields);
         self.head.extend_from_slice(via);
         self.end = self.head.len();
-        self.peer = from.peer;
     }
 
     /// How long the client waits for the head of an answer, if it says so.
@@ -545,6 +514,7 @@ impl Request {
         self.head.clear();
         self.head.push(b' ');
         self.host.clear();
+        (self.client, self.secure) = (None, None);
         (self.method_end, self.path_end, self.target_end) = (0, 1, 1);
         self.keep_alive = false;
     }
@@ -678,21 +648,5 @@ pub fn number(value: &[u8]) -> Result<u64, Refusal> {
     match text.and_then(|text| text.parse().ok()) {
         Some(length) => Ok(length),
         None => refuse(400, "a Content-Length that is no number"),
-    }
-}
-
-impl From {
-    /// What is said of a client at that address.
-    pub fn of(peer: SocketAddr, tls: bool) -> From {
-        let (ip, proto) = (peer.ip().to_canonical(), if tls { "https" } else { "http" });
-        let node = match ip {
-            IpAddr::V4(ip) => ip.to_string(),
-            IpAddr::V6(ip) => format!("\"[{ip}]\""),
-        };
-        let fields = format!(
-            "X-Forwarded-For: {ip}\r\nX-Forwarded-Proto: {proto}\r\n\
-             Forwarded: for={node};proto={proto}\r\n"
-        );
-        From { fields: fields.into_bytes(), peer: hash(ip.to_string().as_bytes()), ip, tls }
     }
 }

@@ -18,11 +18,22 @@ pub struct Response {
     pub framing: Framing,
     /// The instance keeps the connection.
     pub keep_alive: bool,
+    /// Whom the gateway's own next answer turns away may come back after so many seconds.
+    pub again_after_s: Option<u64>,
+    /// What the gateway adds to the answer, whoever gives it: fields that end with CR LF.
+    pub added: Vec<u8>,
 }
 
 impl Default for Response {
     fn default() -> Response {
-        Response { status: 0, head: Vec::new(), framing: Framing::None, keep_alive: false }
+        Response {
+            status: 0,
+            head: Vec::new(),
+            framing: Framing::None,
+            keep_alive: false,
+            again_after_s: None,
+            added: Vec::new(),
+        }
     }
 }
 
@@ -231,6 +242,7 @@ impl Response {
             push(&mut self.head, b"Date", now.as_bytes());
         }
         push(&mut self.head, b"X-Request-Id", id.as_bytes());
+        self.head.extend_from_slice(&self.added);
     }
 
     /// An answer of the gateway's own, with its body: what is wrong, and the name of the request. 204:
@@ -270,6 +282,9 @@ impl Response {
     fn begin_own(&mut self, status: u16, reason: &str) {
         (self.status, self.keep_alive) = (status, true);
         self.begin(status, reason, 256);
+        if let Some(seconds) = self.again_after_s.take() {
+            push(&mut self.head, b"Retry-After", seconds.to_string().as_bytes());
+        }
     }
 }
 
@@ -317,6 +332,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         414 => "URI Too Long",
         421 => "Misdirected Request",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",

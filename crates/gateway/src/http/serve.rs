@@ -1,16 +1,22 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
+use super::admit::{Halt, admit};
 use super::backend::{Active, Backend, Conn, Need};
+use super::body::Framing;
+use super::cache;
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
+use super::from::From;
 use super::id::Short;
 use super::io::Io;
 use super::ledger::{Record, TRIES_MAX, Try};
 use super::live::Live;
-use super::request::{From, Refusal};
+use super::rates::admits;
+use super::request::Refusal;
 use super::streams::{self, Begun};
 use super::tunnel;
-use super::world::{Picked, Route, Seat, World};
+use super::world::{Picked, Route, Seat, Service, World};
+use everhold_core::http::flood::PREFACE;
 use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
 use std::future::poll_fn;
 use std::io::ErrorKind;
@@ -22,14 +28,12 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// What each connection of HTTP/2 begins with.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A connection on which nothing is asked is closed after this, as nginx does.
 const IDLE: Duration = Duration::from_secs(75);
 /// A head has to be whole within this of its first byte.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// A client that takes nothing for so long of what is there for it is given up.
-const STALLED: Duration = Duration::from_secs(60);
+pub const STALLED: Duration = Duration::from_secs(60);
 /// One attempt to connect: see `Limits::connect_max`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// What the gateway says itself is taken within this.
@@ -45,9 +49,9 @@ pub async fn serve(
     (listener, open): (Arc<str>, &Open),
     world: Rc<World>,
 ) {
-    let from = From::of(peer, matches!(io, Io::Tls(_)));
-    let mut client = Client::new(io);
     let mut seat = world.seat(&listener, &open.0);
+    let from = From::of(peer, matches!(io, Io::Tls(_)), seat.port(&world));
+    let mut client = Client::new(io);
     // Until when the first head has to be whole.
     let mut until = None;
     if !matches!(client.io, Io::Tls(_)) {
@@ -60,7 +64,7 @@ pub async fn serve(
         }
     }
     loop {
-        match next(&mut client, &from, &world, until.take()).await {
+        match next(&mut client, &mut seat, &from, &world, until.take()).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(refusal) => {
@@ -133,6 +137,7 @@ pub async fn turn_away(
 ) -> After {
     let begun = Instant::now();
     client.request.forget();
+    client.response.added.clear();
     client.request.id = world.ids.borrow_mut().request();
     client.trail.begin(&world.nothing);
     client.trail.outcome = refusal.why;
@@ -146,11 +151,16 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     let begun = Instant::now();
     client.trail.begin(&world.nothing);
     client.response.status = 0;
+    client.response.added.clear();
     // To close while nothing is asked would meet the next request on its way; so it is answered, and
     // told that it was the last.
     client.request.keep_alive &= !world.is_leaving();
     let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
         _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) if !admits(client, &route, from, &world.shared.rates, begun) => {
+            refuse(client, 429, "too many requests").await
+        }
+        Some(Some(route)) if route.caches => cache::serve(client, seat, &route, world, begun).await,
         Some(Some(route)) => along(client, &route, world, begun).await,
         Some(None) => refuse(client, 404, "no route leads there").await,
         None => {
@@ -161,30 +171,44 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     seat.counters.bytes_in.fetch_add(client.up.bytes, Ordering::Relaxed);
     seat.counters.bytes_out.fetch_add(client.down.bytes, Ordering::Relaxed);
     world.ledger.write(client.record(seat, world, from, begun));
+    if matches!(client.response.status, 200..=399) && !from.served.replace(true) {
+        world.shared.door.served(from.client);
+    }
     after
 }
 
 /// Tries instance after instance.
-async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant) -> After {
+pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant) -> After {
     let service = &route.service;
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
+    client.rate_min = route.rate_min;
     // Longer than a clock goes is for ever.
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;
     let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
     let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
-    service.budget.borrow_mut().request(world.ms(begun));
+    // It may have waited for an answer that others asked for.
+    let came = if client.visit.waited { Instant::now() } else { begun };
+    let pass = match admit(client, route, world, (came, deadline)).await {
+        Ok(pass) => pass,
+        Err(Halt::Turned { why, again_after_s }) => {
+            client.response.again_after_s = Some(again_after_s);
+            return unserved(client, world, (503, why)).await;
+        }
+        Err(Halt::Gone) => return gone(client),
+    };
+    service.budget.borrow_mut().request(world.ms(pass.at));
     let mut tried = [usize::MAX; TRIES_MAX];
     // The instance that is asked again over a new connection, and whether one was.
     let (mut again, mut anew) = (None, false);
     let mut tries = 0;
     let mut last = (503, "no instance is there");
     for index in 0..tried.len() {
-        let now = if index == 0 { begun } else { Instant::now() };
+        let now = if index == 0 { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, (504, "the client waits no longer")).await;
+            return unserved(client, world, (504, "the client waits no longer")).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
@@ -192,11 +216,13 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             None => service.pick(world, &client.request, &tried[..index], now_ms),
         };
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
-            return unserved(client, last).await;
+            return unserved(client, world, last).await;
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
         let bears = per_try.unwrap_or(route.timeout);
+        let bears = impatience(client, service, &tried[..=index], tries, now_ms)
+            .map_or(bears, |patience| patience.min(bears));
         let until = deadline.min(now + bears);
         // Anybody may give an instance so little time that it can't answer; who gives it most of what the
         // service does says something of it.
@@ -212,7 +238,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             outcome: result.as_ref().err().map_or("answered", |it| it.failure.word()),
         });
         let failed = match result {
-            Ok(mut conn) => {
+            Ok((mut conn, _active)) => {
                 // What it can't do says something of it; what the client did wrong doesn't.
                 match client.response.status {
                     // It was told for how long it is waited for, and says that this was too short.
@@ -220,18 +246,34 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                     500.. => alarm(world, backend.live.fail(true)),
                     _ => backend.live.succeed(),
                 }
-                backend.took(ended - now, world.ms(ended));
+                if !(hurried && client.response.status == 504) {
+                    pass.answered(world, client.response.status, ended - now);
+                }
+                took(service, backend, ended - now, world.ms(ended));
+                let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
+                let reusable = is_bare && client.response.keep_alive && client.up.is_over();
+                if let Some(given) = cache::answered(client, &conn, world) {
+                    if reusable {
+                        backend.keep(conn, ended);
+                    }
+                    return cache::gave(client, given).await;
+                }
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
-                let _active = Active::new(&backend.live);
                 let idle = Duration::from_millis(service.spec.idle_timeout_ms);
-                return match carry(client, &mut conn, STALLED, idle).await {
+                let carried = carry(client, &mut conn, STALLED, idle).await;
+                let fill = client.down.fill.take();
+                return match carried {
                     Carried::Whole { reusable } => {
+                        if let Some(fill) = fill {
+                            fill.keep();
+                        }
                         if reusable {
                             backend.keep(conn, Instant::now());
                         }
                         match client.request.keep_alive {
+                            _ if matches!(client.io, Io::Nobody) => After::Drop,
                             true => After::Next,
                             false => After::Close,
                         }
@@ -255,11 +297,7 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
                 client.request.keep_alive = false;
                 return refuse(client, 408, "the body took too long").await;
             }
-            Failure::Client { malformed: None } => {
-                client.response.status = 0;
-                client.trail.outcome = "client gone";
-                return After::Drop;
-            }
+            Failure::Client { malformed: None } => return gone(client),
             Failure::Connect(_) => (Sent::Nothing, (502, "the instance can't be reached")),
             Failure::Refused { .. } => (Sent::Nothing, (503, "the instance takes no more")),
             Failure::Broken(_) => (Sent::Request, (502, "the instance broke off")),
@@ -276,10 +314,14 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
             // That this process may open no more files says nothing of the instance, nor does a client that
             // is in a hurry.
             if failed.failure.is_late() {
-                backend.took(ended - now, world.ms(ended));
+                match hurried {
+                    true => backend.took(ended - now, world.ms(ended)),
+                    false => took(service, backend, ended - now, world.ms(ended)),
+                }
             }
             if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
                 alarm(world, backend.live.fail(sent != Sent::Nothing));
+                pass.failed(world, &failed.failure);
             }
         }
         tries += u32::from(!stale);
@@ -298,14 +340,38 @@ async fn along(client: &mut Client, route: &Route, world: &World, begun: Instant
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, last).await;
+            return unserved(client, world, last).await;
         }
         if stale {
             let why = "its idle connection had closed";
             again = Some(Picked { index: chosen, set_cookie, why });
         }
     }
-    unserved(client, last).await
+    unserved(client, world, last).await
+}
+
+/// How long a try is waited for because another one may follow it, elsewhere; `tries` came before it.
+fn impatience(
+    client: &Client,
+    service: &Service,
+    tried: &[usize],
+    tries: u32,
+    now_ms: u64,
+) -> Option<Duration> {
+    let patience = service.pace.as_ref()?.patience()?;
+    let may = tries < service.spec.retries
+        && client.request.method.is_idempotent()
+        && client.body() == Body::None
+        && service.has_others(tried)
+        && service.budget.borrow_mut().is_left(now_ms);
+    may.then_some(patience)
+}
+
+fn took(service: &Service, backend: &Backend, took: Duration, now_ms: u64) {
+    backend.took(took, now_ms);
+    if let Some(pace) = &service.pace {
+        pace.took(took);
+    }
 }
 
 /// Why there was no further try, as `explain` says it.
@@ -326,7 +392,7 @@ impl Client {
         Record {
             at_ms: world.unix_ms(begun),
             id: request.id,
-            peer: from.ip,
+            peer: request.client.unwrap_or(from.ip),
             listener: seat.name.clone(),
             method: request.method,
             host: Short::of(request.host.as_bytes()),
@@ -339,12 +405,25 @@ impl Client {
             bytes_out: down.bytes,
             took_us: begun.elapsed().as_micros() as u64,
             outcome: trail.outcome,
+            met: trail.met,
+            waited_us: trail.waited_us,
+            cache: trail.cache,
         }
     }
 }
 
+fn gone(client: &mut Client) -> After {
+    client.response.status = 0;
+    client.trail.outcome = "client gone";
+    After::Drop
+}
+
 /// Nobody answers the client but the gateway.
-async fn unserved(client: &mut Client, (status, why): (u16, &str)) -> After {
+async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)) -> After {
+    if let Some(given) = cache::instead(client, world) {
+        client.response.again_after_s = None;
+        return cache::gave(client, given).await;
+    }
     // What of the body was read is gone, what wasn't is still to come.
     client.request.keep_alive &= client.body() == Body::None;
     refuse(client, status, why).await
@@ -364,14 +443,15 @@ struct NoAnswer {
     stale: bool,
 }
 
-/// Sends the request to one instance; what comes back is the connection on which it answers.
-async fn one_try(
+/// Sends the request to one instance; what comes back is the connection on which it answers. From
+/// beginning to end it is seen to be on its way.
+async fn one_try<'b>(
     client: &mut Client,
-    backend: &Backend,
+    backend: &'b Backend,
     anew: bool,
     (begun, now, until): (Instant, Instant, Instant),
-) -> Result<Conn, NoAnswer> {
-    let _active = Active::new(&backend.live);
+) -> Result<(Conn, Active<'b>), NoAnswer> {
+    let active = Active::new(&backend.live);
     let need = match client.request.method.is_idempotent() {
         _ if anew => Need::New,
         true => Need::Good,
@@ -390,7 +470,7 @@ async fn one_try(
     let asked = Instant::now();
     client.request.give(until.saturating_duration_since(asked), asked - begun);
     match ask(client, &mut conn, until).await {
-        Ok(()) => Ok(conn),
+        Ok(()) => Ok((conn, active)),
         Err(failure) => {
             let stale = match failure {
                 Failure::Broken(_) => conn.is_stale(),
@@ -411,6 +491,7 @@ async fn one_try(
 /// begun already.
 async fn next(
     client: &mut Client,
+    seat: &mut Seat,
     from: &From,
     world: &World,
     mut until: Option<Instant>,
@@ -418,7 +499,10 @@ async fn next(
     let Client { io, buf, request, up, timer, .. } = client;
     loop {
         if !buf.is_empty() {
-            let read = request.read(buf.data(), from, &mut world.ids.borrow_mut())?;
+            let listener = from.trusted(seat, world);
+            let trusted = listener.as_ref().map(|it| it.trusted.as_slice()).unwrap_or_default();
+            let input = buf.data();
+            let read = request.read(input, (from, trusted), &mut world.ids.borrow_mut())?;
             if let Some(length) = read {
                 buf.consume(length);
                 // Whoever answers before the body is read knows by this that it isn't.

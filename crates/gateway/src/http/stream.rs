@@ -129,18 +129,22 @@ impl Stream {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
-        send.reserve_capacity(data.len());
-        while send.capacity() == 0 {
-            match ready!(send.poll_capacity(cx)) {
-                Some(granted) => granted.map(drop).map_err(broken)?,
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        let count = send.capacity().min(data.len());
+        let count = ready!(poll_room(cx, send, data.len()))?;
         self.finished = self.last && count == data.len();
         let data = Bytes::copy_from_slice(&data[..count]);
         send.send_data(data, self.finished).map_err(broken)?;
         Poll::Ready(Ok(count))
+    }
+
+    /// Writes all of what nobody writes to any more, without a copy, and ends with it.
+    pub fn poll_give(&mut self, cx: &mut Context<'_>, data: &mut Bytes) -> Poll<io::Result<()>> {
+        while let Some(send) = self.send.as_mut().filter(|_| !data.is_empty()) {
+            let count = ready!(poll_room(cx, send, data.len()))?;
+            let part = data.split_to(count);
+            self.finished = data.is_empty();
+            send.send_data(part, self.finished).map_err(broken)?;
+        }
+        Poll::Ready(self.finish())
     }
 
     /// Tells an interim answer. One that can't be is no loss.
@@ -215,6 +219,22 @@ impl Stream {
             send.send_reset(h2::Reason::INTERNAL_ERROR);
         }
     }
+}
+
+/// How much of so much the other side takes now.
+fn poll_room(
+    cx: &mut Context<'_>,
+    send: &mut SendStream<Bytes>,
+    length: usize,
+) -> Poll<io::Result<usize>> {
+    send.reserve_capacity(length);
+    while send.capacity() == 0 {
+        match ready!(send.poll_capacity(cx)) {
+            Some(granted) => granted.map(drop).map_err(broken)?,
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+    Poll::Ready(Ok(send.capacity().min(length)))
 }
 
 pub fn broken(error: h2::Error) -> io::Error {

@@ -3,14 +3,15 @@
 use super::Open;
 use super::buf::Buf;
 use super::exchange::Client;
+use super::from::From;
 use super::io::Io;
-use super::request::From;
+use super::meter::{Calm, Metered};
 use super::serve::{After, exchange, turn_away};
 use super::stream::Stream;
 use super::world::{Seat, World};
 use bytes::Bytes;
-use h2::RecvStream;
 use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -39,6 +40,8 @@ const DESKS_MAX: usize = 128;
 /// A connection on which nothing is asked is closed after this, as with HTTP/1.
 const IDLE: Duration = Duration::from_secs(75);
 const BEGINS_WITHIN: Duration = Duration::from_secs(10);
+/// Who is told to calm down takes that within this.
+const CALMED_WITHIN: Duration = Duration::from_secs(2);
 /// Clients of a gateway that leaves are told so one after the other, within this: told in one moment
 /// they would come back in one, with a handshake each.
 const TOLD_WITHIN: Duration = Duration::from_secs(3);
@@ -50,7 +53,8 @@ pub async fn serve(
     (listener, open): (Arc<str>, &Open),
     world: Rc<World>,
 ) {
-    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_))));
+    let port = world.seat(&listener, &open.0).port(&world);
+    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_)), port));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -58,6 +62,8 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEAD_MAX)
         .max_send_buffer_size(SEND_MAX);
+    let calm = Rc::new(Calm::default());
+    let io = Metered::new(io, calm.clone());
     let handshake = tokio::time::timeout(BEGINS_WITHIN, builder.handshake::<_, Bytes>(io)).await;
     let Ok(Ok(mut connection)) = handshake else { return };
     let goes = async {
@@ -66,16 +72,23 @@ pub async fn serve(
         tokio::time::sleep(TOLD_WITHIN.mul_f64(f64::from(share) / f64::from(u32::MAX))).await;
     };
     let mut goes = std::pin::pin!(goes);
-    let mut told = false;
+    let (mut told, mut calmed) = (false, false);
     loop {
         // Each stream holds one, too.
         let streams = Rc::strong_count(&from) - 1;
         if streams > RUNNING_MAX {
             // Requests are given up as soon as they are made: it only wants the work done.
-            connection.abrupt_shutdown(h2::Reason::ENHANCE_YOUR_CALM);
+            calm.want();
         }
+        if calm.is_wanted() && !calmed {
+            connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            world.shared.door.strike(&listener, from.ip);
+            calmed = true;
+        }
+        let within = if calmed { CALMED_WITHIN } else { IDLE };
         let asked = tokio::select! {
-            asked = tokio::time::timeout(IDLE, connection.accept()) => asked,
+            asked = tokio::time::timeout(within, connection.accept()) => asked,
+            () = calm.wanted(), if !calmed => continue,
             () = &mut goes, if !told => {
                 // Streams that are begun till the client knows are still served.
                 connection.graceful_shutdown();
@@ -84,8 +97,17 @@ pub async fn serve(
             }
         };
         let (request, respond) = match asked {
+            Ok(Some(Ok(_))) if calmed => continue,
+            _ if calmed => return,
             Ok(Some(Ok(asked))) => asked,
-            Ok(Some(Err(_)) | None) => return,
+            Ok(Some(Err(error))) => {
+                // What the library bounds by itself.
+                if !error.is_remote() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM) {
+                    world.shared.door.strike(&listener, from.ip);
+                }
+                return;
+            }
+            Ok(None) => return,
             // It was told already, and says nothing to that either.
             Err(_) if streams == 0 && told => return,
             Err(_) => {
@@ -170,7 +192,10 @@ async fn stream(job: Job, client: &mut Client, world: &World) {
     let (parts, receive) = request.into_parts();
     let over = receive.is_end_stream();
     client.take(Stream::of_client(receive, respond, from.tls));
-    let taken = client.request.take(&parts, over, &from, &mut world.ids.borrow_mut());
+    let listener = from.trusted(&mut seat, world);
+    let trusted = listener.as_ref().map(|it| it.trusted.as_slice()).unwrap_or_default();
+    let sender = (&*from, trusted);
+    let taken = client.request.take(&parts, over, sender, &mut world.ids.borrow_mut());
     let after = match taken {
         Ok(()) => {
             client.up.begin(client.request.framing, false);

@@ -1,6 +1,7 @@
 //! Fields after a body: those that may stand there are passed on.
 
-use super::request::{is_end_to_end, is_like, push};
+use super::kind::{is_end_to_end, is_like};
+use super::request::push;
 
 /// Each that doesn't say how a message is read, routed or trusted: RFC 9110 section 6.5.1.
 pub fn each(lines: &[u8], mut then: impl FnMut(&str, &[u8])) {

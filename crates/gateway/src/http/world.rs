@@ -1,24 +1,31 @@
 //! What one thread knows of HTTP: its compiled table, its connections to instances.
 
 use super::backend::Backend;
+use super::cache::{self, Cached};
+use super::gate::Gate;
 use super::id::Ids;
 use super::ledger::Ledger;
 use super::live::Shared;
+use super::pace::Pace;
+use super::rates::Limiter;
 use super::request::Request;
 use super::streams::Desks;
+use super::switch::Switch;
 use crate::snapshot::Counters;
 use everhold_core::http::affinity::{Cookies, Stick, by_header};
 use everhold_core::http::balance::{Seen, Turn, pick};
 use everhold_core::http::ewma::{EXPECTED_US, PeakEwma};
 use everhold_core::http::hash::mix;
+use everhold_core::http::pace::RATE_MIN;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::retry::Budget;
 use everhold_core::http::ring::Ring;
 use everhold_core::http::route::{Asked, HttpService, HttpTable, Matcher};
 use everhold_core::http::zone::{Place, Tier, choose, tiers};
-use everhold_core::spec::{Affinity, Balance, HashKey};
+use everhold_core::spec::{Affinity, Balance, HashKey, Net};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -30,6 +37,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// One thread's.
 pub struct World {
+    /// Itself, for what goes on without a client.
+    pub me: Weak<World>,
     begun: Instant,
     /// When that was, in milliseconds since 1970, by a clock that may be set meanwhile.
     begun_ms: Cell<u64>,
@@ -57,6 +66,9 @@ struct Table {
 pub struct Listener {
     routes: Vec<Route>,
     matcher: Matcher,
+    /// Who is believed in whom a request is from.
+    pub trusted: Vec<Net>,
+    pub port: u16,
 }
 
 #[derive(Clone)]
@@ -64,6 +76,16 @@ pub struct Route {
     pub name: Arc<str>,
     pub service: Rc<Service>,
     pub timeout: Duration,
+    /// Its own places.
+    pub gate: Option<Arc<Gate>>,
+    pub priority: Priority,
+    /// `None`: it keeps no answers.
+    pub cache: Option<Rc<Cached>>,
+    /// Some route of its listener does.
+    pub caches: bool,
+    pub limiter: Option<Arc<Limiter>>,
+    /// Bytes a second of a body.
+    pub rate_min: u32,
 }
 
 pub struct Service {
@@ -81,6 +103,9 @@ pub struct Service {
     usable: RefCell<Usable>,
     turn: RefCell<Turn>,
     pub budget: RefCell<Budget>,
+    pub gate: Option<Arc<Gate>>,
+    pub switch: Option<Arc<Switch>>,
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// Who is used, as of a version of [`Shared`].
@@ -110,7 +135,8 @@ pub struct Seat {
 
 impl World {
     pub fn new(shared: Arc<Shared>, ledger: Arc<Ledger>) -> Rc<World> {
-        let world = Rc::new(World {
+        let world = Rc::new_cyclic(|me| World {
+            me: me.clone(),
             begun: Instant::now(),
             begun_ms: Cell::new(unix_ms()),
             ledger,
@@ -161,7 +187,9 @@ impl World {
             let service = Service::new(name, spec, backends.collect(), table, &self.shared, old);
             services.insert(name.clone(), service);
         }
+        let store = self.shared.cache.get().filter(|_| cache::wanted(table) > 0);
         let listeners = table.listeners.iter().map(|(name, listener)| {
+            let caches = store.is_some() && listener.routes.iter().any(|it| it.cache.is_some());
             let (mut routes, mut known) = (Vec::new(), Vec::new());
             for route in &listener.routes {
                 let Some(service) = services.get(&route.service) else { continue };
@@ -170,11 +198,21 @@ impl World {
                     name: Arc::from(route.name.as_str()),
                     service: service.clone(),
                     timeout: Duration::from_millis(timeout_ms),
+                    gate: self.shared.guards.of_route(name, &route.name, &route.bulkhead),
+                    priority: route.priority,
+                    cache: route.cache.as_ref().zip(store).map(|(spec, store)| {
+                        let (route, service) = (&route.name, &route.service);
+                        Rc::new(Cached::new(spec, store.clone(), route, service))
+                    }),
+                    caches,
+                    limiter: self.shared.rates.of(&route.name),
+                    rate_min: route.body_rate_min.unwrap_or(RATE_MIN),
                 });
                 known.push(route.clone());
             }
             let matcher = Matcher::new(&known);
-            (name.clone(), Rc::new(Listener { routes, matcher }))
+            let (trusted, port) = (listener.trusted_proxies.clone(), listener.bind.port());
+            (name.clone(), Rc::new(Listener { routes, matcher, trusted, port }))
         });
         *self.table.borrow_mut() = Rc::new(Table { listeners: listeners.collect() });
         self.generation.set(self.generation.get() + 1);
@@ -207,6 +245,11 @@ impl World {
         self.begun_ms.get() + self.ms(at)
     }
 
+    /// Of the table in force.
+    pub fn generation(&self) -> u64 {
+        self.generation.get()
+    }
+
     pub fn seat(&self, listener: &Arc<str>, counters: &Arc<Counters>) -> Seat {
         Seat { name: listener.clone(), counters: counters.clone(), seen: 0, found: None }
     }
@@ -225,15 +268,25 @@ impl Seat {
         }
         self.found.as_ref()
     }
+
+    /// Where clients come to.
+    pub fn port(&mut self, world: &World) -> u16 {
+        self.listener(world).map_or(0, |it| it.port)
+    }
 }
 
 impl Listener {
     pub fn route(&self, request: &Request) -> Option<&Route> {
+        self.route_of(request, request.method_name(), request.path())
+    }
+
+    /// Where the same goes with another method and path.
+    pub fn route_of(&self, request: &Request, method: &[u8], path: &[u8]) -> Option<&Route> {
         let text = |bytes| std::str::from_utf8(bytes).unwrap_or_default();
         let index = self.matcher.find(&Asked {
             host: &request.host,
-            path: text(request.path()),
-            method: text(request.method_name()),
+            path: text(path),
+            method: text(method),
             header: &|name| request.value(name),
         })?;
         self.routes.get(index)
@@ -251,9 +304,17 @@ impl Service {
         old: Option<&Rc<Service>>,
     ) -> Rc<Service> {
         let here = (table.zone.clone(), table.gateways.clone());
+        let gate = shared.guards.of_service(name, &spec.bulkhead);
+        let switch = shared.guards.switch(name, &spec.breaker);
+        let pace = shared.guards.pace(name, spec.try_timeout_auto);
         let is_same = |old: &Service| {
             let same = |(one, other): (&Rc<Backend>, &Rc<Backend>)| Rc::ptr_eq(one, other);
-            old.spec == *spec && old.here == here && old.backends.iter().zip(&backends).all(same)
+            old.spec == *spec
+                && old.here == here
+                && old.gate.as_ref().map(Arc::as_ptr) == gate.as_ref().map(Arc::as_ptr)
+                && old.switch.as_ref().map(Arc::as_ptr) == switch.as_ref().map(Arc::as_ptr)
+                && old.pace.as_ref().map(Arc::as_ptr) == pace.as_ref().map(Arc::as_ptr)
+                && old.backends.iter().zip(&backends).all(same)
         };
         if let Some(old) = old.filter(|old| is_same(old)) {
             return old.clone();
@@ -284,6 +345,9 @@ impl Service {
             turn: RefCell::new(Turn::new(backends.len())),
             budget: RefCell::new(old.map(|old| old.budget.borrow().clone()).unwrap_or_default()),
             backends,
+            gate,
+            switch,
+            pace,
         })
     }
 
@@ -358,6 +422,11 @@ impl Service {
             ([], Balance::ConsistentHash(_)) => "the request's key is there",
         };
         index.map(|index| Picked { index, set_cookie, why })
+    }
+
+    /// Whether anybody is there who was not tried.
+    pub fn has_others(&self, tried: &[usize]) -> bool {
+        self.usable.borrow().all.iter().any(|index| !tried.contains(index))
     }
 
     /// The field that keeps a session with an instance.

@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use everhold_core::http::HttpTable;
+use everhold_core::http::queue::Priority;
 use everhold_core::http::route::{Backend, HttpListener, HttpRoute, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{Balance, HealthSpec, Match, PathMatch, Version};
@@ -55,13 +56,17 @@ impl Seen {
             "X-Forwarded-For: 127.0.0.1\r\n",
             "X-Forwarded-Proto: http\r\n",
             "Forwarded: for=127.0.0.1;proto=http\r\n",
+            "X-Forwarded-Port: ",
             &format!("Via: {version} everhold\r\n"),
             "X-Envoy-Expected-Rq-Timeout-Ms: ",
         ];
         for added in added {
             assert_eq!(self.head.matches(added).count(), 1, "{added:?} once in {:?}", self.head);
         }
-        let lines = self.head.split_inclusive("\r\n");
+        // One without a name asks for none.
+        let host = format!("X-Forwarded-Host: {}\r\n", self.values("host")[0]);
+        assert_eq!(self.head.contains(&host), host.len() > "X-Forwarded-Host: \r\n".len());
+        let lines = self.head.split_inclusive("\r\n").filter(|line| *line != host);
         lines.filter(|line| !added.iter().any(|added| line.starts_with(added))).collect()
     }
 }
@@ -339,8 +344,11 @@ impl Fixture {
             slow_start_ms: 0,
             timeout_ms: 10_000,
             try_timeout_ms: None,
+            try_timeout_auto: false,
             idle_timeout_ms: 3_600_000,
             retries: 2,
+            bulkhead: None,
+            breaker: None,
             backends: backends.collect(),
         };
         change(&mut service);
@@ -352,11 +360,24 @@ impl Fixture {
             when,
             service: service.to_owned(),
             timeout_ms: None,
+            bulkhead: None,
+            priority: Priority::Normal,
+            cache: None,
+            rate_limit: None,
+            body_rate_min: None,
         };
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];
         let mut http = HttpTable::default();
-        http.listeners.insert("web".to_owned(), HttpListener { bind, tls: None, routes });
+        let listener = HttpListener {
+            bind,
+            tls: None,
+            deny: Vec::new(),
+            per_client_max: None,
+            trusted_proxies: Vec::new(),
+            routes,
+        };
+        http.listeners.insert("web".to_owned(), listener);
         http.services.insert("main".to_owned(), service);
         http.services.insert("nowhere".to_owned(), nowhere);
         let mut config = Config::new(Arc::new(RouteTable::default().with_http(http)));
@@ -368,10 +389,15 @@ impl Fixture {
     }
 
     pub fn client(&self) -> Client {
-        let socket = TcpStream::connect(self.address).unwrap();
-        socket.set_nodelay(true).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        Client { socket, input: Vec::new(), was_reset: false }
+        Client::of(TcpStream::connect(self.address).unwrap())
+    }
+
+    /// Puts another table in force.
+    pub fn change(&self, change: impl FnOnce(&mut HttpTable)) {
+        let mut http = self.config.table.http.clone();
+        change(&mut http);
+        let table = RouteTable { revision: 1, ..RouteTable::default() };
+        self.gateway.set_table(Arc::new(table.with_http(http))).unwrap();
     }
 
     /// One request on a connection of its own, and its answer.
@@ -417,7 +443,22 @@ pub struct Client {
     was_reset: bool,
 }
 
+/// One that has that address.
+pub fn client_from(ip: [u8; 4], to: SocketAddr) -> Client {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&socket, &SocketAddr::from((ip, 0))).unwrap();
+    connect(&socket, &to).unwrap();
+    Client::of(socket.into())
+}
+
 impl Client {
+    pub fn of(socket: TcpStream) -> Client {
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Client { socket, input: Vec::new(), was_reset: false }
+    }
+
     /// A gateway that has refused the beginning may not take the rest.
     pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.socket.write_all(bytes.as_ref());

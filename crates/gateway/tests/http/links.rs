@@ -586,6 +586,8 @@ fn only_what_http2_can_say_is_asked() {
         "via",
         "x-envoy-expected-rq-timeout-ms",
         "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
         "x-forwarded-proto",
         "x-request-id",
     ];

@@ -3,11 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod abuse;
 mod bodies;
+mod cache;
+mod cache_together;
 mod curl;
 mod deadlines;
 mod fields;
 mod fixture;
+mod forwarded;
 mod framing;
 mod frozen;
 mod gone;
@@ -18,8 +22,10 @@ mod leave;
 mod links;
 mod loads;
 mod log;
+mod overload;
 mod pairs;
 mod pressure;
+mod rates;
 mod raw;
 mod responses;
 mod retries;

@@ -123,6 +123,26 @@ fn a_line_is_read_over_pieces_and_forks() {
 }
 
 #[test]
+fn a_piece_that_two_have_written_counts_nowhere() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let repository = repository(dir.path());
+    let log = filled(&repository);
+    let all = log.pieces(1).expect("listed");
+    // Said in one place, of the log that all are read from.
+    let east = [(place(dir.path(), "east"), Password::new("p"))];
+    let east = Repository::open(&east, "shop").expect("opened");
+    Log::new(&east, "main", SYSID).contest(&all[0]).expect("said");
+    assert_eq!(log.pieces(1).expect("listed"), all[1..]);
+    let hole = read(&log, 0..SEGMENT).expect_err("nobody can tell");
+    assert!(matches!(hole, RepositoryError::NotArchived { .. }), "{hole}");
+    assert_eq!(log.contested().expect("listed"), BTreeSet::from([all[0]]));
+    assert_eq!(repository.level("main/").expect("level"), 0, "it is of one place");
+    Log::new(&east, "main", SYSID).settle(&all[0]).expect("settled");
+    assert_eq!(log.pieces(1).expect("listed"), all);
+    assert_eq!(read(&log, 0..SEGMENT).expect("read"), expected(0..SEGMENT));
+}
+
+#[test]
 fn segments_are_as_postgresql_reads_them() {
     let dir = tempfile::tempdir().expect("a directory");
     let repository = repository(dir.path());

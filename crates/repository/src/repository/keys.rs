@@ -89,14 +89,27 @@ pub fn add(place: &Place, master: &Master, password: &Password) -> Result<(), Re
     place.put(&name, json(&wrapped).as_bytes(), Existing::Keep).map(|_| ())
 }
 
-/// The master key of a place that is being made: what a first password opens, and no other.
-pub fn first(place: &Place, password: &Password) -> Result<Master, RepositoryError> {
+/// The master key of a place that is being made: what the password opens there already, left by a
+/// try that was killed or put by one at the same time, or else `fresh`.
+pub fn first(
+    place: &Place,
+    fresh: &Master,
+    password: &Password,
+) -> Result<Master, RepositoryError> {
     if place.list(KEYS)?.is_empty() {
-        let wrapped = Wrapped::new(&Master::random()?, password)?;
+        let wrapped = Wrapped::new(fresh, password)?;
         // Of two that make it at once one's stays.
         place.put(&format!("{KEYS}first.json"), json(&wrapped).as_bytes(), Existing::Keep)?;
     }
     unlock(place, password)
+}
+
+/// The id of a place that is being made: what was sealed there already, or else `fresh`.
+pub fn claim(place: &Place, master: &Master, fresh: &str) -> Result<String, RepositoryError> {
+    place.put(SEALED, &master.seal(SEALED, fresh.as_bytes())?, Existing::Keep)?;
+    let sealed = place.get(SEALED)?.unwrap_or_default();
+    let id = master.open(SEALED, &sealed).and_then(|id| String::from_utf8(id).ok());
+    id.ok_or_else(|| RepositoryError::Damaged { name: SEALED.to_string() })
 }
 
 /// The last one that is readable stays.

@@ -20,6 +20,7 @@ use crate::backup::{Progress, Watch, condemned};
 use crate::key::Password;
 use crate::log::{ANEW_MAX, Piece, is_unbroken};
 use crate::place::{Existing, Place, PlaceConfig};
+use crate::seal::Master;
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -112,7 +113,7 @@ impl<'r> Rekey<'r> {
             Some(found) => return Err(taken(&place, found)),
             None => false,
         };
-        let master = keys::first(&place, password)?;
+        let master = keys::first(&place, &Master::random()?, password)?;
         place.put(SEALED, &master.seal(SEALED, identity.id.as_bytes())?, Existing::Keep)?;
         if !keys::proves(&place, &identity, &master)? {
             return Err(RepositoryError::Damaged { name: SEALED.to_string() });

@@ -164,18 +164,75 @@ fn a_password_that_is_damaged_keeps_no_other_from_opening() {
     {
         // The first and the last of all.
         fs::write(keys.join("0000000000000000.json"), damage).expect("written");
-        fs::write(keys.join("ffffffffffffffff.json"), damage).expect("written");
+        fs::write(keys.join("zzzzzzzzzzzzzzzz.json"), damage).expect("written");
         assert!(open("e").is_ok() && open("new").is_ok(), "{damage}");
         let wrong = open("x").err().expect("no password").to_string();
         assert!(wrong.contains("keys/0000000000000000.json"), "{wrong}");
     }
     // It is no other password that would open.
-    for name in ["0000000000000000.json", "ffffffffffffffff.json"] {
+    for name in ["0000000000000000.json", "zzzzzzzzzzzzzzzz.json"] {
         fs::write(keys.join(name), "{}").expect("written");
     }
     repository.remove_password("east", &word("e")).expect("removed");
     let last = repository.remove_password("east", &word("new")).expect_err("the last one");
     assert!(matches!(last, RepositoryError::LastPassword { .. }), "{last}");
+}
+
+#[test]
+fn one_whose_making_was_killed_is_made_by_the_next_try_under_the_same_key() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let east = place(dir.path(), "east");
+    let create = || Repository::create(&east, &word("e"), "shop");
+    let file = |name: &str| dir.path().join("east").join(name);
+    let keys = || fs::read_dir(file("keys")).expect("listed").count();
+    let kit = create().expect("made").kit().text();
+    // Before it says what it is, and before the id that it is to have.
+    fs::remove_file(file(IDENTITY)).expect("removed");
+    assert_eq!(create().expect("made").kit().text(), kit);
+    fs::remove_file(file(IDENTITY)).expect("removed");
+    fs::remove_file(file(SEALED)).expect("removed");
+    let repository = create().expect("made");
+    let key = |kit: &str| kit.split(' ').nth(3).map(str::to_string);
+    assert_eq!((key(&repository.kit().text()), keys()), (key(&kit), 1));
+    repository.put("a/1", b"content").expect("put");
+    let opened = Repository::open(&[(east.clone(), word("e"))], "shop").expect("opened");
+    assert_eq!(opened.get("a/1").expect("got"), b"content");
+    let wrong = |error: RepositoryError| {
+        assert!(matches!(error, RepositoryError::WrongPassword { .. }), "{error}");
+    };
+
+    // A further place, begun for this one and for another; and a password that was changed since.
+    let mut repository = two(&dir.path().join("second"));
+    let west = place(&dir.path().join("second"), "west");
+    fs::remove_file(dir.path().join("second/west").join(IDENTITY)).expect("removed");
+    wrong(repository.extend(&west, &word("x")).expect_err("another password"));
+    let mut alone =
+        Repository::open(&[(place(&dir.path().join("second"), "east"), word("e"))], "shop")
+            .expect("opened");
+    fs::remove_file(file(IDENTITY)).expect("removed");
+    let foreign = alone.extend(&east, &word("e")).expect_err("another's");
+    assert!(matches!(foreign, RepositoryError::Foreign { .. }), "{foreign}");
+    assert!(!file(IDENTITY).exists());
+    wrong(Repository::create(&east, &word("x"), "shop").err().expect("another password"));
+    alone.extend(&west, &word("w")).expect("extended");
+    assert_eq!(fs::read_dir(dir.path().join("second/west/keys")).expect("listed").count(), 1);
+    alone.put("a/2", b"both").expect("put");
+    assert_eq!(open(&dir.path().join("second")).get("a/2").expect("got"), b"both");
+}
+
+#[test]
+fn two_that_make_it_at_once_make_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let east = place(dir.path(), "east");
+    let kits: Vec<String> = std::thread::scope(|scope| {
+        let make = || Repository::create(&east, &word("e"), "shop").map(|it| it.kit().text());
+        let running: Vec<_> = (0..3).map(|_| scope.spawn(make)).collect();
+        let ended = running.into_iter().map(|thread| thread.join().expect("it ended"));
+        // One that comes when all is done is told so.
+        ended.filter_map(Result::ok).collect()
+    });
+    assert!(!kits.is_empty() && kits.iter().all(|kit| *kit == kits[0]), "{kits:?}");
+    assert_eq!(fs::read_dir(dir.path().join("east/keys")).expect("listed").count(), 1);
 }
 
 #[test]

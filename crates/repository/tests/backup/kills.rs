@@ -1,4 +1,5 @@
-//! Killed at any moment: what is listed stays whole, and the next run goes on.
+//! Killed at any moment: what is listed stays whole, and the next run goes on. Of backups, prunes and
+//! restores; proofs that are killed are in the tests of the binary.
 
 use crate::shelf::{Dice, NOW, SERVICE, Shelf, change_files, content, make_files, quiet};
 use everhold_repository::backup::{MARKER, Prune, prune};
@@ -52,6 +53,7 @@ fn fifty_kills() {
     let mut dice = Dice(u64::from(std::process::id()) * 2_654_435_761 + 1);
     println!("dice {}", dice.0);
     make_files(&data, &mut dice);
+    let kinds = ["backup", "prune", "restore"];
     let mut now_s = NOW;
     let first = shelf.take(None, now_s).unwrap().id;
     let begun = Instant::now();
@@ -65,17 +67,17 @@ fn fifty_kills() {
         now_s += 3_600;
         let ids = shelf.ids();
         let some = |dice: &mut Dice| ids[dice.roll(ids.len() as u64) as usize].clone();
-        let (task, id) = match dice.roll(3) {
-            0 => {
-                change_files(&data, &mut dice);
-                (format!("backup {now_s} {}", some(&mut dice)), None)
-            }
-            1 if ids.len() > 2 => (format!("prune {now_s} {}", some(&mut dice)), None),
-            _ => {
-                let id = some(&mut dice);
-                (format!("restore {now_s} {id}"), Some(id))
-            }
-        };
+        // Each kind is killed as often.
+        let kind = kinds[kills as usize % kinds.len()];
+        let base = some(&mut dice);
+        let id = (kind == "restore").then(|| base.clone());
+        if kind == "backup" {
+            change_files(&data, &mut dice);
+        } else if kind == "prune" && ids.len() < 3 {
+            shelf.take(Some(&base), now_s).unwrap();
+            continue;
+        }
+        let task = format!("{kind} {now_s} {base}");
         let after = Duration::from_micros(dice.roll(whole.as_micros() as u64));
         let was_killed = killed(&shelf, &task, after);
         kills += u64::from(was_killed);

@@ -3,6 +3,7 @@
 use super::super::http::{
     Affinity, Balance, HashKey, HttpSpec, PathMatch, RouteSpec, RunSpec, Source, Version,
 };
+use super::protect::{breaker, cache, places, rate};
 use super::{AtOnce, Changes, Restart, both};
 
 impl Changes {
@@ -41,9 +42,14 @@ impl Changes {
         of("health.restart_after", |it| Some(ms(it.health.restart_after_ms)));
         of("slow_start", |it| Some(ms(it.slow_start_ms)));
         of("timeout", |it| Some(ms(it.timeout_ms)));
-        of("try_timeout", |it| it.try_timeout_ms.map(ms));
+        of("try_timeout", |it| match it.try_timeout_auto {
+            true => Some("auto".to_owned()),
+            false => it.try_timeout_ms.map(ms),
+        });
         of("idle_timeout", |it| Some(ms(it.idle_timeout_ms)));
         of("retries", |it| Some(it.retries.to_string()));
+        of("concurrency", |it| it.concurrency.as_ref().map(places));
+        of("breaker", |it| it.breaker.as_ref().map(breaker));
         self.process(path, old.run(), new.run());
     }
 
@@ -83,6 +89,11 @@ impl Changes {
         of("listener", |it| Some(it.listener.clone()));
         of("service", |it| Some(it.service.clone()));
         of("timeout", |it| it.timeout_ms.map(ms));
+        of("priority", |it| Some(format!("{:?}", it.priority).to_lowercase()));
+        of("concurrency", |it| it.concurrency.as_ref().map(places));
+        of("rate_limit", |it| it.rate_limit.as_ref().map(rate));
+        of("body_rate_min", |it| it.body_rate_min.map(|rate| rate.to_string()));
+        of("cache", |it| it.cache.as_ref().map(cache));
         of("match.host", |it| it.when.host.clone());
         of("match.path", |it| match it.when.path.as_ref()? {
             PathMatch::Exact(path) => Some(path.clone()),
@@ -112,7 +123,7 @@ fn word(text: &str) -> String {
     }
 }
 
-fn ms(ms: u64) -> String {
+pub(super) fn ms(ms: u64) -> String {
     format!("{ms}ms")
 }
 

@@ -14,7 +14,7 @@ fn spec(nodes: &str, instances: u32) -> Spec {
             &mut spec,
             name,
             zone,
-            PortRange { first: 2000 + index * 100, last: 2009 + index * 100 },
+            PortRange { first: 2000 + index * 100, last: 2010 + index * 100 },
         );
     }
     spec.gateway.nodes = spec.nodes.keys().cloned().collect();
@@ -31,30 +31,19 @@ fn add_node(spec: &mut Spec, name: &str, zone: Option<&str>, ports: PortRange) {
 }
 
 fn service(instances: u32) -> ServiceSpec {
-    ServiceSpec::Http(HttpSpec {
-        source: Source::Run(RunSpec {
-            instances,
-            command: vec!["serve".into()],
-            env: BTreeMap::new(),
-            user: None,
-            directory: None,
-            stop: StopSpec { signal: StopSignal::Term, grace_ms: GRACE_MS },
-            limits: LimitsSpec::default(),
-            nodes: Vec::new(),
-            placed: BTreeMap::new(),
-            home: BTreeMap::new(),
-        }),
-        balance: Balance::default(),
-        version: Version::default(),
-        affinity: None,
-        health: HealthSpec::default(),
-        slow_start_ms: SLOW_START_MS,
-        timeout_ms: TIMEOUT_MS,
-        try_timeout_ms: None,
-        idle_timeout_ms: IDLE_TIMEOUT_MS,
-        retries: RETRIES,
-        drained: BTreeSet::new(),
-    })
+    let source = Source::Run(RunSpec {
+        instances,
+        command: vec!["serve".into()],
+        env: BTreeMap::new(),
+        user: None,
+        directory: None,
+        stop: StopSpec { signal: StopSignal::Term, grace_ms: GRACE_MS },
+        limits: LimitsSpec::default(),
+        nodes: Vec::new(),
+        placed: BTreeMap::new(),
+        home: BTreeMap::new(),
+    });
+    ServiceSpec::Http(HttpSpec::of(source))
 }
 
 fn run<'s>(spec: &'s mut Spec, service: &str) -> &'s mut RunSpec {
@@ -120,7 +109,7 @@ fn what_is_placed_stays() {
     check("a:x b:x c:y", 4, &count(3), "a.1 b.1 c.1");
     check("a:x b:x c:y", 4, &count(1), "a.1");
     // A zone of its own takes its share, a node more takes what is more than even.
-    let ports = PortRange { first: 3000, last: 3009 };
+    let ports = PortRange { first: 3000, last: 3010 };
     check("a:x b:x", 4, &|s| add_node(s, "c", Some("y"), ports), "a.1 b.1 c.1 c.2");
     check("a b", 2, &|s| add_node(s, "c", None, ports), "a.1 b.1");
     check("a b", 4, &|s| add_node(s, "c", None, ports), "a.1 a.2 b.1 c.1");

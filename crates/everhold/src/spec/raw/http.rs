@@ -2,6 +2,7 @@
 
 use super::super::fault::{Code, Faults};
 use super::super::reader::{Part, Placed, Reader, a};
+use super::protect::{self, RawBreaker, RawBulkhead, RawCache, RawRate};
 use super::{Names, Number, Text};
 
 pub(in super::super) struct RawHttp {
@@ -33,6 +34,8 @@ pub(in super::super) struct RawHttp {
     pub try_timeout: Text,
     pub idle_timeout: Text,
     pub retries: Number,
+    pub concurrency: Option<RawBulkhead>,
+    pub breaker: Option<RawBreaker>,
     /// Keys that say how Everhold runs it, and where they stand.
     pub of_run: Vec<(&'static str, usize)>,
 }
@@ -64,6 +67,11 @@ pub(in super::super) struct RawRoute {
     pub path_prefix: Text,
     pub methods: Names,
     pub headers: Vec<(Placed<String>, Placed<String>)>,
+    pub priority: Text,
+    pub concurrency: Option<RawBulkhead>,
+    pub rate_limit: Option<RawRate>,
+    pub body_rate_min: Number,
+    pub cache: Option<RawCache>,
 }
 
 /// What has no meaning for what others run.
@@ -122,6 +130,8 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
         try_timeout: table.string("try_timeout", faults),
         idle_timeout: table.string("idle_timeout", faults),
         retries: table.integer("retries", faults),
+        concurrency: protect::bulkhead(&mut table, faults),
+        breaker: protect::breaker(&mut table, faults),
         of_run,
     };
     table.finish(faults);
@@ -129,7 +139,7 @@ pub(super) fn service(mut table: Reader<'_>, faults: &mut Faults<'_>) -> RawHttp
 }
 
 /// What is in a table below; `None` if there is none.
-fn below<'d, T>(
+pub(super) fn below<'d, T>(
     table: &mut Reader<'d>,
     key: &'static str,
     faults: &mut Faults<'_>,
@@ -205,7 +215,11 @@ pub(super) fn route(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<Ra
         }
     }
     let timeout = table.string("timeout", faults);
-    table.later("rate_limit", "limits of rates", faults);
+    let priority = table.string("priority", faults);
+    let concurrency = protect::bulkhead(&mut table, faults);
+    let rate_limit = protect::rate(&mut table, faults);
+    let body_rate_min = table.integer("body_rate_min", faults);
+    let cache = protect::cache(&mut table, faults);
     let when = below(&mut table, "match", faults, |it, faults| {
         let texts = ["host", "path", "path_prefix"].map(|key| it.string(key, faults));
         (texts, it.strings("methods", faults), it.texts("headers", faults))
@@ -213,5 +227,19 @@ pub(super) fn route(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<Ra
     let absent = ([Part::Absent, Part::Absent, Part::Absent], Part::Absent, Vec::new());
     let ([host, path, path_prefix], methods, headers) = when.unwrap_or(absent);
     table.finish(faults);
-    Some(RawRoute { listener, service, timeout, host, path, path_prefix, methods, headers })
+    Some(RawRoute {
+        listener,
+        service,
+        timeout,
+        host,
+        path,
+        path_prefix,
+        methods,
+        headers,
+        priority,
+        concurrency,
+        rate_limit,
+        body_rate_min,
+        cache,
+    })
 }

@@ -1,7 +1,7 @@
 //! HTTP services, listeners and routes.
 
 use everhold_core::spec::{
-    Affinity, Balance, HashKey, HttpSpec, PathMatch, Source, StopSignal, Version, diff,
+    Affinity, Balance, HashKey, HttpSpec, PathMatch, Protocol, Source, StopSignal, Version, diff,
 };
 
 use super::*;
@@ -47,7 +47,7 @@ limits = { cpu = 0.5, memory = "256MiB" }
 kind = "http"
 addresses = ["10.0.9.1:8080", { address = "[::1]:81", zone = "eu-1", weight = 2 }, { address = "old.example.org:82" }]
 [listener]
-web = { bind = "0.0.0.0:8443", protocol = "http", tls = { cert = "/web.pem", key = "/web.key" } }
+web = { bind = "0.0.0.0:8443", protocol = "http", tls = { cert = "/web.pem", key = "/web.key" }, trusted_proxies = ["10.0.0.0/8", "fd00::1"] }
 plain = { bind = "0.0.0.0:8080", protocol = "http" }
 write = { bind = "127.0.0.1:6432", protocol = "postgres", service = "main", role = "primary" }
 [route.api]
@@ -99,6 +99,9 @@ service = "old"
     assert_eq!(spec.routes["wild"].when.path, Some(PathMatch::Exact("/%C3%A4".into())));
     assert_eq!(spec.listeners["web"].tls().expect("tls").key, "/web.key");
     assert!(spec.listeners["plain"].tls().is_none());
+    let Protocol::Http(web) = &spec.listeners["web"].protocol else { panic!("it is HTTP") };
+    let known: Vec<String> = web.trusted_proxies.iter().map(|it| it.to_string()).collect();
+    assert_eq!(known, ["10.0.0.0/8", "fd00::1"]);
 
     let record = record::to_json(&spec).expect("a record");
     assert!(record.starts_with("{\"version\":3,"), "{record}");
@@ -228,7 +231,7 @@ fn services() {
     ]);
     check("addresses = []\n", &["7:13 E019 `addresses` in [service.api] lists 0"]);
     check("command = [\"x\"]\ninstances = 40\n[node]\na = { address = \"10.0.0.1\", ports = \"15400-15420\" }\n", &[
-        "5:10 E019 api has ports for 16 instances only",
+        "5:10 E019 api has ports for 15 instances only",
     ]);
 }
 
@@ -247,13 +250,18 @@ fn listeners_and_routes() {
         "10:62 E030 service `api` (in [listener.pg]) is of kind http, not postgres",
         "10:87 E004 `tls` in [listener.pg] (TLS for clients of PostgreSQL) is known but not supported by this version",
     ]);
+    check("[listener]\nweb = { bind = \"0.0.0.0:80\", protocol = \"http\", trusted_proxies = [\"10.0.0.0/33\", \"lb.org\", \"10.1.0.0/8\", 1] }\npg = { bind = \"0.0.0.0:81\", protocol = \"postgres\", service = \"main\", role = \"primary\", trusted_proxies = [] }\n", &[
+        "9:1 E019 listener web has no route",
+        "9:68 E007 \"10.0.0.0/33\" of `trusted_proxies` in [listener.web] has to have 0 to 32 behind the slash",
+        "9:83 E007 \"lb.org\" of `trusted_proxies` in [listener.web] is no address and no range such as 10.0.0.0/8",
+        "9:93 E007 \"10.1.0.0/8\" of `trusted_proxies` in [listener.web] begins within a range: 10.0.0.0/8 is the whole of it",
+        "9:107 E005 `trusted_proxies` in [listener.web] lists strings, not an integer",
+        "10:106 E026 `trusted_proxies` in [listener.pg] has no meaning with protocol \"postgres\"",
+    ]);
     let head = "[listener]\nweb = { bind = \"0.0.0.0:80\", protocol = \"http\" }\npg = { bind = \"0.0.0.0:81\", protocol = \"postgres\", service = \"main\", role = \"primary\" }\n";
     let routes = |text: &str, expected: &[&str]| {
         check(&format!("{head}[route]\n{text}"), expected);
     };
-    routes("a = { listener = \"web\", service = \"api\", rate_limit = { by = \"client_ip\" } }\n", &[
-        "12:42 E004 `rate_limit` in [route.a] (limits of rates) is known but not supported by this version",
-    ]);
     routes("a = {}\nb = { listener = \"wbe\", service = \"main\" }\nc = { listener = \"pg\", service = \"apx\" }\nD = { listener = \"web\", service = \"api\", timeout = \"0s\", mach = {} }\n", &[
         "12:1 E006 `listener` is missing in [route.a]",
         "12:1 E006 `service` is missing in [route.a]",

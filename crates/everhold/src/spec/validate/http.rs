@@ -11,7 +11,7 @@ use everhold_core::spec::{
 use super::super::fault::{Code, Faults};
 use super::super::raw::{Number, RawBackend, RawHttp, Text};
 use super::super::reader::{Part, Placed};
-use super::{Kinds, Known, absolute, bounded, duration, name_fault, names, of_kind, word};
+use super::{Kinds, Known, absolute, bounded, duration, name_fault, names, of_kind, protect, word};
 
 const HEALTH_INTERVAL_MS: (RangeInclusive<u64>, &str) = (100..=3_600_000, "100ms to 1h");
 const HEALTH_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (10..=60_000, "10ms to 1m");
@@ -25,7 +25,7 @@ const WEIGHT_MAX: u32 = 1_000;
 /// Thousandths of a core; as many cores as no machine has.
 const CPU_MILLI: RangeInclusive<f64> = 10.0..=1_024_000.0;
 /// Less than any process starts with, and more than any machine has.
-const MEMORY_BYTES: RangeInclusive<u64> = 1 << 20..=1 << 50;
+const MEMORY_BYTES: (RangeInclusive<u64>, &str) = (1 << 20..=1 << 50, "1MiB to 1024TiB");
 
 /// `None` when it isn't known what is run, or where it is.
 pub(super) fn http(
@@ -43,7 +43,8 @@ pub(super) fn http(
     let timeout_ms = time("timeout", &raw.timeout, TIMEOUT_MS, spec::TIMEOUT_MS, faults);
     let slow_start =
         time("slow_start", &raw.slow_start, SLOW_START_MS, spec::SLOW_START_MS, faults);
-    let try_timeout_ms = raw.try_timeout.is().and_then(|raw| {
+    let try_timeout_auto = raw.try_timeout.is().is_some_and(|it| it.value == "auto");
+    let try_timeout_ms = raw.try_timeout.is().filter(|_| !try_timeout_auto).and_then(|raw| {
         let ms = duration("try_timeout", &place, raw, TIMEOUT_MS, faults)?;
         if ms > timeout_ms {
             let message = format!("`try_timeout` in {place} is longer than all tries may take");
@@ -63,6 +64,7 @@ pub(super) fn http(
         slow_start_ms: slow_start,
         timeout_ms,
         try_timeout_ms,
+        try_timeout_auto,
         idle_timeout_ms,
         retries: bounded(
             "retries",
@@ -72,6 +74,8 @@ pub(super) fn http(
             spec::RETRIES,
             faults,
         ),
+        concurrency: protect::bulkhead(&place, raw.concurrency.as_ref(), faults),
+        breaker: protect::breaker(&place, raw.breaker.as_ref(), faults),
         source: source?,
         drained: Default::default(),
     })
@@ -292,18 +296,27 @@ fn limits(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> LimitsSpec {
         faults.add(Code::OutOfRange, cpu.at, message);
         None
     });
-    let memory_bytes = raw.memory.is().and_then(|memory| {
-        let bytes = bytes(&memory.value).filter(|bytes| MEMORY_BYTES.contains(bytes));
-        if bytes.is_none() {
-            let shown = memory.value.escape_debug();
-            let message =
-                format!("`limits.memory` in {place} must be from 1MiB to 1024TiB, not \"{shown}\"");
-            faults.add(Code::OutOfRange, memory.at, message).next =
-                "write a whole number with a unit: KiB, MiB, GiB or TiB, as in \"256MiB\"".into();
-        }
-        bytes
-    });
+    let memory_bytes = size("limits.memory", place, &raw.memory, MEMORY_BYTES, faults);
     LimitsSpec { cpu_milli, memory_bytes }
+}
+
+/// So many bytes, within bounds.
+pub(super) fn size(
+    key: &str,
+    place: &str,
+    raw: &Text,
+    (range, words): (RangeInclusive<u64>, &str),
+    faults: &mut Faults<'_>,
+) -> Option<u64> {
+    let text = raw.is()?;
+    let bytes = bytes(&text.value).filter(|bytes| range.contains(bytes));
+    if bytes.is_none() {
+        let shown = text.value.escape_debug();
+        let message = format!("`{key}` in {place} must be from {words}, not \"{shown}\"");
+        faults.add(Code::OutOfRange, text.at, message).next =
+            "write a whole number with a unit: KiB, MiB, GiB or TiB, as in \"256MiB\"".into();
+    }
+    bytes
 }
 
 /// A whole number with a unit.

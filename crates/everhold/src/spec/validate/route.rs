@@ -9,7 +9,7 @@ use super::super::fault::{Code, Faults};
 use super::super::raw::{RawRoute, RawSpec};
 use super::super::reader::{Part, Placed};
 use super::http::token;
-use super::{Kinds, count, duration, name_fault, of_kind};
+use super::{Kinds, count, duration, name_fault, of_kind, protect};
 
 pub(super) fn routes(
     raw: &RawSpec,
@@ -67,6 +67,12 @@ fn one(
     let range = (1..=86_400_000, "1ms to 24h");
     let timeout = raw.timeout.is();
     let timeout_ms = timeout.and_then(|raw| duration("timeout", &place, raw, range, faults));
+    let priority = protect::priority(&place, &raw.priority, faults);
+    let concurrency = protect::bulkhead(&place, raw.concurrency.as_ref(), faults);
+    let rate_limit = protect::rate(&place, raw.rate_limit.as_ref(), faults);
+    let least = raw.body_rate_min.is();
+    let least = least.map(|_| protect::body_rate(&place, &raw.body_rate_min, faults));
+    let cache = protect::cache(&place, raw.cache.as_ref(), faults);
     let faultless = faults.count();
     let when = Match {
         host: raw.host.is().and_then(|host| self::host(&place, host, faults)),
@@ -83,6 +89,11 @@ fn one(
         service: raw.service.is()?.value.clone(),
         when,
         timeout_ms,
+        priority,
+        concurrency,
+        rate_limit,
+        body_rate_min: least,
+        cache,
     })
 }
 
@@ -181,12 +192,7 @@ fn ties(routes: &[(&Placed<String>, RouteSpec)], faults: &mut Faults<'_>) {
     let listeners: BTreeSet<&str> = routes.iter().map(|(_, it)| it.listener.as_str()).collect();
     for listener in listeners {
         let of: Vec<_> = routes.iter().filter(|(_, it)| it.listener == listener).collect();
-        let known = of.iter().map(|(name, route)| HttpRoute {
-            name: name.value.clone(),
-            when: route.when.clone(),
-            service: route.service.clone(),
-            timeout_ms: None,
-        });
+        let known = of.iter().map(|(name, route)| HttpRoute::of(&name.value, route));
         for (earlier, later) in route::ties(&known.collect::<Vec<_>>()) {
             let (earlier, later) = (of[earlier].0, of[later].0);
             let message = format!(

@@ -1,0 +1,130 @@
+//! Whether an answer that is kept is given: RFC 9111 section 4 and 5.2.1, RFC 5861.
+
+use super::control::Control;
+use super::keep::Life;
+
+/// What is done with an answer that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It is fresh, for so long yet.
+    Fresh { left_ms: u64 },
+    /// It is stale, and the client bears that.
+    Borne { over_ms: u64 },
+    /// It is stale and good while it is asked for anew.
+    Meanwhile { over_ms: u64 },
+    /// Not before it was asked whether it is still so.
+    Ask,
+}
+
+impl Life {
+    /// `since_ms`: since it came.
+    pub fn now(&self, asked: &Control, since_ms: u64) -> Use {
+        let age_ms = self.age_ms + since_ms;
+        if self.no_cache || asked.no_cache {
+            return Use::Ask;
+        }
+        let of = |seconds: Option<u64>| seconds.map(|it| it * 1_000);
+        // A fresh one may be too old for a client all the same.
+        let most_ms = of(asked.max_age).unwrap_or(u64::MAX).min(self.fresh_ms);
+        let wanted_ms = age_ms + of(asked.min_fresh).unwrap_or(0);
+        if wanted_ms < most_ms {
+            return Use::Fresh { left_ms: self.fresh_ms - age_ms };
+        }
+        let over_ms = age_ms.saturating_sub(self.fresh_ms);
+        let bears = of(asked.max_stale).is_some_and(|it| wanted_ms - most_ms <= it);
+        if bears && !self.strict {
+            return Use::Borne { over_ms };
+        }
+        match asked.max_age.is_none() && asked.min_fresh.is_none() && over_ms < self.meanwhile_ms {
+            true => Use::Meanwhile { over_ms },
+            false => Use::Ask,
+        }
+    }
+
+    /// Whether it is given where nobody can say whether it is still so.
+    pub fn serves_on_error(&self, asked: &Control, since_ms: u64) -> bool {
+        let age_ms = self.age_ms + since_ms;
+        let wanted = !self.no_cache && !asked.no_cache;
+        let asked_ms = asked.stale_if_error.unwrap_or(0) * 1_000;
+        let allowed_ms =
+            if self.strict { self.on_error_ms } else { self.on_error_ms.max(asked_ms) };
+        wanted && (age_ms < self.fresh_ms || age_ms - self.fresh_ms < allowed_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_given_while_it_is_good() {
+        let fresh = Life { fresh_ms: 10_000, ..Life::default() };
+        let aged = Life { age_ms: 4_000, ..fresh };
+        let no_cache = Life { no_cache: true, ..fresh };
+        let strict = Life { strict: true, ..fresh };
+        let meanwhile = Life { meanwhile_ms: 5_000, ..fresh };
+        let granted = Life { strict: true, ..meanwhile };
+        let left = |left_ms| Use::Fresh { left_ms };
+        #[rustfmt::skip]
+        let cases = [
+            // Life, what the request says, for how long it is here, what is done.
+            (fresh,     "",                         0,      left(10_000)),
+            (fresh,     "",                         9_999,  left(1)),
+            (fresh,     "",                         10_000, Use::Ask),
+            (aged,      "",                         5_999,  left(1)),
+            (aged,      "",                         6_000,  Use::Ask),
+            (no_cache,  "",                         0,      Use::Ask),
+            (no_cache,  "max-stale",                0,      Use::Ask),
+            (fresh,     "no-cache",                 0,      Use::Ask),
+            (fresh,     "max-age=3",                2_999,  left(7_001)),
+            (fresh,     "max-age=3",                3_000,  Use::Ask),
+            (fresh,     "max-age=0",                0,      Use::Ask),
+            (fresh,     "max-age=3, max-stale=2",   5_000,  Use::Borne { over_ms: 0 }),
+            (fresh,     "max-age=3, max-stale=2",   5_001,  Use::Ask),
+            (fresh,     "min-fresh=3",              6_999,  left(3_001)),
+            (fresh,     "min-fresh=3",              7_000,  Use::Ask),
+            (fresh,     "max-stale",                99_999, Use::Borne { over_ms: 89_999 }),
+            (fresh,     "max-stale=2",              12_000, Use::Borne { over_ms: 2_000 }),
+            (fresh,     "max-stale=2",              12_001, Use::Ask),
+            (strict,    "max-stale",                10_000, Use::Ask),
+            (strict,    "",                         9_999,  left(1)),
+            (meanwhile, "",                         9_999,  left(1)),
+            (meanwhile, "",                         10_000, Use::Meanwhile { over_ms: 0 }),
+            (meanwhile, "",                         14_999, Use::Meanwhile { over_ms: 4_999 }),
+            (meanwhile, "",                         15_000, Use::Ask),
+            (meanwhile, "max-age=5",                12_000, Use::Ask),
+            (granted,   "",                         12_000, Use::Meanwhile { over_ms: 2_000 }),
+            (granted,   "max-stale",                16_000, Use::Ask),
+        ];
+        for (life, asked, since_ms, expected) in cases {
+            let mut control = Control::default();
+            control.read(asked.as_bytes());
+            assert_eq!(life.now(&control, since_ms), expected, "{life:?} {asked:?} {since_ms}");
+        }
+    }
+
+    #[test]
+    fn a_stale_answer_is_given_on_an_error_only_where_it_may_be() {
+        let plain = Life { fresh_ms: 10_000, ..Life::default() };
+        let borne = Life { on_error_ms: 5_000, ..plain };
+        let strict = Life { strict: true, ..plain };
+        #[rustfmt::skip]
+        let cases = [
+            (plain,                                 "",                  10_000, false),
+            (plain,                                 "max-age=0",         9_999,  true),
+            (plain,                                 "stale-if-error=2",  11_999, true),
+            (plain,                                 "stale-if-error=2",  12_000, false),
+            (strict,                                "stale-if-error=2",  11_000, false),
+            (borne,                                 "",                  14_999, true),
+            (borne,                                 "",                  15_000, false),
+            (borne,                                 "no-cache",          1_000,  false),
+            (Life { no_cache: true, ..borne },      "",                  1_000,  false),
+        ];
+        for (life, asked, since_ms, expected) in cases {
+            let mut control = Control::default();
+            control.read(asked.as_bytes());
+            let serves = life.serves_on_error(&control, since_ms);
+            assert_eq!(serves, expected, "{life:?} {asked:?} {since_ms}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The gates and breakers of a gateway, by what they are of. They outlive tables: what was learned and
+//! who is inside stays.
+
+use super::gate::{Gate, GateState};
+use super::pace::Pace;
+use super::switch::Switch;
+use everhold_core::http::HttpTable;
+use everhold_core::http::breaker::BreakerSpec;
+use everhold_core::http::queue::Bulkhead;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+pub struct Guards {
+    begun: Instant,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    services: BTreeMap<String, Arc<Gate>>,
+    /// By listener and route.
+    routes: BTreeMap<(String, String), Arc<Gate>>,
+    switches: BTreeMap<String, Arc<Switch>>,
+    paces: BTreeMap<String, Arc<Pace>>,
+}
+
+/// What gates and breakers are like, for who looks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guarded {
+    pub services: BTreeMap<String, GateState>,
+    /// By listener and route.
+    pub routes: BTreeMap<(String, String), GateState>,
+    /// Of each breaker: until its next probe, if it is open.
+    pub breakers: BTreeMap<String, Option<Duration>>,
+}
+
+impl Default for Guards {
+    fn default() -> Guards {
+        Guards { begun: Instant::now(), known: Mutex::default() }
+    }
+}
+
+impl Guards {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time by which breakers go.
+    pub fn ms(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.begun).as_millis() as u64
+    }
+
+    /// Begins what a table names and changes what it has changed, before any thread hears of it.
+    pub fn adopt(&self, table: &HttpTable) {
+        let now = Instant::now();
+        let mut known = self.known();
+        let mut before = std::mem::take(&mut *known);
+        let gate = |old: Option<Arc<Gate>>, spec: &Bulkhead| match old {
+            Some(gate) => {
+                gate.set(spec, now);
+                gate
+            }
+            None => Gate::new(spec, now),
+        };
+        for (name, service) in &table.services {
+            if let Some(spec) = &service.bulkhead {
+                let gate = gate(before.services.remove(name), spec);
+                known.services.insert(name.clone(), gate);
+            }
+            if let Some(spec) = &service.breaker {
+                let switch = before.switches.remove(name).unwrap_or_default();
+                switch.set(spec);
+                known.switches.insert(name.clone(), switch);
+            }
+            if service.try_timeout_auto {
+                let pace = before.paces.remove(name).unwrap_or_default();
+                known.paces.insert(name.clone(), pace);
+            }
+        }
+        for (listener, it) in &table.listeners {
+            for route in &it.routes {
+                let Some(spec) = &route.bulkhead else { continue };
+                let key = (listener.clone(), route.name.clone());
+                let gate = gate(before.routes.remove(&key), spec);
+                known.routes.insert(key, gate);
+            }
+        }
+    }
+
+    /// Who is late and asks for one that a newer table has forgotten gets one of its own.
+    pub fn of_service(&self, name: &str, spec: &Option<Bulkhead>) -> Option<Arc<Gate>> {
+        let spec = spec.as_ref()?;
+        let known = self.known().services.get(name).cloned();
+        Some(known.unwrap_or_else(|| Gate::new(spec, Instant::now())))
+    }
+
+    pub fn of_route(
+        &self,
+        listener: &str,
+        route: &str,
+        spec: &Option<Bulkhead>,
+    ) -> Option<Arc<Gate>> {
+        let spec = spec.as_ref()?;
+        let known = self.known().routes.get(&(listener.to_owned(), route.to_owned())).cloned();
+        Some(known.unwrap_or_else(|| Gate::new(spec, Instant::now())))
+    }
+
+    pub fn switch(&self, name: &str, spec: &Option<BreakerSpec>) -> Option<Arc<Switch>> {
+        spec.as_ref()?;
+        Some(self.known().switches.get(name).cloned().unwrap_or_default())
+    }
+
+    pub fn pace(&self, name: &str, is_on: bool) -> Option<Arc<Pace>> {
+        is_on.then(|| self.known().paces.get(name).cloned().unwrap_or_default())
+    }
+
+    /// Adapts limits and timeouts to what there was since the last time; now and then.
+    pub fn adapt(&self) {
+        let now = Instant::now();
+        let known = self.known();
+        known.services.values().chain(known.routes.values()).for_each(|gate| gate.step(now));
+        known.paces.values().for_each(|pace| pace.step(self.ms(now)));
+    }
+
+    /// Judges breakers, also when one of them asks for it.
+    pub fn judge(&self, mut random: impl FnMut() -> u64) {
+        let now_ms = self.ms(Instant::now());
+        for (service, switch) in &self.known().switches {
+            switch.step(service, now_ms, random());
+        }
+    }
+
+    pub fn state(&self) -> Guarded {
+        let now_ms = self.ms(Instant::now());
+        let known = self.known();
+        Guarded {
+            services: known.services.iter().map(|(name, it)| (name.clone(), it.state())).collect(),
+            routes: known.routes.iter().map(|(key, it)| (key.clone(), it.state())).collect(),
+            breakers: known
+                .switches
+                .iter()
+                .map(|(name, it)| (name.clone(), it.open_for(now_ms)))
+                .collect(),
+        }
+    }
+}
