@@ -39,7 +39,7 @@ pub use names::{
     DATABASE_NAMES_RESERVED, NAME_LENGTH_MAX, NODE_NAMES_RESERVED, OWNER_NAMES_RESERVED,
     SERVICE_NAMES_RESERVED, check_name, check_name_free,
 };
-pub use net::Net;
+pub use net::{Net, masked};
 pub use ports::PortRange;
 pub use tour::{SAMPLE, SAMPLE_BIND};
 

@@ -352,8 +352,9 @@ impl Cluster {
 
     /// The word of the store as it is now, not as it was last told.
     pub async fn read_again(&self) -> Result<(), ClusterError> {
+        let before = self.seen().word.newest;
         let snapshot = self.store.get_prefix(&self.prefix()).await?;
-        self.take_all(&snapshot);
+        self.take_all(&snapshot, before);
         Ok(())
     }
 
@@ -517,9 +518,10 @@ impl Cluster {
         }
     }
 
-    fn take_all(&self, snapshot: &Snapshot) {
+    /// Takes in a snapshot; `before`: the newest revision that was known when its reading began.
+    fn take_all(&self, snapshot: &Snapshot, before: u64) {
         let mut seen = self.seen();
-        if snapshot.rev < seen.word.newest {
+        if seen.word.outruns(snapshot.rev, before) {
             return;
         }
         let (word, spec) = StoreWord::of(&self.prefix(), snapshot, &seen.word);
@@ -651,11 +653,16 @@ async fn follow(cluster: Arc<Cluster>) {
         let mut watch = cluster.store.watch(&cluster.prefix());
         while let Some(event) = watch.next().await {
             match event {
-                WatchEvent::Reset(snapshot) => {
-                    // Even an older one: a store that was restored from a copy is what is agreed.
-                    cluster.seen().word.newest = 0;
-                    cluster.take_all(&snapshot);
+                // It was read before something that is known by now, or the store was restored from
+                // a copy.
+                WatchEvent::Reset(snapshot) if snapshot.rev < cluster.seen().word.newest => {
+                    if cluster.read_again().await.is_err() {
+                        break;
+                    }
                 }
+                WatchEvent::Reset(snapshot) => cluster.take_all(&snapshot, snapshot.rev),
+                // All of it was read already, and maybe what came after it.
+                WatchEvent::Changed(changes) if changes.rev < cluster.seen().word.newest => {}
                 WatchEvent::Changed(changes) => {
                     for change in &changes.changes {
                         let kv = match change {

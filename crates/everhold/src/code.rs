@@ -124,7 +124,7 @@ codes! {
         "`everhold switchover` if the leader has them; a standby is copied anew by itself";
     Certificate "E210" "certificate can't be used"
         "restore the file that is named, or move it and its key away for `everhold up` to make anew";
-    AgentPort "E211" "agent's port taken" "end the process that has this port";
+    AgentPort "E211" "port of an agent or gateway taken" "end the process that has this port";
     PlainPort "E212" "port for health paths and metrics taken"
         "end the process that has this port; the rest works meanwhile";
     NodeFile "E220" "node file can't be used"

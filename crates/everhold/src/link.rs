@@ -294,7 +294,7 @@ async fn speak(
     let (answers, mut answered) = mpsc::channel::<(u64, Answer)>(64);
     let (hear, mut beats) = watch::channel(JUDGE_EVERY);
     let listen = async move {
-        while let Ok(bytes) = take(&mut read).await {
+        while let Ok(bytes) = take(&mut read, FRAME_BYTES_MAX).await {
             let Ok(frame) = serde_json::from_slice(&bytes) else { continue };
             let (id, question) = match frame {
                 Frame::Ask { id, question } => (id, question),
@@ -529,7 +529,8 @@ async fn converse(
     let reader = tokio::spawn(async move {
         let mut last: Option<(Vec<u8>, Arc<Report>)> = None;
         let mut passed_over = false;
-        while let Ok(taken) = tokio::time::timeout(SILENCE, take(&mut read)).await {
+        while let Ok(taken) = tokio::time::timeout(SILENCE, take(&mut read, FRAME_BYTES_MAX)).await
+        {
             let frame = match (taken, &last) {
                 (Err(error), _) => {
                     let _ = frames.send(Err(error)).await;
@@ -621,12 +622,13 @@ async fn flush(to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> std::io::Res
 
 /// Reads one frame; `None` when there is none that can be understood.
 pub async fn receive<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> Option<T> {
-    serde_json::from_slice(&take(from).await.ok()?).ok()
+    serde_json::from_slice(&take(from, FRAME_BYTES_MAX).await.ok()?).ok()
 }
 
-async fn take(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
+/// Reads one frame of at most so many bytes as it is.
+pub async fn take(from: &mut (impl AsyncRead + Unpin), bytes_max: u32) -> std::io::Result<Vec<u8>> {
     let length = from.read_u32().await?;
-    if length > FRAME_BYTES_MAX {
+    if length > bytes_max {
         return Err(std::io::Error::other("the frame is too large"));
     }
     let mut bytes = vec![0; length as usize];

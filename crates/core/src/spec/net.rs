@@ -37,8 +37,8 @@ impl Net {
     }
 }
 
-/// Without the bits behind the first so many; `None`: it has fewer.
-fn masked(ip: IpAddr, bits: u8) -> Option<IpAddr> {
+/// An address without the bits behind the first so many; `None`: it has fewer.
+pub fn masked(ip: IpAddr, bits: u8) -> Option<IpAddr> {
     let bits = u32::from(bits);
     match ip {
         IpAddr::V4(ip) => {

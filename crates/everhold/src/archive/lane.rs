@@ -256,7 +256,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Read, Write};
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Instant;
@@ -400,20 +400,25 @@ mod tests {
         drop(tasks);
     }
 
-    #[test]
-    fn a_place_whose_put_failed_is_opened_anew_by_itself() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let vault = dir.path().join("vault");
+    /// A new repository in a directory.
+    fn vault(dir: &Path) -> (PathBuf, RepositorySpec, Repository) {
+        let vault = dir.join("vault");
         let spec = RepositorySpec {
             url: format!("file://{}", vault.display()).parse().expect("a url"),
             region: None,
             endpoint: None,
             credentials_file: None,
-            key_file: key(dir.path()),
+            key_file: key(dir),
         };
         let place = PlaceConfig::new("vault", &spec);
         let repository = Repository::create(&place, &Password::new("a password"), "shop");
-        let repository = repository.expect("made");
+        (vault, spec, repository.expect("made"))
+    }
+
+    #[test]
+    fn a_place_whose_put_failed_is_opened_anew_by_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vault, spec, repository) = vault(dir.path());
         let (tell, mut said) = unbounded_channel();
         let tasks = start(order(dir.path(), spec), "vault".to_string(), tell).expect("a thread");
         assert!(matches!(hear(&mut said), Said::Opened(..)));
@@ -457,20 +462,11 @@ mod tests {
         assert!(matches!(hear(&mut said), Said::Put(_, Ok(()))));
         assert_eq!(Log::new(&repository, "main", 7).pieces(1).expect("listed").len(), 2);
     }
+
     #[test]
     fn a_piece_that_another_wrote_counts_nowhere_until_that_is_gone() {
         let dir = tempfile::tempdir().expect("a directory");
-        let vault = dir.path().join("vault");
-        let spec = RepositorySpec {
-            url: format!("file://{}", vault.display()).parse().expect("a url"),
-            region: None,
-            endpoint: None,
-            credentials_file: None,
-            key_file: key(dir.path()),
-        };
-        let place = PlaceConfig::new("vault", &spec);
-        let repository = Repository::create(&place, &Password::new("a password"), "shop");
-        let repository = repository.expect("made");
+        let (vault, spec, repository) = vault(dir.path());
         let log = Log::new(&repository, "main", 7);
         let branch = BranchId { epoch: 1, tli: 1 };
         let piece = Piece { branch, start: Lsn(0), end: Lsn(8), epoch: 1 };

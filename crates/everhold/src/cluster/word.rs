@@ -85,6 +85,13 @@ impl StoreWord {
         self.newest > 0
     }
 
+    /// Whether more is known than a snapshot of this revision says; `before`: the newest revision
+    /// known when its reading began. An older snapshot of which nobody learned more meanwhile is
+    /// that of a store that was restored from a copy: it is what is agreed.
+    pub fn outruns(&self, rev: u64, before: u64) -> bool {
+        rev < self.newest && self.newest != before
+    }
+
     /// The store answered, at this revision.
     pub fn reached(&mut self, rev: u64) {
         self.newest = self.newest.max(rev);
@@ -130,10 +137,6 @@ impl StoreWord {
     }
 
     fn learn_spec(&mut self, kv: &Kv) -> Option<Spec> {
-        // A watch may be behind what was read meanwhile.
-        if kv.rev < self.spec_rev {
-            return None;
-        }
         match record::from_json(&kv.value) {
             Ok(spec) => {
                 self.spec_rev = kv.rev;
@@ -205,19 +208,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_watch_that_is_behind_turns_no_spec_back() {
-        let mut word = StoreWord::default();
-        let prefix = "/everhold/shop/";
-        let mut learn = |rev: u64, cluster: &str| {
-            let spec = Spec { cluster: cluster.to_string(), ..Spec::default_for_one_machine() };
-            let value = record::to_json(&spec).expect("a record");
-            let kv = Kv { key: format!("{prefix}spec"), value, rev };
-            let spec = word.learn(prefix, &kv.key, Some(&kv));
-            (spec.map(|it| it.cluster), word.spec_rev)
-        };
-        assert_eq!(learn(90, "old"), (Some("old".to_string()), 90));
-        assert_eq!(learn(100, "new"), (Some("new".to_string()), 100));
-        assert_eq!(learn(90, "old"), (None, 100));
-        assert_eq!(learn(100, "new"), (Some("new".to_string()), 100));
+    fn what_was_read_late_turns_nothing_back() {
+        let at = |newest: u64| StoreWord { newest, ..StoreWord::default() };
+        // (known now, of the snapshot, known when its reading began)
+        let behind = [(9, 8, 7), (9, 7, 8), (9, 8, 0)];
+        let taken = [(9, 9, 7), (9, 10, 7), (9, 10, 9), (0, 1, 0), (9, 3, 9)];
+        for (known, rev, before) in behind {
+            assert!(at(known).outruns(rev, before), "{known} {rev} {before}");
+        }
+        for (known, rev, before) in taken {
+            assert!(!at(known).outruns(rev, before), "{known} {rev} {before}");
+        }
     }
 }

@@ -11,12 +11,12 @@ use everhold_gateway::Gateway;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 /// What is admitted is told so often. What clients get beyond a limit meanwhile they pay back.
 const TELL: Duration = Duration::from_millis(20);
@@ -31,6 +31,9 @@ const WORDS_MAX: usize = 256;
 /// More gateways than any cluster has.
 const PEERS_MAX: usize = 256;
 
+/// Bytes of a word.
+const WORD_MAX: u32 = LENGTH_MAX as u32;
+
 /// The rule of the hold while the port can't be opened.
 const RULE: &str = "limits-port";
 
@@ -43,7 +46,6 @@ pub async fn run(
     mut spec: watch::Receiver<Spec>,
     trouble: Trouble,
 ) {
-    let (words, _) = broadcast::channel(WORDS_MAX);
     let mut duties = JoinSet::new();
     let mut peers: BTreeMap<String, (String, AbortHandle)> = BTreeMap::new();
     let mut tells: Option<AbortHandle> = None;
@@ -65,13 +67,7 @@ pub async fn run(
         }
         match (&tells, wanted.is_empty()) {
             (None, false) => {
-                let task = tell(
-                    address.clone(),
-                    tls.clone(),
-                    gateway.clone(),
-                    words.clone(),
-                    trouble.clone(),
-                );
+                let task = tell(address.clone(), tls.clone(), gateway.clone(), trouble.clone());
                 tells = Some(duties.spawn(task));
             }
             (Some(task), true) => {
@@ -105,7 +101,7 @@ async fn hear(name: String, at: String, tls: Tls, gateway: Arc<Gateway>) {
     loop {
         if let Ok(mut stream) = link::connect(&name, &at, &tls).await {
             tracing::info!(gateway = %name, "hears what it admits");
-            while let Ok(Ok(word)) = timeout(SILENCE, read(&mut stream)).await {
+            while let Ok(Ok(word)) = timeout(SILENCE, link::take(&mut stream, WORD_MAX)).await {
                 if !word.is_empty()
                     && let Err(error) = gateway.absorb_rates(&word)
                 {
@@ -118,16 +114,13 @@ async fn hear(name: String, at: String, tls: Tls, gateway: Arc<Gateway>) {
 }
 
 /// Tells whoever dials, for ever.
-async fn tell(
-    address: String,
-    tls: Tls,
-    gateway: Arc<Gateway>,
-    words: broadcast::Sender<Arc<Vec<u8>>>,
-    trouble: Trouble,
-) {
+async fn tell(address: String, tls: Tls, gateway: Arc<Gateway>, trouble: Trouble) {
+    let begun = Instant::now();
     let listener = loop {
         match TcpListener::bind(&address).await {
             Ok(listener) => break listener,
+            // One that this gateway takes over from may have it for a moment.
+            Err(_) if begun.elapsed() < SILENCE => sleep(AGAIN).await,
             Err(error) => {
                 let fault = format!("E211 cannot listen on {address}: {error}");
                 let unblocks =
@@ -138,6 +131,7 @@ async fn tell(
         }
     };
     trouble.note(RULE, None, "");
+    let (words, _) = broadcast::channel(WORDS_MAX);
     let mut peers = JoinSet::new();
     let mut due = interval(TELL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -153,10 +147,10 @@ async fn tell(
                 if peers.len() >= PEERS_MAX {
                     continue;
                 }
-                let (tls, gateway, words) = (tls.clone(), gateway.clone(), words.subscribe());
+                let (tls, gateway, words) = (tls.clone(), gateway.clone(), words.clone());
                 peers.spawn(async move {
                     if let Some(stream) = link::accept(socket, &tls).await {
-                        speak(stream, gateway, words).await;
+                        speak(stream, gateway, &words).await;
                     }
                 });
             }
@@ -169,10 +163,12 @@ async fn tell(
 async fn speak(
     mut to: impl AsyncWrite + Unpin,
     gateway: Arc<Gateway>,
-    mut words: broadcast::Receiver<Arc<Vec<u8>>>,
+    words: &broadcast::Sender<Arc<Vec<u8>>>,
 ) {
+    // What is admitted from here on comes as a word, all before it is owed.
+    let mut words = words.subscribe();
     for word in gateway.rate_debts() {
-        if write(&mut to, &word).await.is_err() {
+        if !matches!(timeout(SILENCE, write(&mut to, &word)).await, Ok(Ok(()))) {
             return;
         }
     }
@@ -198,16 +194,6 @@ async fn write(to: &mut (impl AsyncWrite + Unpin), word: &[u8]) -> std::io::Resu
     to.flush().await
 }
 
-async fn read(from: &mut (impl AsyncRead + Unpin)) -> std::io::Result<Vec<u8>> {
-    let length = from.read_u32().await? as usize;
-    if length > LENGTH_MAX {
-        return Err(std::io::Error::other("the word is too long"));
-    }
-    let mut word = vec![0; length];
-    from.read_exact(&mut word).await?;
-    Ok(word)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,7 +204,6 @@ mod tests {
     use everhold_gateway::Config;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
-    use std::time::Instant;
     use tokio::task::JoinHandle;
 
     /// So long is waited for what comes by itself.

@@ -487,10 +487,12 @@ pub async fn carry(
 pub fn begin(
     io: &mut Io,
     request: &Request,
-    response: &Response,
+    response: &mut Response,
     down: &mut Flow,
     read: Framing,
 ) -> io::Result<()> {
+    // Said to this client alone: what is kept of the answer has none of it.
+    response.head.extend_from_slice(&response.added);
     if let Io::Stream(stream) = io {
         down.begin(read, false);
         return stream.answer(response.status, &response.head, is_bare(response.framing));

@@ -7,11 +7,12 @@ use super::world::Route;
 use everhold_core::http::HttpTable;
 use everhold_core::http::rate::word::{BadWord, KEYS_MAX, LIMITS_MAX, Section, Word};
 use everhold_core::http::rate::{Answer, Rate, RateKey, RateLimit, Table};
+use everhold_core::spec::masked;
 use siphasher::sip::SipHasher13;
 use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
@@ -184,15 +185,10 @@ impl Limiter {
     }
 
     fn address(&self, ip: IpAddr, v4_bits: u8, v6_bits: u8) -> u64 {
-        match ip {
-            IpAddr::V4(ip) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(v4_bits.min(32))).unwrap_or(0);
-                hash(self.key, 2, &Ipv4Addr::from(u32::from(ip) & mask).octets())
-            }
-            IpAddr::V6(ip) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(v6_bits.min(128))).unwrap_or(0);
-                hash(self.key, 3, &Ipv6Addr::from(u128::from(ip) & mask).octets())
-            }
+        let bits = if ip.is_ipv4() { v4_bits } else { v6_bits };
+        match masked(ip, bits).unwrap_or(ip) {
+            IpAddr::V4(ip) => hash(self.key, 2, &ip.octets()),
+            IpAddr::V6(ip) => hash(self.key, 3, &ip.octets()),
         }
     }
 

@@ -242,7 +242,6 @@ impl Response {
             push(&mut self.head, b"Date", now.as_bytes());
         }
         push(&mut self.head, b"X-Request-Id", id.as_bytes());
-        self.head.extend_from_slice(&self.added);
     }
 
     /// An answer of the gateway's own, with its body: what is wrong, and the name of the request. 204:

@@ -3,6 +3,7 @@
 use super::fixture::{Client, FINE, Fixture, Instance, client_from};
 use super::second::{connect, request, run};
 use everhold_core::http::HttpTable;
+use everhold_core::http::cache::CacheSpec;
 use everhold_core::http::rate::{RateKey, RateLimit};
 use std::num::NonZeroUsize;
 use std::thread;
@@ -107,6 +108,45 @@ fn each_key_has_its_own_count_and_who_has_none_its_address() {
             let mut far = client_from([127, 0, 1, 1], gateway.address);
             assert_eq!(statuses(&mut far, GET, 1), [200]);
         }
+    }
+}
+
+/// What is left to one client is nobody else's to read, also where one has the answer of another.
+#[test]
+fn answers_that_are_kept_say_what_is_left_to_who_gets_them() {
+    let kept = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
+    let instance = Instance::says(kept);
+    let gateway = Fixture::before(&instance);
+    gateway.change(|table| {
+        limited(RateKey::ADDRESS, 3)(table);
+        table.listeners.get_mut("web").unwrap().routes[0].cache = Some(CacheSpec::default());
+    });
+    let (mut one, mut other) = (gateway.client(), client_from([127, 0, 0, 2], gateway.address));
+    let ask = |client: &mut Client, remaining: u32| {
+        client.say(GET);
+        let answer = client.answer();
+        let [said] = answer.values("RateLimit")[..] else { panic!("{}", answer.head) };
+        assert!(said.starts_with(&format!("\"all\";r={remaining};t=")), "{}", answer.head);
+    };
+    ask(&mut one, 2);
+    ask(&mut one, 1);
+    ask(&mut other, 2);
+    assert_eq!(instance.seen().len(), 1);
+}
+
+#[test]
+fn who_is_behind_a_trusted_proxy_counts_by_itself() {
+    let instance = Instance::says(FINE);
+    let gateway = Fixture::before(&instance);
+    gateway.change(|table| {
+        limited(RateKey::ADDRESS, 1)(table);
+        let listener = table.listeners.get_mut("web").unwrap();
+        listener.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    });
+    let from = |ip: &str| format!("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {ip}\r\n\r\n");
+    let mut proxy = gateway.client();
+    for (ip, expected) in [("192.0.2.1", 200), ("192.0.2.2", 200), ("192.0.2.1", 429)] {
+        assert_eq!(statuses(&mut proxy, &from(ip), 1), [expected], "{ip}");
     }
 }
 
