@@ -496,22 +496,29 @@ async fn tell_presence(
             let seen = leaves(&gateway);
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
             let holds = trouble.holds();
-            let here = dir.clone();
-            let draining = tokio::task::spawn_blocking(move || draining::list(&here)).await;
-            let draining = draining.unwrap_or_default();
+            let draining = list_draining(&dir).await;
+            let told = draining.clone();
             let presence = Presence { pid: std::process::id(), snapshot, holds, draining };
             let txn = Txn::new().put_leased(&key, encode(&presence), lease.id);
-            let told = store.txn(&txn).await.is_ok();
+            let written = store.txn(&txn).await.is_ok();
             let kept = store.lease_keep_alive(lease.id).await;
-            if !told || !matches!(kept, Ok(Some(_))) {
+            if !written || !matches!(kept, Ok(Some(_))) {
                 break;
             }
             let until = Instant::now() + TELL;
-            while Instant::now() < until && leaves(&gateway) == seen {
+            while Instant::now() < until
+                && leaves(&gateway) == seen
+                && list_draining(&dir).await == told
+            {
                 tokio::time::sleep(TELL_LOOK).await;
             }
         }
     }
+}
+
+async fn list_draining(dir: &Path) -> Vec<Draining> {
+    let dir = dir.to_path_buf();
+    tokio::task::spawn_blocking(move || draining::list(&dir)).await.unwrap_or_default()
 }
 
 /// By service and instance, whether it was left and something is on its way there still.

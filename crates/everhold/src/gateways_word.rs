@@ -46,10 +46,16 @@ impl Said {
             && self.gateways.values().all(has_left)
     }
 
-    /// Whether all that tell of its service find that its checks fail.
-    pub fn is_dead(&self, service: &str, instance: &str) -> bool {
+    /// Whether all that should be there find that its checks fail, and none that drains has a request
+    /// on its way to it.
+    pub fn is_dead(&self, spec: &Spec, service: &str, instance: &str) -> bool {
         let told = self.gateways.iter().map(|(name, (presence, _))| (name, presence));
-        found(told, service, instance).is_dead()
+        let drained = |(presence, _): &(Presence, u64)| {
+            presence.draining.iter().all(|it| it.has_left(service, instance))
+        };
+        expected(spec).iter().all(|name| self.gateways.contains_key(name))
+            && self.gateways.values().all(drained)
+            && found(told, service, instance).is_dead()
     }
 }
 
@@ -136,7 +142,8 @@ mod tests {
     #[test]
     fn an_instance_is_left_when_all_say_so_that_should_be_there() {
         let mut spec = Spec::default_for_one_machine();
-        let mut check = |nodes: &str, text: &str, left: bool| {
+        // Answers whether it is found dead.
+        let mut check = |nodes: &str, text: &str, left: bool| -> bool {
             let at = if nodes.is_empty() { "127.0.0.1" } else { "10.0.0.1" };
             spec.nodes.values_mut().for_each(|it| it.address = at.parse().expect("an address"));
             spec.gateway.nodes = nodes.split_whitespace().map(str::to_string).collect();
@@ -149,7 +156,7 @@ mod tests {
                     "old" => json!({}),
                     "gone" => json!({ "services": {} }),
                     "none" => json!({ "services": { "api": { "b.1": { "is": "healthy" } } } }),
-                    "healthy" => json!({ "services": { "api": of("healthy", 0) } }),
+                    "healthy" | "unhealthy" => json!({ "services": { "api": of(word, 0) } }),
                     left => {
                         let count = left.strip_prefix("left").and_then(|it| it.parse().ok());
                         json!({ "services": { "api": of("left", count.expect("a count")) } })
@@ -168,6 +175,7 @@ mod tests {
             let kvs = text.split_whitespace().map(kv).collect();
             let said = Said::new("shop", &Snapshot { rev: 9, kvs }, Time(0));
             assert_eq!(said.have_left(&spec, 5, "api", "a.1"), left, "{nodes}: {text}");
+            said.is_dead(&spec, "api", "a.1")
         };
         for (word, left) in [
             ("none", true),
@@ -191,5 +199,16 @@ mod tests {
         // One that nobody wants any more has its clients still.
         check("a", "gateway.a@6:none gateway.b@6:left1", false);
         check("a", "gateway.a@6:none gateway.b@6:left0", true);
+        // Whoever says nothing, and one that drains, may have requests there that are answered.
+        for (nodes, text, dead) in [
+            ("", "gateway@6:unhealthy", true),
+            ("", "gateway@6:unhealthy+0", true),
+            ("", "gateway@6:unhealthy+2", false),
+            ("a b", "gateway.a@6:unhealthy gateway.b@6:unhealthy", true),
+            ("a b", "gateway.a@6:unhealthy gateway.b@6:healthy", false),
+            ("a b", "gateway.a@6:unhealthy", false),
+        ] {
+            assert_eq!(check(nodes, text, false), dead, "{nodes}: {text}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The same objects in all places: what one lacks is copied from another.
 
 use crate::RepositoryError;
-use crate::log::is_contest;
+use crate::log::contested;
 use crate::place::Existing;
 use crate::repository::{Repository, at_once, is_shared};
 use std::collections::BTreeSet;
@@ -20,10 +20,13 @@ impl Repository {
             has.push((place, names.collect::<BTreeSet<String>>()));
         }
         let all: BTreeSet<&String> = has.iter().flat_map(|(_, names)| names).collect();
+        // Of which nobody can tell which content is right: no place gets it from another.
+        let disputed: BTreeSet<String> = all.iter().filter_map(|name| contested(name)).collect();
         let uneven = |name: &&String| has.iter().any(|(_, names)| !names.contains(*name));
         let all: Vec<&String> = all
             .into_iter()
-            .filter(|name| is_shared(name) && !is_contest(name))
+            .filter(|name| is_shared(name) && contested(name).is_none())
+            .filter(|name| !disputed.contains(*name))
             .filter(uneven)
             .collect();
         let (next, copied) = (AtomicUsize::new(0), AtomicUsize::new(0));

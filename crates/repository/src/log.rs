@@ -140,9 +140,19 @@ impl<'r> Log<'r> {
         self.repository.put(&self.contested_name(piece), b"").map(drop)
     }
 
-    /// What is there under its name is what its leader wrote.
-    pub fn settle(&self, piece: &Piece) -> Result<(), RepositoryError> {
-        self.repository.delete(&self.contested_name(piece))
+    /// Forgets of those that two have written whose content was taken away since; the others.
+    pub fn settle(&self) -> Result<BTreeSet<Piece>, RepositoryError> {
+        let all = self.contested()?;
+        if all.is_empty() {
+            return Ok(all);
+        }
+        let listed = self.repository.list(&self.prefix)?;
+        let is_there = |piece: &Piece| listed.contains_key(&self.name(piece));
+        let (left, gone): (BTreeSet<Piece>, BTreeSet<Piece>) = all.into_iter().partition(is_there);
+        for piece in &gone {
+            self.repository.delete(&self.contested_name(piece))?;
+        }
+        Ok(left)
     }
 
     pub fn contested(&self) -> Result<BTreeSet<Piece>, RepositoryError> {
@@ -395,9 +405,12 @@ impl<'r> Log<'r> {
     }
 }
 
-/// Whether it is word of a piece that two have written, which is of one place only.
-pub(crate) fn is_contest(name: &str) -> bool {
-    name.split('/').nth(3).is_some_and(|it| CONTESTED.starts_with(it)) && name.contains("/log/")
+/// Which object two have written, where this is the word of it: that one and the word of it stay in the
+/// place where they are.
+pub(crate) fn contested(name: &str) -> Option<String> {
+    let words: Vec<&str> = name.splitn(5, '/').collect();
+    let [service, "log", sysid, "contested", piece] = words[..] else { return None };
+    Some(format!("{service}/log/{sysid}/{piece}"))
 }
 
 /// Segment files under way.

@@ -118,7 +118,9 @@ impl Repository {
     fn take_in(&mut self, place: Place) -> Result<(), RepositoryError> {
         let text = json(&self.identity);
         if !place.put(IDENTITY, text.as_bytes(), Existing::Keep)?
-            && identity(&place)?.is_none_or(|found| found.id != self.identity.id)
+            && identity(&place)?.is_none_or(|found| {
+                (&found.id, &found.cluster) != (&self.identity.id, &self.identity.cluster)
+            })
         {
             return Err(RepositoryError::Conflict { name: IDENTITY.to_string() });
         }

@@ -5,8 +5,8 @@ use super::Order;
 use crate::backup;
 use everhold_repository::log::{Mark, Piece};
 use everhold_repository::{Log, Repository, RepositoryError, Sealed};
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -34,14 +34,6 @@ pub enum Task {
     Level(Repository),
 }
 
-/// What became of the pieces of one go.
-#[derive(Default)]
-struct Done {
-    failed: bool,
-    /// Two have written it.
-    contested: Option<Arc<Parcel>>,
-}
-
 /// What a lane says of its place.
 pub enum Said {
     /// It is open and has these pieces.
@@ -60,13 +52,7 @@ pub fn start(
     said: UnboundedSender<(String, Said)>,
 ) -> std::io::Result<SyncSender<Task>> {
     let (tasks, todo) = sync_channel(TASKS_MAX);
-    let lane = Lane {
-        order,
-        name: name.clone(),
-        said,
-        probed: Cell::new(false),
-        contested: RefCell::default(),
-    };
+    let lane = Lane { order, name: name.clone(), said, probed: Cell::new(false) };
     thread::Builder::new().name(name).spawn(move || lane.run(&todo))?;
     Ok(tasks)
 }
@@ -77,8 +63,6 @@ struct Lane {
     said: UnboundedSender<(String, Said)>,
     /// The place has proven that it tells a second write of an object from the first.
     probed: Cell<bool>,
-    /// Pieces of it that two have written.
-    contested: RefCell<BTreeSet<Piece>>,
 }
 
 impl Lane {
@@ -89,10 +73,11 @@ impl Lane {
     fn run(&self, todo: &Receiver<Task>) {
         loop {
             let opened = self.open().and_then(|it| {
+                let contested = self.log(&it).settle()?;
                 let pieces = self.log(&it).pieces(1)?;
-                Ok((Arc::new(it), pieces))
+                Ok((Arc::new(it), pieces, contested))
             });
-            let (repository, pieces) = match opened {
+            let (repository, pieces, contested) = match opened {
                 Ok(opened) => opened,
                 Err(error) => {
                     if !self.say(Said::Unopened(error)) || !self.give_back(None, todo) {
@@ -102,8 +87,12 @@ impl Lane {
                     continue;
                 }
             };
-            if !self.say(Said::Opened(repository.clone(), pieces)) || !self.work(&repository, todo)
-            {
+            let goes_on = self.say(Said::Opened(repository.clone(), pieces))
+                && match contested.is_empty() {
+                    true => self.work(&repository, todo),
+                    false => self.await_end(&repository, todo),
+                };
+            if !goes_on {
                 return;
             }
         }
@@ -113,6 +102,10 @@ impl Lane {
     fn give_back(&self, next: Option<Task>, todo: &Receiver<Task>) -> bool {
         let all = next.into_iter().chain(todo.try_iter().take(TASKS_MAX));
         all.map(Said::Back).all(|said| self.say(said))
+    }
+
+    fn prefix(&self) -> String {
+        Log::prefix(&self.order.service, self.order.lead.sysid)
     }
 
     fn log<'r>(&self, repository: &'r Repository) -> Log<'r> {
@@ -129,7 +122,6 @@ impl Lane {
             repository.probe()?;
             self.probed.set(true);
         }
-        self.contested.replace(self.log(&repository).contested()?);
         let lead = &self.order.lead;
         self.log(&repository).put_line(lead.epoch, &lead.line)?;
         Ok(repository)
@@ -143,8 +135,7 @@ impl Lane {
             let mut parcels = match task {
                 Task::Put(parcel) => vec![parcel],
                 Task::Level(both) => {
-                    let prefix = Log::prefix(&self.order.service, self.order.lead.sysid);
-                    let level = both.level(&prefix);
+                    let level = both.level(&self.prefix());
                     let pieces = level.and_then(|_| self.log(repository).pieces(1));
                     if !self.say(Said::Leveled(pieces)) {
                         return false;
@@ -169,19 +160,16 @@ impl Lane {
                     }
                 }
             }
-            let Some(done) = self.put(repository, &parcels) else { return false };
-            if let Some(parcel) = done.contested {
-                return self.give_back(next, todo) && self.await_end(repository, &parcel, todo);
-            }
-            if done.failed {
+            let Some(all_put) = self.put(repository, &parcels) else { return false };
+            if !all_put {
                 return self.give_back(next, todo);
             }
         }
     }
 
-    /// Puts pieces, all at once; `None`: nobody hears any more.
-    fn put(&self, repository: &Repository, parcels: &[Arc<Parcel>]) -> Option<Done> {
-        let mut done = Done::default();
+    /// Puts pieces, all at once, and says whether all are there; `None`: nobody hears any more.
+    fn put(&self, repository: &Repository, parcels: &[Arc<Parcel>]) -> Option<bool> {
+        let mut all_put = true;
         let told = thread::scope(|scope| {
             let running = parcels.iter().map(|parcel| {
                 let thread = scope.spawn(|| repository.put_object(&parcel.sealed).map(drop));
@@ -190,57 +178,35 @@ impl Lane {
             let running: Vec<_> = running.collect();
             running.into_iter().all(|(parcel, thread)| {
                 let result = thread.join().unwrap_or(Err(RepositoryError::Stopped));
-                let result = self.noted(repository, parcel.piece, result);
-                done.failed |= result.is_err();
-                if matches!(result, Err(RepositoryError::Conflict { .. })) {
-                    done.contested = Some(parcel.clone());
+                all_put &= result.is_ok();
+                // It counts nowhere until it is this leader's: also whoever comes after this process
+                // is to know.
+                if matches!(result, Err(RepositoryError::Conflict { .. }))
+                    && let Err(error) = self.log(repository).contest(&parcel.piece)
+                {
+                    tracing::warn!(error = crate::keeper::chain(&error), "a conflict is not noted");
                 }
                 self.say(Said::Put(parcel.piece, result))
             })
         });
-        told.then_some(done)
+        told.then_some(all_put)
     }
 
-    /// A piece that two have written counts nowhere till it is this leader's: also whoever comes after
-    /// this process is to know.
-    fn noted(
-        &self,
-        repository: &Repository,
-        piece: Piece,
-        result: Result<(), RepositoryError>,
-    ) -> Result<(), RepositoryError> {
-        let (log, mut contested) = (self.log(repository), self.contested.borrow_mut());
-        match &result {
-            Err(RepositoryError::Conflict { .. }) => {
-                contested.insert(piece);
-                if let Err(error) = log.contest(&piece) {
-                    tracing::warn!(error = crate::keeper::chain(&error), "a conflict is not noted");
-                }
-            }
-            Ok(()) if contested.contains(&piece) => {
-                log.settle(&piece)?;
-                contested.remove(&piece);
-            }
-            Ok(()) | Err(_) => {}
-        }
-        result
-    }
-
-    /// Puts nothing more while another's content stands in a piece's place. True: it is gone, and the
+    /// Puts nothing more while another's content stands in a piece's place. True: that is gone, and the
     /// place is to be opened anew.
-    fn await_end(&self, repository: &Repository, parcel: &Parcel, todo: &Receiver<Task>) -> bool {
-        loop {
-            thread::sleep(REOPEN);
-            let result = repository.put_object(&parcel.sealed).map(drop);
-            let result = self.noted(repository, parcel.piece, result);
-            let settled = result.is_ok();
-            if !self.give_back(None, todo) || !self.say(Said::Put(parcel.piece, result)) {
+    fn await_end(&self, repository: &Repository, todo: &Receiver<Task>) -> bool {
+        let log = self.log(repository);
+        while let Ok(left) = log.settle()
+            && let Some(piece) = left.first()
+        {
+            let name = format!("{}{}", self.prefix(), piece.name());
+            let conflict = RepositoryError::Conflict { name };
+            if !self.say(Said::Put(*piece, Err(conflict))) || !self.give_back(None, todo) {
                 return false;
             }
-            if settled {
-                return true;
-            }
+            thread::sleep(REOPEN);
         }
+        true
     }
 }
 
@@ -475,14 +441,17 @@ mod tests {
             let sealed = log.seal_piece(&piece, b"our own.").expect("sealed");
             Task::Put(Arc::new(Parcel { piece, sealed }))
         };
-        // The second is one that comes after the first has ended.
-        for _ in 0..2 {
+        // The second comes after the first has ended, and says so by itself: another place may have it.
+        for comes_first in [true, false] {
             let (tell, mut said) = unbounded_channel();
             let tasks = start(order(dir.path(), spec.clone()), "vault".to_string(), tell);
             let tasks = tasks.expect("a thread");
             while !matches!(hear(&mut said), Said::Opened(..)) {}
-            tasks.send(of(piece)).expect("sent");
-            let Said::Put(_, Err(error)) = hear(&mut said) else { panic!("it was put") };
+            if comes_first {
+                tasks.send(of(piece)).expect("sent");
+            }
+            let Said::Put(put, Err(error)) = hear(&mut said) else { panic!("it was put") };
+            assert_eq!(put, piece);
             assert!(matches!(error, RepositoryError::Conflict { .. }), "{error}");
             assert!(log.pieces(1).expect("listed").is_empty(), "it counts nowhere");
             // What is handed over meanwhile is not put.
@@ -495,16 +464,13 @@ mod tests {
         // An operator takes it away.
         let (tell, mut said) = unbounded_channel();
         let tasks = start(order(dir.path(), spec), "vault".to_string(), tell).expect("a thread");
-        tasks.send(of(piece)).expect("sent");
         while !matches!(hear(&mut said), Said::Put(_, Err(_))) {}
         fs::remove_file(&file).expect("removed");
-        let pieces = loop {
-            if let Said::Opened(_, pieces) = hear(&mut said) {
-                break pieces;
-            }
-        };
-        assert_eq!(pieces, [piece]);
+        while !matches!(hear(&mut said), Said::Opened(..)) {}
         assert!(log.contested().expect("listed").is_empty());
+        tasks.send(of(piece)).expect("sent");
+        while !matches!(hear(&mut said), Said::Put(_, Ok(()))) {}
+        assert_eq!(log.pieces(1).expect("listed"), [piece]);
         assert_eq!(repository.get(&file_name(&vault, &file)).expect("got"), b"our own.");
     }
 

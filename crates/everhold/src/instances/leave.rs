@@ -32,7 +32,7 @@ impl Leaving {
     pub fn look(&mut self, said: &Said, spec: &Spec, (service, instance): (&str, &str)) -> bool {
         if self.rev.is_none() && said.asked >= self.since {
             self.rev = Some(said.rev);
-            self.dead = said.is_dead(service, instance);
+            self.dead = said.is_dead(spec, service, instance);
         }
         let left = |rev: u64| said.have_left(spec, rev, service, instance);
         self.dead || self.rev.is_some_and(left)

@@ -262,9 +262,13 @@ impl Tender {
             self.orders = self.make_orders();
             let spec = self.spec.borrow();
             for (key, known) in &mut self.known {
-                if spec.http(&key.0).is_some() {
-                    known.drain_ms = spec.drain_ms(&key.0);
+                if spec.http(&key.0).is_none() {
+                    continue;
                 }
+                let goes = known.leaving.is_some() || known.renew || !self.orders.contains_key(key);
+                // Requests that are on their way to one that goes began when it was so.
+                let least = if goes { known.drain_ms } else { 0 };
+                known.drain_ms = spec.drain_ms(&key.0).max(least);
             }
             drop(spec);
             for (key, order) in &self.orders {

@@ -449,6 +449,14 @@ mod tests {
         at(160, "plain", 200, 1);
         assert!(!found("failed") && !found("slow"));
         assert!(ledger.books().sample.iter().count() <= 60 * 9);
+        // The clock was ahead for a moment.
+        at(9_000, "ahead", 502, 1);
+        for minute in 161..163 {
+            for index in 0..2 * WRONG_MAX {
+                at(minute, if index == 0 { "after" } else { "broken" }, 502, 1);
+            }
+            assert!(found("after") && !found("ahead"), "{minute}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::ledger::Record;
 use std::collections::VecDeque;
 
 const SLOT_MS: u64 = 60_000;
-const SLOTS: usize = 60;
+const SLOTS: u64 = 60;
 /// Of one slot: half a kilobyte each.
 const WRONG: usize = 6;
 const SLOW: usize = 3;
@@ -22,11 +22,14 @@ struct Slot {
 impl Sample {
     pub fn take(&mut self, record: &Record, went_wrong: bool) {
         let number = record.at_ms / SLOT_MS;
-        // A clock that was set back makes no new ones.
+        // Of a clock that was ahead, and was set back.
+        while self.0.back().is_some_and(|last| last.number > number + 1) {
+            self.0.pop_back();
+        }
+        while self.0.front().is_some_and(|first| first.number + SLOTS <= number) {
+            self.0.pop_front();
+        }
         if self.0.back().is_none_or(|last| last.number < number) {
-            if self.0.len() >= SLOTS {
-                self.0.pop_front();
-            }
             self.0.push_back(Slot { number, wrong: Vec::new(), slow: Vec::new() });
         }
         let Some(slot) = self.0.back_mut() else { return };

@@ -137,8 +137,17 @@ fn a_piece_that_two_have_written_counts_nowhere() {
     assert!(matches!(hole, RepositoryError::NotArchived { .. }), "{hole}");
     assert_eq!(log.contested().expect("listed"), BTreeSet::from([all[0]]));
     assert_eq!(repository.level("main/").expect("level"), 0, "it is of one place");
-    Log::new(&east, "main", SYSID).settle(&all[0]).expect("settled");
+    // Neither is it given on to a place that is new.
+    let west = dir.path().join("west").join(log.name(&all[0]));
+    fs::remove_file(&west).expect("removed");
+    assert_eq!(repository.level("main/").expect("level"), 0, "which is right nobody can tell");
+    // Its content was taken away: what the other place has is right.
+    let of_east = Log::new(&east, "main", SYSID);
+    assert_eq!(of_east.settle().expect("looked"), BTreeSet::from([all[0]]), "it is there still");
+    fs::rename(dir.path().join("east").join(log.name(&all[0])), &west).expect("moved");
+    assert!(of_east.settle().expect("settled").is_empty());
     assert_eq!(log.pieces(1).expect("listed"), all);
+    assert_eq!(repository.level("main/").expect("level"), 1);
     assert_eq!(read(&log, 0..SEGMENT).expect("read"), expected(0..SEGMENT));
 }
 

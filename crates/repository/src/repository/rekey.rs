@@ -18,7 +18,7 @@ use crate::backup::manifest::{self, Standing};
 use crate::backup::pack::{self, PackId};
 use crate::backup::{Progress, Watch, condemned};
 use crate::key::Password;
-use crate::log::{ANEW_MAX, Piece, is_unbroken};
+use crate::log::{ANEW_MAX, Piece, contested, is_unbroken};
 use crate::place::{Existing, Place, PlaceConfig};
 use crate::seal::Master;
 use serde::{Deserialize, Serialize};
@@ -192,7 +192,10 @@ impl<'r> Rekey<'r> {
         };
         let packs = lacking(needed.into_iter().cloned().collect(), &there);
         let new: Vec<String> = lacking(manifests.keys().cloned().collect(), &there);
-        let rest = lacking(of(Kind::Other), &there);
+        let mut rest = lacking(of(Kind::Other), &there);
+        let disputed: BTreeSet<String> = listed.keys().filter_map(|it| contested(it)).collect();
+        rest.retain(|name| !disputed.contains(name));
+        done.damaged.extend(disputed);
         let dropped = lacking(of(Kind::Dropped), &there);
         let total = [&packs, &new, &rest, &dropped].into_iter().flatten();
         let count = Count {
@@ -394,6 +397,8 @@ fn kind(name: &str) -> Option<Kind> {
     match words[..] {
         // Of a backup or a prune under way there.
         [_, "running" | "prune", ..] => None,
+        // Word of what two have written, which does not come along.
+        [_, "log", _, "contested", ..] => None,
         [_, "packs", ..] => Some(Kind::Pack),
         [_, "backups", ..] => Some(Kind::Manifest),
         [_, "log", _, "dropped", ..] => Some(Kind::Dropped),

@@ -308,6 +308,25 @@ fn damage_is_named_and_no_copy_is_whole_with_it_unasked() {
 }
 
 #[test]
+fn what_two_have_written_comes_along_when_nobody_disputes_it_any_more() {
+    let (shelf, _) = filled();
+    let log = Log::new(shelf.open(), SERVICE, 7);
+    log.contest(&piece(5)).unwrap();
+    assert!(!copy(&shelf, false).unwrap().whole);
+    let of = |repository: &Repository| repository.list("main/log/7/").unwrap();
+    let half = files(&shelf.dir.join("new/main/log/7"));
+    let name = piece(5).name();
+    assert!(!half.keys().any(|it| it.contains(&name)), "{:?}", half.keys());
+    shelf.open().delete(&format!("main/log/7/{name}")).unwrap();
+    assert!(log.settle().unwrap().is_empty());
+    put_piece(shelf.open(), 5);
+    assert!(copy(&shelf, false).unwrap().whole);
+    let new = try_open(&shelf, "new", "n").unwrap();
+    assert!(of(&new).keys().eq(of(shelf.open()).keys()));
+    assert_eq!(read_log(&new, 20).len(), 20 * 8);
+}
+
+#[test]
 fn only_an_empty_place_or_its_own_copy_is_written_to() {
     let (shelf, _) = filled();
     let from = shelf.open_places(&["east"]);

@@ -16,9 +16,11 @@ pub(super) fn places(of: &Bulkhead) -> String {
 }
 
 pub(super) fn breaker(of: &BreakerSpec) -> String {
-    let rate = of.rate_percent.map(|rate| format!(", rate {rate} %")).unwrap_or_default();
+    // The spec says 0 for "however many".
+    let run = (of.run != u32::MAX).then(|| format!("{} failures, ", of.run)).unwrap_or_default();
+    let rate = of.rate_percent.map(|rate| format!("rate {rate} %, ")).unwrap_or_default();
     let (open, most) = (ms(of.open_ms), ms(of.open_ms_max));
-    format!("{} failures{rate}, open {open} to {most}", of.run)
+    format!("{run}{rate}open {open} to {most}")
 }
 
 pub(super) fn rate(of: &RateLimit) -> String {
