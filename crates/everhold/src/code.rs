@@ -81,7 +81,7 @@ codes! {
         "write minute, hour, day, month and weekday in UTC, as in \"0 2 * * *\"";
     WrongKind "E030" "service or listener of another kind" "name one of the kind that is wanted";
     UnknownWord "E031" "word in braces that stands for nothing"
-        "write {port}, {instance}, {node} or {dsn:SERVICE}, or take the braces out";
+        "write {port}, {instance}, {node}, {dsn:SERVICE} or {url:LISTENER}, or take the braces out";
     TiedRoutes "E032" "routes that match the same requests"
         "make one match more closely, or take one out";
 

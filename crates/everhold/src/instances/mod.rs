@@ -15,6 +15,8 @@ pub mod shown;
 mod state;
 mod tender;
 
+pub use order::named_listeners;
+
 use crate::gateways_word::Said;
 use crate::journal::Journal;
 use crate::layout::Layout;

@@ -7,11 +7,12 @@ use crate::node_file::NodeFile;
 use crate::{agent, disk, dsn, secrets};
 use anyhow::Context;
 use everhold_core::records::{decode, encode};
-use everhold_core::spec::Role;
-use everhold_core::spec::Spec;
-use everhold_core::spec::{LimitsSpec, RunSpec, StopSpec};
+use everhold_core::spec::{
+    HttpListener, LimitsSpec, ListenerSpec, Protocol, Role, RunSpec, Spec, StopSpec,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,9 @@ pub struct Order {
     /// Of each service that `{dsn:SERVICE}` names.
     #[serde(default)]
     pub dsns: BTreeMap<String, Dsn>,
+    /// Of each listener that `{url:LISTENER}` names.
+    #[serde(default)]
+    pub urls: BTreeMap<String, String>,
     /// Of all that takes a new process: a hash that nobody makes without the cluster's secret, since
     /// passwords go into it.
     pub fingerprint: String,
@@ -75,15 +79,20 @@ impl Order {
         let Site { node, layout, spec } = site;
         let placed = run.placed.get(instance).context("the instance is not in the spec")?;
         let ca = Place::new(layout, &node.name, service, instance).authority();
-        let texts = run.command.iter().chain(run.env.values());
         let mut dsns = BTreeMap::new();
-        for name in texts.flat_map(|text| words(text)).filter_map(|it| it.strip_prefix("dsn:")) {
+        for name in named(run, "dsn:") {
             let of = spec.postgres(name).with_context(|| format!("{name} is no database"))?;
             let ca = ca.display().to_string();
             let url = dsn::url(spec, name, of, Role::Primary, None, &ca);
             let url = url.with_context(|| format!("no listener leads to {name}"))?;
             let password_file = agent::owner_password(layout, name);
             dsns.insert(name.to_string(), Dsn { url, password_file });
+        }
+        let mut urls = BTreeMap::new();
+        for name in named_listeners(run) {
+            let listener = spec.listeners.get(name);
+            let listener = listener.with_context(|| format!("{name} is no listener"))?;
+            urls.insert(name.to_string(), url(listener));
         }
         let mut order = Order {
             cluster: spec.cluster.clone(),
@@ -98,6 +107,7 @@ impl Order {
             stop: run.stop.clone(),
             limits: run.limits,
             dsns,
+            urls,
             fingerprint: String::new(),
             given_ms: 0,
         };
@@ -122,7 +132,7 @@ impl Order {
             "port" => Some(port.clone()),
             "instance" => Some(self.instance.clone()),
             "node" => Some(self.node.clone()),
-            _ => None,
+            _ => self.urls.get(word.strip_prefix("url:")?).cloned(),
         };
         let bare = |word: &str| {
             plain(word).or_else(|| Some(self.dsns.get(word.strip_prefix("dsn:")?)?.url.clone()))
@@ -158,6 +168,31 @@ impl Order {
     }
 }
 
+/// What a service names in braces, behind `kind`.
+fn named<'r>(run: &'r RunSpec, kind: &'static str) -> impl Iterator<Item = &'r str> {
+    let texts = run.command.iter().chain(run.env.values());
+    texts.flat_map(|text| words(text)).filter_map(move |it| it.strip_prefix(kind))
+}
+
+/// The listeners that `{url:LISTENER}` names.
+pub fn named_listeners(run: &RunSpec) -> impl Iterator<Item = &str> {
+    named(run, "url:")
+}
+
+/// Where an instance finds a listener: each node's gateway is on its own machine.
+fn url(listener: &ListenerSpec) -> String {
+    let ip = match listener.bind.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    let scheme = match &listener.protocol {
+        Protocol::Http(HttpListener { tls: Some(_), .. }) => "https",
+        Protocol::Http(_) | Protocol::Postgres(_) => "http",
+    };
+    format!("{scheme}://{}", SocketAddr::new(ip, listener.bind.port()))
+}
+
 /// What stands between braces.
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split('{').skip(1).filter_map(|rest| rest.split_once('}').map(|(word, _)| word))
@@ -188,7 +223,7 @@ fn fill(text: &str, meaning: impl Fn(&str) -> Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::spec::{Placed, StopSignal};
+    use everhold_core::spec::{Placed, StopSignal, TlsFiles};
 
     #[test]
     fn words_are_filled_in_and_other_braces_stay() {
@@ -256,6 +291,23 @@ mod tests {
         let spec = Spec::default_for_one_machine();
         disk::write_whole(&agent::owner_password(&layout, "main"), "another").expect("written");
         assert_ne!(of(&spec, &run).fingerprint, order.fingerprint);
+        // A listener of its own machine, by name.
+        let mut spec = spec;
+        let mut listens = |bind: &str, tls: bool| {
+            let file = || "/x".to_string();
+            let tls = tls.then(|| TlsFiles { cert: file(), key: file() });
+            let protocol = Protocol::Http(HttpListener { tls, ..HttpListener::default() });
+            let bind = bind.parse().expect("an address");
+            spec.listeners.insert("inside".to_string(), ListenerSpec { bind, protocol });
+            run.env = [("API".to_string(), "{url:inside}/x".to_string())].into();
+            of(&spec, &run).ready().expect("ready").env["API"].clone()
+        };
+        assert_eq!(listens("0.0.0.0:7010", false), "http://127.0.0.1:7010/x");
+        assert_eq!(listens("[::]:7010", true), "https://[::1]:7010/x");
+        assert_eq!(listens("10.0.0.9:80", false), "http://10.0.0.9:80/x");
+        run.env = [("API".to_string(), "{url:outside}".to_string())].into();
+        let site = Site { node: &node, layout: &layout, spec: &spec };
+        assert!(Order::of(&site, "api", &run, "a.1").is_err());
         run.env.clear();
         run.command = vec!["serve".to_string(), "{dsn:cache}".to_string()];
         let site = Site { node: &node, layout: &layout, spec: &spec };

@@ -73,6 +73,7 @@ pub(super) fn validate(raw: &RawSpec, store: StorePorts, faults: &mut Faults<'_>
     spec.assign_ports();
     spec.place();
     collisions::check(&spec, raw, store, faults);
+    http::check_reach(&spec, raw, faults);
     if let (true, Some((name, count))) = (faults.is_empty(), spec.unplaced()) {
         let at = service_place(raw, name);
         let message = format!("{name} has ports for {count} instances only");
@@ -277,6 +278,7 @@ fn services(
         }
     };
     count("services", list, spec::SERVICES_MAX, faults);
+    let listeners = route::listeners(raw);
     let mut services = BTreeMap::new();
     for (name, service) in list {
         name_fault("service", name, &SERVICE_NAMES_RESERVED, faults);
@@ -287,7 +289,8 @@ fn services(
                 Some(ServiceSpec::Postgres(PostgresSpec { backup, ..service }))
             }
             Some(RawService::Http(raw)) => {
-                http::http(&name.value, raw, known_nodes, kinds, faults).map(ServiceSpec::Http)
+                let known = http::Declared { nodes: known_nodes, kinds, listeners: &listeners };
+                http::http(&name.value, raw, &known, faults).map(ServiceSpec::Http)
             }
             None => None,
         };

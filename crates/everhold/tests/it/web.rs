@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -372,7 +372,7 @@ fn an_instance_is_left_when_its_last_request_has_ended() {
     let mut stack = Stack::new(Wanted::default());
     let (said, told) = std::sync::mpsc::channel::<TcpStream>();
     let serve = |hold: Option<std::sync::mpsc::Sender<TcpStream>>| {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -420,6 +420,65 @@ fn an_instance_is_left_when_its_last_request_has_ended() {
     client.read_exact(&mut head).expect("answered");
     assert_eq!(&head, b"HTTP/1.1 200");
     stack.wait("nothing left", |status| of(status)["drain"]["state"] == "out");
+}
+
+/// One service calls another by name, through the gateway of its machine: when that one is gone it is
+/// told so at once, nobody else is slower for it, and it goes on by itself.
+#[test]
+fn services_reach_each_other_and_one_that_is_gone_takes_nobody_along() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (gone, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_gone, was_asked) = (gone.clone(), served.clone());
+    let serves = std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            was_asked.store(true, Ordering::Relaxed);
+            if is_gone.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::spawn(move || answer(stream, None));
+        }
+    });
+    let mut stack = Stack::new(Wanted::default());
+    let inside = port(&stack) + 1;
+    let more = format!(
+        "[listener.inside]\nbind = \"127.0.0.1:{inside}\"\nprotocol = \"http\"\n\
+         [route.billing]\nlistener = \"inside\"\nservice = \"billing\"\n\
+         [service.billing]\nkind = \"http\"\naddresses = [\"{address}\"]\n\
+         breaker = {{ failures = 3, open = \"500ms\", open_max = \"1s\" }}\n\
+         [service.shop]\nkind = \"http\"\ninstances = 1\nenv = {{ BILLING = \"{{url:inside}}\" }}\n\
+         command = [\"sh\", \"-c\", \"while sleep 0.1; do curl -si $BILLING/x | head -1; done\"]\n"
+    );
+    fs::write(stack.spec_file(), spec(&stack, &more)).expect("the spec is written");
+    stack.up();
+    whole(&mut stack);
+    let last = |stack: &Stack| {
+        let lines = stack.done(&["logs", "shop", "-n", "1"]);
+        lines.split_once("HTTP/1.1 ").map(|(_, it)| it[..3].to_string()).unwrap_or_default()
+    };
+    let sees = |stack: &Stack, status: &str| {
+        let until = Instant::now() + PATIENCE;
+        while last(stack) != status {
+            assert!(Instant::now() < until, "{}", stack.done(&["logs", "shop", "-n", "20"]));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    sees(&stack, "200");
+    assert!(served.load(Ordering::Relaxed));
+
+    let load = Load::start(port(&stack), &["GET"]);
+    gone.store(true, Ordering::Relaxed);
+    let _ = TcpStream::connect(address);
+    serves.join().expect("it ends");
+    sees(&stack, "503");
+    load.well("a service that is gone");
+    let listener = TcpListener::bind(address).expect("the same port");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream, None));
+        }
+    });
+    sees(&stack, "200");
 }
 
 /// Answers what is asked; `/hold` is handed on.

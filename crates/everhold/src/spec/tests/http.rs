@@ -235,6 +235,35 @@ fn services() {
     ]);
 }
 
+/// Services reach each other through listeners, each at the gateway of its own machine.
+#[test]
+fn listeners_that_services_name() {
+    let nodes = "[node]\na = { address = \"10.0.0.1\" }\nb = { address = \"10.0.0.2\" }\n\
+                 c = { address = \"10.0.0.3\" }\n[gateway]\nnodes = [\"a\", \"b\"]\n";
+    let more = "write = { bind = \"127.0.0.1:6432\", protocol = \"postgres\", \
+                service = \"main\", role = \"primary\" }\n[route.api]";
+    let document = |nodes: &str, url: &str, keys: &str| {
+        let web = WEB.replace("\"{port}\"]", &format!("\"{{url:{url}}}\"]\n{keys}"));
+        format!("{HEAD}{}{nodes}", web.replace("[route.api]", more))
+    };
+    let away = document(nodes, "web", "");
+    check(&away, &["5:1 E026 `{url:web}` in [service.api]: node c runs no gateway"]);
+    // One that is at a known address is reached from everywhere.
+    check(&away.replace("0.0.0.0:8080", "10.0.0.1:8080"), &[]);
+    check(&document(nodes, "web", "nodes = [\"b\"]"), &[]);
+    check(&document("", "web", ""), &[]);
+    check(
+        &document("", "write", ""),
+        &["7:21 E030 listener `write` (in `{url:write}` of [service.api]) is of kind postgres, \
+           not http"],
+    );
+    check(
+        &document("", "wbe", ""),
+        &["7:21 E012 no listener `wbe` is declared (in `{url:wbe}` of [service.api]); did you \
+           mean `web`?"],
+    );
+}
+
 #[test]
 #[rustfmt::skip]
 fn listeners_and_routes() {

@@ -5,13 +5,17 @@ use std::ops::RangeInclusive;
 
 use everhold_core::spec::{
     self, Address, Affinity, BackendSpec, Balance, HashKey, HealthSpec, HttpSpec, LimitsSpec,
-    RunSpec, Source, StopSignal, StopSpec, Version,
+    RunSpec, Source, Spec, StopSignal, StopSpec, Version,
 };
 
 use super::super::fault::{Code, Faults};
 use super::super::raw::{Number, RawBackend, RawHttp, Text};
 use super::super::reader::{Part, Placed};
-use super::{Kinds, Known, absolute, bounded, duration, name_fault, names, of_kind, protect, word};
+use super::{
+    Kinds, Known, RawSpec, absolute, bounded, duration, kind_of, name_fault, names, protect,
+    service_place, word,
+};
+use crate::instances::named_listeners;
 
 const HEALTH_INTERVAL_MS: (RangeInclusive<u64>, &str) = (100..=3_600_000, "100ms to 1h");
 const HEALTH_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (10..=60_000, "10ms to 1m");
@@ -27,16 +31,22 @@ const CPU_MILLI: RangeInclusive<f64> = 10.0..=1_024_000.0;
 /// Less than any process starts with, and more than any machine has.
 const MEMORY_BYTES: (RangeInclusive<u64>, &str) = (1 << 20..=1 << 50, "1MiB to 1024TiB");
 
+/// What a service may refer to.
+pub(super) struct Declared<'d> {
+    pub nodes: &'d Known,
+    pub kinds: &'d Kinds,
+    pub listeners: &'d Kinds,
+}
+
 /// `None` when it isn't known what is run, or where it is.
 pub(super) fn http(
     name: &str,
     raw: &RawHttp,
-    known_nodes: &Known,
-    kinds: &Kinds,
+    known: &Declared<'_>,
     faults: &mut Faults<'_>,
 ) -> Option<HttpSpec> {
     let place = format!("[service.{name}]");
-    let source = source(&place, raw, known_nodes, kinds, faults);
+    let source = source(&place, raw, known, faults);
     let time = |key: &str, raw: &Text, range, default: u64, faults: &mut Faults<'_>| {
         raw.is().and_then(|raw| duration(key, &place, raw, range, faults)).unwrap_or(default)
     };
@@ -84,12 +94,11 @@ pub(super) fn http(
 fn source(
     place: &str,
     raw: &RawHttp,
-    known_nodes: &Known,
-    kinds: &Kinds,
+    known: &Declared<'_>,
     faults: &mut Faults<'_>,
 ) -> Option<Source> {
     match &raw.addresses {
-        Part::Absent => run(place, raw, known_nodes, kinds, faults).map(Source::Run),
+        Part::Absent => run(place, raw, known, faults).map(Source::Run),
         Part::Faulty => None,
         Part::Is(list) => {
             for (key, at) in &raw.of_run {
@@ -151,8 +160,7 @@ fn host_and_port(text: &str) -> Option<(Address, u16)> {
 fn run(
     place: &str,
     raw: &RawHttp,
-    known_nodes: &Known,
-    kinds: &Kinds,
+    known: &Declared<'_>,
     faults: &mut Faults<'_>,
 ) -> Option<RunSpec> {
     if raw.command == Part::Absent {
@@ -180,7 +188,7 @@ fn run(
     }
     let texts = command.iter().flat_map(|it| &it.value).chain(raw.env.iter().map(|(_, it)| it));
     for text in texts {
-        words(place, text, kinds, faults);
+        words(place, text, known, faults);
     }
     let nodes = raw.nodes.is().map(|list| {
         if list.value.is_empty() {
@@ -188,7 +196,7 @@ fn run(
             faults.add(Code::Count, list.at, message).next =
                 "name a node, or leave `nodes` out for all of them".into();
         }
-        names("node", place, &list.value, known_nodes, faults)
+        names("node", place, &list.value, known.nodes, faults)
     });
     let directory = absolute("directory", place, &raw.directory, faults);
     Some(RunSpec {
@@ -231,7 +239,7 @@ fn program(place: &str, command: &Placed<Vec<Placed<String>>>, faults: &mut Faul
 
 /// Reports words in braces that stand for nothing. Braces around anything that is no word, as in
 /// JSON, are text.
-fn words(place: &str, text: &Placed<String>, kinds: &Kinds, faults: &mut Faults<'_>) {
+fn words(place: &str, text: &Placed<String>, known: &Declared<'_>, faults: &mut Faults<'_>) {
     if text.value.contains('\0') {
         let message = format!("a text of `command` or `env` in {place} holds a zero byte");
         faults.add(Code::OutOfRange, text.at, message);
@@ -241,16 +249,46 @@ fn words(place: &str, text: &Placed<String>, kinds: &Kinds, faults: &mut Faults<
         let letter = |c: char| c.is_ascii_alphanumeric() || "_-:.".contains(c);
         let is_word =
             word.starts_with(|c: char| c.is_ascii_alphabetic()) && word.chars().all(letter);
-        match word.strip_prefix("dsn:") {
-            Some(service) => {
-                let service = Placed { value: service.to_owned(), at: text.at };
-                of_kind("postgres", &service, &format!("`{{{word}}}` of {place}"), kinds, faults);
+        let place_of = format!("`{{{word}}}` of {place}");
+        let name = |name: &str| Placed { value: name.to_owned(), at: text.at };
+        match word.split_once(':') {
+            Some(("dsn", of)) => {
+                kind_of("service", "postgres", &name(of), &place_of, known.kinds, faults);
             }
-            None if is_word && !["port", "instance", "node"].contains(&word) => {
+            Some(("url", of)) => {
+                kind_of("listener", "http", &name(of), &place_of, known.listeners, faults);
+            }
+            _ if is_word && !["port", "instance", "node"].contains(&word) => {
                 let message = format!("`{{{word}}}` in {place} stands for nothing");
                 faults.add(Code::UnknownWord, text.at, message);
             }
-            None => {}
+            _ => {}
+        }
+    }
+}
+
+/// Reports instances that are to reach a listener at their own machine where no gateway may be.
+pub(super) fn check_reach(spec: &Spec, raw: &RawSpec, faults: &mut Faults<'_>) {
+    for (name, service) in spec.http_services() {
+        let Source::Run(run) = &service.source else { continue };
+        let inside = |it: &&str| {
+            let listener = spec.listeners.get(*it);
+            listener.is_some_and(|it| it.bind.ip().is_unspecified() || it.bind.ip().is_loopback())
+        };
+        let without = |it: &&String| !spec.gateway.nodes.contains(it);
+        let nodes: Vec<&String> = match run.nodes.is_empty() {
+            true => spec.nodes.keys().collect(),
+            false => run.nodes.iter().collect(),
+        };
+        if let Some(listener) = named_listeners(run).find(inside)
+            && let Some(node) = nodes.into_iter().find(without)
+            && spec.is_spread()
+        {
+            let message =
+                format!("`{{url:{listener}}}` in [service.{name}]: node {node} runs no gateway");
+            faults.add(Code::NotApplicable, service_place(raw, name), message).next =
+                "add the node to `nodes` of [gateway], or name others in `nodes` of the service"
+                    .into();
         }
     }
 }

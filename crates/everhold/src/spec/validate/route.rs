@@ -36,7 +36,7 @@ pub(super) fn routes(
 }
 
 /// The listeners there are, and what they speak.
-fn listeners(raw: &RawSpec) -> Kinds {
+pub(super) fn listeners(raw: &RawSpec) -> Kinds {
     let list = match &raw.listeners {
         Part::Absent => return Some(BTreeMap::new()),
         Part::Faulty => return None,
