@@ -149,7 +149,6 @@ impl Limits {
 pub struct Told {
     /// By route.
     pub tallies: BTreeMap<String, Tally>,
-    pub worst: Worst,
     /// Requests of routes that these limits don't know: they are in no tally.
     pub unrouted: u64,
     /// Those of which it was not recorded how long they would have taken.
@@ -168,10 +167,7 @@ impl Told {
         match it.fate {
             Fate::LetIn { .. } => tally.admit(it.waited_us),
             Fate::Kept => tally.kept += 1,
-            Fate::Refused(rule) => {
-                tally.refuse(rule);
-                self.worst.refuse(it.client);
-            }
+            Fate::Refused(rule) => tally.refuse(rule, it.client),
         }
     }
 }
@@ -362,8 +358,7 @@ impl Replay {
     }
 
     fn refuse(&mut self, route: &str, client: IpAddr, rule: Rule) {
-        self.told.tallies.entry(route.to_owned()).or_default().refuse(rule);
-        self.told.worst.refuse(client);
+        self.told.tallies.entry(route.to_owned()).or_default().refuse(rule, client);
     }
 
     /// The places of a gateway, if there is a bound to them.

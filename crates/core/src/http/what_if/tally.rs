@@ -16,6 +16,7 @@ pub struct Tally {
     pub refused: BTreeMap<Rule, u64>,
     /// How long those waited that were admitted and did not go on at once.
     pub waits: Waits,
+    pub worst: Worst,
 }
 
 impl Tally {
@@ -26,8 +27,9 @@ impl Tally {
         }
     }
 
-    pub fn refuse(&mut self, rule: Rule) {
+    pub fn refuse(&mut self, rule: Rule, client: IpAddr) {
         *self.refused.entry(rule).or_default() += 1;
+        self.worst.refuse(client);
     }
 
     pub fn refused_by(&self, rule: Rule) -> u64 {
@@ -69,17 +71,17 @@ impl Waits {
     }
 }
 
-/// Clients that are refused most: an address of IPv4, or a network of 64 bits.
+/// The clients that are refused most: an address of IPv4, or a network of 64 bits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Worst {
     refused: BTreeMap<IpAddr, u64>,
 }
 
 /// When there are so many, the half that was refused least is forgotten.
-const WORST_MAX: usize = 1 << 16;
+const WORST_MAX: usize = 1 << 13;
 
 impl Worst {
-    pub fn refuse(&mut self, client: IpAddr) {
+    fn refuse(&mut self, client: IpAddr) {
         *self.refused.entry(network(client, (32, 64))).or_default() += 1;
         if self.refused.len() >= WORST_MAX {
             let keep = self.first(WORST_MAX / 2);

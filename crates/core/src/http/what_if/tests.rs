@@ -224,8 +224,9 @@ fn what_cannot_be_replayed_is_said() {
     }
     assert_eq!(text(&told), "r: 1 in, 1 kept, 3 rate_limit, 1 other");
     let client = |letter: u8| IpAddr::from([10, 0, 0, letter]);
-    assert_eq!(told.worst.first(9), [(client(b'b'), 3), (client(b'c'), 1)]);
-    assert_eq!((told.worst.of(client(b'b')), told.worst.of(client(b'a'))), (3, 0));
+    let worst = &told.tallies["r"].worst;
+    assert_eq!(worst.first(9), [(client(b'b'), 3), (client(b'c'), 1)]);
+    assert_eq!((worst.of(client(b'b')), worst.of(client(b'a'))), (3, 0));
 }
 
 /// A record of a year that is not yet, and one that never ends.
