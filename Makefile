@@ -1,5 +1,5 @@
 # Everything a contributor runs. `make up` and `make test` work on a fresh Debian machine with Rust.
-.PHONY: setup build up test check fix bench bench-hosts bench-memory bench-gateway bench-backup bench-recovery bench-many torture torture-hosts fuzz model simulate package clean
+.PHONY: setup build up test check fix bench bench-hosts bench-memory bench-gateway bench-overload bench-backup bench-recovery bench-many torture torture-hosts fuzz model simulate package clean
 
 SECONDS ?= 1800
 SEED ?= 1
@@ -50,6 +50,12 @@ bench-gateway:
 	@scripts/setup haproxy nginx:nginx-light wrk h2load:nghttp2-client pgrep:procps
 	cargo run -p everhold-gateway --example bench_tcp
 	cargo run -p everhold-gateway --example bench_http -- $(ROUNDS)
+
+# Overload, a dependency that fails, clients that mean harm, and what protections cost, in ROUNDS, beside
+# HAProxy. ROWS="overload cost dependency hostile retries" picks rows.
+bench-overload:
+	@scripts/setup haproxy nginx:nginx-light wrk
+	cargo run -p everhold-gateway --example bench_overload -- $(ROUNDS) $(ROWS)
 
 # Full, incremental and restore beside pgBackRest, of pgbench at SCALE, so many ROUNDS.
 SCALE ?= 80

@@ -57,6 +57,7 @@ mod supervisor;
 mod troubles;
 mod up;
 mod web;
+mod what_if;
 
 fn main() -> std::process::ExitCode {
     cli::main()

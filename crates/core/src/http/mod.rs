@@ -12,6 +12,8 @@
 //! Of clients: `door` says who is let in, `rate` how often each may ask, `pace` how slowly it may send
 //! and take, and `flood` what frames of HTTP/2 are too many.
 //!
+//! `what_if` says of recorded requests what other limits would have made of them.
+//!
 //! All of it is plain data and arithmetic; time, randomness and the counts of the gateway's thread
 //! are passed in. What is called for each request allocates nothing.
 
@@ -37,6 +39,7 @@ pub mod retry;
 pub mod ring;
 pub mod route;
 pub mod usable;
+pub mod what_if;
 pub mod zone;
 
 pub use route::HttpTable;

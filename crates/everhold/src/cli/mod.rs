@@ -25,6 +25,7 @@ mod requests;
 mod restore;
 mod spec;
 mod status;
+mod what_if;
 
 use crate::backup::{cloner, forget, prepare, worker};
 use crate::instances::{child, runner};
@@ -293,6 +294,8 @@ enum Command {
         #[arg(required = true)]
         id: Option<String>,
     },
+    /// Say what other limits would have made of recorded requests: who is let in, waits, is refused
+    WhatIf(what_if::Options),
     /// Print what completes commands in a shell
     Completions { shell: clap_complete::Shell },
     /// Write the manual's pages into a directory
@@ -466,6 +469,7 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
             requests::explain(client, &id)
         }
         Command::Explain { what: None, id } => journal::explain(client, &id.unwrap_or_default()),
+        Command::WhatIf(options) => what_if::what_if(client, &options),
         Command::Up { .. }
         | Command::Init { .. }
         | Command::Join { .. }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -265,6 +266,32 @@ fn requests_outlive_changes_of_the_spec() {
     client.ask("GET /only").expect("the new route");
 }
 
+/// What was recorded, under the spec in force and under one that lets nearly nobody in.
+fn what_if(stack: &Stack, in_force: &Path, log: &Path) {
+    let other = stack.dir().join("tighter.toml");
+    let text = fs::read_to_string(in_force).expect("the spec");
+    let limit = "[route.web]\nrate_limit = { per_minute = 1, burst = 1 }\n";
+    fs::write(&other, text.replacen("[route.web]\n", limit, 1)).expect("written");
+    // Three times the same request, and what is none.
+    let text = fs::read_to_string(log).expect("the log");
+    let line = text.lines().next().expect("a line");
+    let copy = stack.dir().join("copy.log");
+    fs::write(&copy, format!("{line}\n{line}\nno line\n{line}\n")).expect("written");
+    let [copy, other] = [&copy, &other].map(|it| it.to_str().expect("UTF-8"));
+    let said = stack.done(&["what-if", "--json", "--log", copy, "--spec", other]);
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    let admitted = |under: &str| said["routes"]["web"][under]["admitted"].as_u64();
+    assert_eq!(["recorded", "in_force", "other_spec"].map(admitted), [Some(3), Some(3), Some(1)]);
+    assert_eq!(said["routes"]["web"]["other_spec"]["refused"]["rate_limit"], 2, "{said}");
+    assert_eq!(said["bad_lines"], 1, "{said}");
+    let table = stack.done(&["what-if", "--route", "web", "--log", copy, "--spec", other]);
+    let row = table.lines().find(|it| it.contains("difference")).expect("a row");
+    assert_eq!(
+        row.split_whitespace().collect::<Vec<_>>(),
+        ["web", "difference", "0", "-2", "0", "0", "+2"]
+    );
+}
+
 /// Turned on and off by the spec alone, while the gateway goes on.
 #[test]
 fn the_access_log_is_where_the_manual_says() {
@@ -292,6 +319,7 @@ fn the_access_log_is_where_the_manual_says() {
     let line = lines().remove(0);
     assert_eq!((&line["http.route"], &line["outcome"]), (&"web".into(), &"".into()), "{line}");
     assert_eq!(fs::metadata(&log).expect("a file").permissions().mode() & 0o777, 0o600);
+    what_if(&stack, &file, &log);
     apply(false);
     // The last line is written within a second of its request, and then nothing is.
     let (mut count, mut since) = (lines().len(), Instant::now());

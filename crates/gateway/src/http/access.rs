@@ -113,6 +113,9 @@ fn line(out: &mut Vec<u8>, record: &Record) {
         record.took_us,
         record.outcome
     );
+    if record.waited_us > 0 {
+        let _ = write!(out, ",\"waited_us\":{}", record.waited_us);
+    }
     if !record.cache.is_empty() {
         let _ = write!(out, ",\"cache\":\"{}\"", record.cache);
     }
