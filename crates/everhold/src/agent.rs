@@ -133,6 +133,8 @@ pub enum Ask {
     Request {
         id: String,
     },
+    /// What HTTP routes and their services do at the gateway of this machine.
+    Routes,
     /// End the instances of HTTP services, and start none again.
     StopInstances,
     /// Stop PostgreSQL of every service, cleanly, and decide nothing any more.
@@ -674,6 +676,7 @@ async fn reply(ask: Ask, clerk: &Clerk) -> Result<serde_json::Value, String> {
             serde_json::to_value(lines).map_err(text)
         }
         Ask::Request { id } => requests::ask(&clerk.requests, &id).await,
+        Ask::Routes => requests::ask_routes(&clerk.requests).await,
         Ask::StopInstances => {
             clerk.instances.halt().await;
             Ok(serde_json::json!({}))

@@ -1,6 +1,7 @@
 //! The whole cluster as one process sees it: the last report of each agent, the gateways, the store.
 //! The API answers from it, and passes acts on to the agent they are meant for.
 
+pub mod purges;
 mod refusals;
 mod word;
 

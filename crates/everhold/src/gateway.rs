@@ -5,8 +5,9 @@
 pub mod draining;
 mod handover;
 mod peers;
+pub mod purges;
 
-use crate::facts::{Word, facts};
+use crate::facts::{self, facts};
 use crate::layout::Layout;
 use crate::link::{self, Hold, Report, Tls};
 use crate::links::Links;
@@ -19,6 +20,7 @@ use crate::{clock, disk, keeper, log, plain, requests, secrets, spec_store, web}
 use anyhow::Context;
 use draining::{Draining, Mark};
 use everhold_core::http::HttpTable;
+use everhold_core::http::cache::purge::Purged;
 use everhold_core::http::probe::Health;
 use everhold_core::kv::Txn;
 use everhold_core::records::{decode, encode};
@@ -67,7 +69,7 @@ const DEAF_MAX: Duration = Duration::from_secs(60);
 const DRAIN_LOOK: Duration = Duration::from_millis(500);
 
 /// What a gateway says about itself in the store.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Presence {
     pub pid: u32,
     pub snapshot: serde_json::Value,
@@ -77,6 +79,9 @@ pub struct Presence {
     /// Processes that it succeeded, and that still have clients.
     #[serde(default)]
     pub draining: Vec<Draining>,
+    /// Up to which purge it has carried out all; `None`: it can't say.
+    #[serde(default)]
+    pub purged: Option<Purged>,
 }
 
 /// The prefix under which gateways say that they are there.
@@ -125,6 +130,9 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     let gateway = Gateway::succeed(config, sockets).context("E223 open the listeners")?;
     let gateway = Arc::new(gateway);
     let (told, hear) = mpsc::channel(1_024);
+    // Not one of its duties: who drains gives what it has kept, too.
+    let (done, purged) = watch::channel(None);
+    tokio::spawn(purges::follow(node.cluster.clone(), store.clone(), gateway.clone(), done));
     let mut links = Links::new(tls.clone(), told);
     links.follow(&spec, link::show_every(spec.nodes.len()), |_| true);
     // Two processes would write over each other's copies.
@@ -184,13 +192,14 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     };
     let port = plain::gateway::start(address, ports.pop(), desk, trouble.clone());
     let asked = Layout::new(&node.data)?.requests();
-    if let Err(error) = requests::serve(&asked, &node.name, gateway.clone()) {
+    if let Err(error) = requests::serve(&asked, &node.name, gateway.clone(), to_keep.clone()) {
         tracing::warn!(%error, path = %asked.display(), "`explain request` will know of nothing");
     }
     let mut duties = JoinSet::new();
     let peers = (node.name.clone(), limits, tls, gateway.clone());
     duties.spawn(peers::run(peers.0, peers.1, peers.2, peers.3, known_spec, trouble.clone()));
-    duties.spawn(tell_presence(node, dir.to_path_buf(), store, gateway.clone(), trouble.clone()));
+    let word = Word { dir: dir.to_path_buf(), trouble: trouble.clone(), purged: purged.clone() };
+    duties.spawn(tell_presence(node, store, gateway.clone(), word));
     duties.spawn(keep_tables(kept, to_keep.clone()));
     // It writes down its last request, too.
     tokio::spawn(write_down(gateway.clone(), dir.join("access.log"), wants_log, trouble));
@@ -213,7 +222,7 @@ pub async fn run(file: &Path, threads: Option<NonZeroUsize>) -> anyhow::Result<(
     duties.shutdown().await;
     let here = dir.to_path_buf();
     tokio::task::spawn_blocking(move || draining::bound(&here));
-    router.drain(mark).await;
+    router.drain(mark, purged).await;
     Ok(())
 }
 
@@ -353,10 +362,10 @@ impl Router {
 
     /// Stays with its clients until they are gone. It goes on hearing who leads, since a client that
     /// is left with a deposed leader would be worse off than one that is cut.
-    async fn drain(&mut self, mark: Mark) {
+    async fn drain(&mut self, mark: Mark, purged: watch::Receiver<Option<Purged>>) {
         self.gateway.leave();
         tracing::info!(connections = self.gateway.connections(), "succeeded; it drains");
-        tokio::spawn(mark.follow(self.gateway.clone()));
+        tokio::spawn(mark.follow(self.gateway.clone(), purged));
         let until = Instant::now() + DRAIN_MAX;
         let mut look = tokio::time::interval(DRAIN_LOOK);
         let left = loop {
@@ -399,7 +408,7 @@ impl Router {
         let known = self.words.iter().filter_map(|(service, words)| {
             let words = words.iter().map(|(node, (status, at))| {
                 let ms_ago = now.saturating_sub(*at);
-                (node.clone(), Word { status: status.clone(), ms_ago })
+                (node.clone(), facts::Word { status: status.clone(), ms_ago })
             });
             let resolve = |status: &Status| self.names.find(&status.host, status.port);
             let mut known = facts(&words.collect(), resolve)?;
@@ -478,14 +487,15 @@ fn web_table(spec: &Spec, told: &web::Told, me: &str, names: &Names) -> HttpTabl
     web::table(spec, told, me.strip_prefix("gateway.").unwrap_or(me), resolve)
 }
 
-/// Says in the store what this gateway does, for `status`, for as long as it lives.
-async fn tell_presence(
-    node: NodeFile,
+/// What a gateway tells of itself beside what it carries.
+struct Word {
     dir: PathBuf,
-    store: Etcd,
-    gateway: Arc<Gateway>,
     trouble: plain::gateway::Trouble,
-) {
+    purged: watch::Receiver<Option<Purged>>,
+}
+
+/// Says in the store what this gateway does, for `status`, for as long as it lives.
+async fn tell_presence(node: NodeFile, store: Etcd, gateway: Arc<Gateway>, mut word: Word) {
     let key = format!("{}{}", presence_prefix(&node.cluster), node.name);
     loop {
         let Ok(lease) = store.lease_grant(LEASE).await else {
@@ -494,11 +504,13 @@ async fn tell_presence(
         };
         loop {
             let seen = leaves(&gateway);
+            let purged = word.purged.borrow_and_update().clone();
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
-            let holds = trouble.holds();
-            let draining = list_draining(&dir).await;
+            let holds = word.trouble.holds();
+            let draining = list_draining(&word.dir).await;
             let told = draining.clone();
-            let presence = Presence { pid: std::process::id(), snapshot, holds, draining };
+            let pid = std::process::id();
+            let presence = Presence { pid, snapshot, holds, draining, purged };
             let txn = Txn::new().put_leased(&key, encode(&presence), lease.id);
             let written = store.txn(&txn).await.is_ok();
             let kept = store.lease_keep_alive(lease.id).await;
@@ -508,9 +520,13 @@ async fn tell_presence(
             let until = Instant::now() + TELL;
             while Instant::now() < until
                 && leaves(&gateway) == seen
-                && list_draining(&dir).await == told
+                && list_draining(&word.dir).await == told
             {
-                tokio::time::sleep(TELL_LOOK).await;
+                // Whoever purges waits for the word of it.
+                let purged = tokio::time::timeout(TELL_LOOK, word.purged.changed()).await;
+                if let Ok(Ok(())) = purged {
+                    break;
+                }
             }
         }
     }

@@ -117,8 +117,7 @@ mod tests {
             let presence = |snapshot: &Value| Presence {
                 pid: 1,
                 snapshot: snapshot.clone(),
-                holds: Vec::new(),
-                draining: Vec::new(),
+                ..Presence::default()
             };
             let gateways = ('a'..).map(String::from).zip(snapshots.iter().map(presence));
             let word = StoreWord { gateways: gateways.collect(), ..StoreWord::default() };
@@ -166,9 +165,15 @@ mod tests {
                     let of = [("a.1".to_string(), count)].into_iter().filter(|it| it.1 > 0);
                     [("api".to_string(), of.collect())].into()
                 });
-                let old = Draining { pid: 2, since: String::new(), connections: 1, requests };
+                let old = Draining {
+                    pid: 2,
+                    since: String::new(),
+                    connections: 1,
+                    requests,
+                    purged: None,
+                };
                 let draining = if drains.is_empty() { Vec::new() } else { vec![old] };
-                let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining };
+                let presence = Presence { pid: 1, snapshot, draining, ..Presence::default() };
                 let key = format!("{}{name}", presence_prefix("shop"));
                 Kv { key, value: encode(&presence), rev: rev.parse().expect("a revision") }
             };

@@ -171,7 +171,7 @@ mod tests {
         let found: BTreeMap<&str, Value> =
             found.map(|(id, is)| (id, json!({ "is": is }))).collect();
         let snapshot = json!({ "services": { "api": found } });
-        let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining: Vec::new() };
+        let presence = Presence { pid: 1, snapshot, ..Presence::default() };
         let rollout = rollout.map(|service| Rollout {
             service: Some(service.to_string()),
             by: String::new(),

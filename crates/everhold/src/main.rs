@@ -45,6 +45,7 @@ mod own_socket;
 mod plain;
 mod requests;
 mod rollout;
+mod routes;
 mod sample;
 mod scrub;
 mod seat;

@@ -1,7 +1,10 @@
-//! What became of a request: a gateway tells it over a socket that only its own user may open, to the
-//! agent of its machine. A line comes, `request ID`, and a line of JSON goes back.
+//! What a gateway tells of requests and of its routes, over a socket that only its own user may open, to
+//! the agent of its machine. A line comes, `request ID` or `routes`, and a line of JSON goes back.
 
+use crate::clock;
 use crate::own_socket::OwnSocket;
+use crate::routes::Told;
+use everhold_core::route::RouteTable;
 use everhold_gateway::Gateway;
 use everhold_gateway::http::{Record, id};
 use jiff::Timestamp;
@@ -12,18 +15,26 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// For one question and its answer. They are taken one after the other.
 const ASK_WITHIN: Duration = Duration::from_secs(1);
 const QUESTION_BYTES_MAX: u64 = 128;
 /// A record has at most eleven tries.
-const ANSWER_BYTES_MAX: u64 = 16 << 10;
+const RECORD_BYTES_MAX: u64 = 16 << 10;
+/// A thousand routes and ten thousand instances are a tenth of it.
+const ROUTES_BYTES_MAX: u64 = 8 << 20;
 /// After an error of accept(2), such as too many open files.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);
 
 /// Answers at that path until the process ends.
-pub fn serve(path: &Path, name: &str, gateway: Arc<Gateway>) -> io::Result<()> {
+pub fn serve(
+    path: &Path,
+    name: &str,
+    gateway: Arc<Gateway>,
+    tables: watch::Receiver<Arc<RouteTable>>,
+) -> io::Result<()> {
     // Whoever had the path before is gone, or goes: it is taken over as a whole.
     let listener = OwnSocket::bind(path)?.open()?;
     listener.set_nonblocking(true)?;
@@ -35,20 +46,28 @@ pub fn serve(path: &Path, name: &str, gateway: Arc<Gateway>) -> io::Result<()> {
                 tokio::time::sleep(ACCEPT_AGAIN).await;
                 continue;
             };
-            let find = |id: &str| gateway.request(id).map(|record| told(&name, &record));
-            if let Ok(Err(error)) = timeout(ASK_WITHIN, answer(socket, find)).await {
-                tracing::debug!(%error, "a question about a request");
+            let tell = |question: &str| match question.strip_prefix("request ") {
+                Some(id) => gateway.request(id).map(|record| told(&name, &record)),
+                None if question == "routes" => {
+                    let table = tables.borrow().clone();
+                    let told = Told::of(&name, &gateway, &table, clock::now());
+                    serde_json::to_value(told).ok()
+                }
+                None => None,
+            };
+            if let Ok(Err(error)) = timeout(ASK_WITHIN, answer(socket, tell)).await {
+                tracing::debug!(%error, "a question to this gateway");
             }
         }
     });
     Ok(())
 }
 
-async fn answer(mut socket: UnixStream, find: impl Fn(&str) -> Option<Value>) -> io::Result<()> {
+async fn answer(mut socket: UnixStream, tell: impl Fn(&str) -> Option<Value>) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new((&mut socket).take(QUESTION_BYTES_MAX)).read_line(&mut line).await?;
-    let found = line.trim_end().strip_prefix("request ").and_then(find);
-    socket.write_all(format!("{}\n", found.unwrap_or_default()).as_bytes()).await
+    let told = tell(line.trim_end());
+    socket.write_all(format!("{}\n", told.unwrap_or_default()).as_bytes()).await
 }
 
 /// Asks the gateway of this machine. `null`: it doesn't remember the request.
@@ -56,11 +75,20 @@ pub async fn ask(path: &Path, request: &str) -> Result<Value, String> {
     if !id::is_id(request.as_bytes()) {
         return Err("no request has such a name".to_string());
     }
+    question(path, &format!("request {request}\n"), RECORD_BYTES_MAX).await
+}
+
+/// Asks the gateway of this machine what its routes do: [`Told`].
+pub async fn ask_routes(path: &Path) -> Result<Value, String> {
+    question(path, "routes\n", ROUTES_BYTES_MAX).await
+}
+
+async fn question(path: &Path, question: &str, bytes_max: u64) -> Result<Value, String> {
     let asked = async {
         let mut socket = UnixStream::connect(path).await?;
-        socket.write_all(format!("request {request}\n").as_bytes()).await?;
+        socket.write_all(question.as_bytes()).await?;
         let mut line = String::new();
-        BufReader::new(socket.take(ANSWER_BYTES_MAX)).read_line(&mut line).await?;
+        BufReader::new(socket.take(bytes_max)).read_line(&mut line).await?;
         Ok::<Value, io::Error>(serde_json::from_str(&line)?)
     };
     match timeout(ASK_WITHIN, asked).await {
@@ -94,7 +122,6 @@ fn told(gateway: &str, record: &Record) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use everhold_core::route::RouteTable;
     use everhold_gateway::Config;
     use std::os::unix::fs::PermissionsExt;
 
@@ -108,11 +135,15 @@ mod tests {
         let gateway = Arc::new(gateway.expect("a gateway"));
         // Also where another one had been.
         for _ in 0..2 {
-            serve(&path, "gateway.a", gateway.clone()).expect("served");
+            let tables = watch::channel(Arc::default()).1;
+            serve(&path, "gateway.a", gateway.clone(), tables).expect("served");
         }
         let mode = std::fs::metadata(&path).expect("a socket").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(ask(&path, "first").await, Ok(Value::Null));
+        let told: Told =
+            serde_json::from_value(ask_routes(&path).await.expect("told")).expect("read");
+        assert_eq!((told.gateway.as_str(), told.pid), ("a", std::process::id()));
         let fault = ask(&path, "first\nrequest second").await.expect_err("two questions");
         assert_eq!(fault, "no request has such a name");
         // Who says nothing holds up nobody for long.
@@ -127,12 +158,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_found_comes_back_as_it_was_told() {
         let (here, there) = UnixStream::pair().expect("a pair");
-        let served = tokio::spawn(answer(there, |id| Some(json!({ "id": id }))));
+        let served = tokio::spawn(answer(there, |asked| Some(json!({ "asked": asked }))));
         let mut here = BufReader::new(here);
         here.write_all(b"request x-1\n").await.expect("written");
         let mut line = String::new();
         here.read_line(&mut line).await.expect("read");
-        assert_eq!(line, "{\"id\":\"x-1\"}\n");
+        assert_eq!(line, "{\"asked\":\"request x-1\"}\n");
         served.await.expect("ended").expect("answered");
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use everhold_core::http::cache::purge::What;
 use everhold_core::http::probe::Health;
 use everhold_core::http::rate::word::BadWord;
 use everhold_core::http::route::{Backend, HttpListener};
@@ -347,7 +348,7 @@ impl Gateway {
 
     /// Takes out of the cache what that names: whatever was asked for before this returns is not given
     /// again.
-    pub fn purge(&self, what: http::Purge) {
+    pub fn purge(&self, what: What) {
         if let Some(store) = self.shared.http.cache.get() {
             store.purge(what);
         }
@@ -356,6 +357,16 @@ impl Gateway {
     /// What the cache has; `None`: no table has asked for one.
     pub fn kept(&self) -> Option<http::Kept> {
         self.shared.http.cache.get().map(|store| store.kept())
+    }
+
+    /// Answers that are kept and their bytes, by route.
+    pub fn kept_by_route(&self) -> BTreeMap<String, (u64, u64)> {
+        self.shared.http.cache.get().map(|store| store.kept_by_route()).unwrap_or_default()
+    }
+
+    /// The rate limits of routes, by route.
+    pub fn limited(&self) -> BTreeMap<String, http::Limited> {
+        self.shared.http.rates.state()
     }
 
     /// Whether there are other gateways: from then on what is admitted by rate limits is kept for

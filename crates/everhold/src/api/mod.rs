@@ -2,6 +2,7 @@
 
 mod acts;
 mod backups;
+mod cache;
 mod error;
 mod guard;
 mod input;
@@ -12,6 +13,7 @@ mod operations;
 mod parse;
 mod recovery;
 mod requests;
+mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -82,7 +84,7 @@ pub async fn serve(
 }
 
 /// Every route there is. The OpenAPI document names the same ones; a test compares them.
-fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
+fn paths() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
     vec![
         (Method::GET, "/healthz", get(look::healthz)),
         (Method::GET, "/openapi.json", get(openapi)),
@@ -94,6 +96,8 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
         (Method::GET, "/v1/journal/{id}", get(look::entry)),
         (Method::GET, "/v1/explain/{id}", get(look::explain)),
         (Method::GET, "/v1/requests/{id}", get(requests::find)),
+        (Method::GET, "/v1/routes", get(routes::list)),
+        (Method::POST, "/v1/cache/purge", post(cache::purge)),
         (Method::GET, "/v1/services/{service}/dsn", get(look::dsn)),
         (Method::POST, "/v1/services/{service}/switchover", post(acts::switchover)),
         (Method::POST, "/v1/services/{service}/failover", post(acts::failover)),
@@ -125,8 +129,8 @@ fn routes() -> Vec<(Method, &'static str, MethodRouter<Shared>)> {
 }
 
 fn router(api: Shared) -> Router {
-    let routes = routes().into_iter();
-    routes
+    let paths = paths().into_iter();
+    paths
         .fold(Router::new(), |router, (_, path, method)| router.route(path, method))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)

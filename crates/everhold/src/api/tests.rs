@@ -3,10 +3,17 @@
 mod bed;
 
 use super::*;
+use crate::gateway::purges::tests::Keeper;
+use crate::gateway::{Presence, presence_prefix};
+use crate::routes::Told;
 use bed::Bed;
+use everhold_core::http::cache::purge::Purged;
+use everhold_core::kv::Txn;
+use everhold_core::records::encode;
 use everhold_store::Store;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use tokio::sync::watch;
 
 /// The request's status, and the code of its error.
 async fn refused(bed: &Bed, method: &str, path: &str, body: &str) -> (u16, String) {
@@ -94,6 +101,12 @@ async fn bad_requests_are_told_what_is_wrong_with_them() {
         ("POST",   "/v1/services/main/failover",        "{}",                     409, "E307"),
         ("POST",   "/v1/services/x/failover",           "{\"force\":true}",       404, "E306"),
         ("POST",   "/v1/services/x/maintenance",        "{\"on\":true}",          404, "E306"),
+        ("POST",   "/v1/cache/purge",                   "",                       400, "E304"),
+        ("POST",   "/v1/cache/purge",                   "{\"route\":\"web\"}",    404, "E306"),
+        ("POST",   "/v1/cache/purge",                   "{\"paths\":[]}",         400, "E304"),
+        ("POST",   "/v1/cache/purge",                   "{\"paths\":[\"a\"]}",    400, "E304"),
+        ("POST",   "/v1/cache/purge",                   "{\"paths\":[\"/a?b\"]}", 400, "E304"),
+        ("POST",   "/v1/cache/purge",                   "{\"all\":true,\"tags\":[\"a\"]}", 400, "E304"),
     ];
     for (method, path, body, status, code) in cases {
         let (is, text) = (refused(&bed, method, path, body).await, code.to_string());
@@ -249,6 +262,76 @@ async fn without_the_store_what_needs_it_is_refused_and_the_rest_answers() {
     }
 }
 
+/// Says in the store what a gateway has purged.
+async fn tell(
+    store: everhold_store::MemoryStore,
+    name: &str,
+    mut purged: watch::Receiver<Option<Purged>>,
+) {
+    let key = format!("{}{name}", presence_prefix("local"));
+    loop {
+        let now = purged.borrow_and_update().clone();
+        let presence = Presence { pid: 1, purged: now, ..Presence::default() };
+        store.txn(&Txn::new().put(&key, encode(&presence))).await.expect("written");
+        if purged.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_purge_is_answered_when_every_gateway_has_purged() {
+    let bed = Bed::start().await;
+    let (mut one, mut other) = (Keeper::start(), Keeper::start());
+    one.follow(&bed.store);
+    other.follow(&bed.store);
+    tokio::spawn(tell(bed.store.clone(), "gateway", one.purged.clone()));
+    tokio::spawn(tell(bed.store.clone(), "gateway.b", other.purged.clone()));
+    let given = |one: &Keeper, other: &Keeper| [one.ask("/a"), other.ask("/a")];
+    let path = "/v1/cache/purge";
+    bed.until("both have heard the store", async || {
+        one.purged.borrow().is_some() && other.purged.borrow().is_some()
+    })
+    .await;
+    let before = given(&one, &other);
+    let done = bed.send("POST", path, "{\"paths\":[\"/a\",\"/c\"]}").await;
+    assert_eq!(done.status, 200, "{done:?}");
+    let said = (&done.body["purge"], &done.body["gateways"], &done.body["journal"]);
+    assert_eq!(said, (&json!(1), &json!(["b", "gateway"]), &json!("a-9")));
+    assert_eq!(bed.asked("a"), ["purge: path /a; path /c"]);
+    let after = given(&one, &other);
+    assert!(after[0] != before[0] && after[1] != before[1], "{after:?}");
+
+    // One of them hears nothing any more.
+    other.cut_off();
+    let missed = bed.send("POST", path, "{\"host\":\"A\",\"all\":true}").await;
+    assert_eq!((missed.status, missed.code()), (504, "E309"));
+    let error = &missed.body["error"];
+    assert_eq!((&error["purge"], &error["gateways"]), (&json!(2), &json!(["gateway"])));
+    let why = error["missing"]["b"].as_str().unwrap_or_default();
+    assert_eq!(why, "it is there, and has not said so");
+    let last = given(&one, &other);
+    assert!(last[0] != after[0] && last[1] == after[1], "{last:?}");
+    other.follow(&bed.store);
+    let done = bed.send("POST", path, "{\"tags\":[\"t\"]}").await;
+    assert_eq!((done.status, &done.body["purge"]), (200, &json!(3)));
+    assert_ne!(other.ask("/a"), last[1]);
+}
+
+#[tokio::test]
+async fn routes_are_told_by_all_gateways_that_answer() {
+    let bed = Bed::start().await;
+    let none = bed.send("GET", "/v1/routes", "").await.body;
+    assert_eq!((&none["gateways"], none["unheard"]["a"].is_string()), (&json!([]), true));
+    // All agents of one machine know the same gateway.
+    for node in ["a", "b"] {
+        let told = Told { gateway: "gateway".to_string(), pid: 7, ..Told::default() };
+        bed.route(node, serde_json::to_value(told).expect("JSON"));
+    }
+    let told = bed.send("GET", "/v1/routes", "").await.body;
+    assert_eq!((&told["gateways"], &told["unheard"]), (&json!(["gateway"]), &json!({})));
+}
+
 #[tokio::test]
 async fn faults_that_a_service_does_not_survive_need_force() {
     let bed = Bed::start().await;
@@ -383,7 +466,7 @@ fn the_openapi_document_names_every_route_and_no_other() {
         }
     }
     let served: BTreeSet<(String, String)> =
-        routes().into_iter().map(|(method, path, _)| (method.to_string(), path.into())).collect();
+        paths().into_iter().map(|(method, path, _)| (method.to_string(), path.into())).collect();
     assert_eq!(documented, served);
     let manual = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/api.md");
     let manual = std::fs::read_to_string(manual).expect("docs/api.md");

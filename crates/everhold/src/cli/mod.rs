@@ -4,6 +4,7 @@
 
 mod acts;
 mod backup;
+mod cache;
 mod client;
 mod connect;
 mod course;
@@ -23,6 +24,7 @@ mod report;
 mod repository;
 mod requests;
 mod restore;
+mod routes;
 mod spec;
 mod status;
 mod what_if;
@@ -251,6 +253,11 @@ enum Command {
         #[arg(long, value_parser = instances::duration, default_value = "60s")]
         timeout: Duration,
     },
+    /// Show what HTTP routes and their services do now, over all gateways
+    Routes,
+    /// Take answers that gateways keep out of all of them
+    #[command(subcommand)]
+    Cache(cache::Cache),
     /// Show what failovers lost: what old leaders' kept logs hold that no leader has
     Losses {
         /// Without one: of all
@@ -458,6 +465,8 @@ fn ask(client: &Client, command: Command) -> Result<(), Failure> {
         Command::Wait { service, wanted, timeout } => {
             instances::wait(client, &service, wanted, timeout)
         }
+        Command::Routes => routes::routes(client),
+        Command::Cache(command) => cache::run(client, &command),
         Command::Losses { service } => losses::losses(client, service.as_deref()),
         Command::Backup(command) => backup::run(client, &command),
         Command::Fault(fault) => acts::fault(client, &fault),

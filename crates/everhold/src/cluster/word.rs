@@ -10,6 +10,7 @@ use crate::lost_nodes::{HELD, Held};
 use crate::machine::coordinator::Members;
 use crate::spec::record;
 use crate::{gateways_word, hung};
+use everhold_core::http::cache::purge::Purges;
 use everhold_core::kv::{Kv, Snapshot};
 use everhold_core::records::decode;
 use everhold_core::rollout::Rollout;
@@ -41,6 +42,8 @@ pub struct StoreWord {
     pub held: Vec<Held>,
     /// Instances that hang, and are not started anew.
     pub held_instances: Vec<hung::Held>,
+    /// What gateways are to purge, the newest.
+    pub purges: Purges,
     /// The newest rollout and its revision.
     pub rollout: Option<(Rollout, u64)>,
     /// Who keeps the store, on many machines.
@@ -121,6 +124,8 @@ impl StoreWord {
             self.held = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
         } else if rest == hung::HELD {
             self.held_instances = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
+        } else if rest == "purge" {
+            self.purges = kv.and_then(|kv| decode(&kv.value).ok()).unwrap_or_default();
         } else if rest == "rollout" {
             self.rollout = None;
             match kv.map(|kv| (kv, decode(&kv.value))) {

@@ -3,6 +3,7 @@
 
 use crate::children::gateways;
 use crate::clock;
+use everhold_core::http::cache::purge::Purged;
 use everhold_gateway::Gateway;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Processes of one gateway that drain at a time; the oldest ends for the next one. Each takes some ten
 /// megabytes, and with a WebSocket open may take its full time. HAProxy has `mworker-max-reloads`
@@ -29,6 +31,9 @@ pub struct Draining {
     /// What it has on its way to instances, by service and instance. `None`: it doesn't tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<Requests>,
+    /// Up to which purge it has carried out all; `None`: it doesn't tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purged: Option<Purged>,
 }
 
 type Requests = BTreeMap<String, BTreeMap<String, u32>>;
@@ -53,7 +58,8 @@ impl Mark {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let dir = dir.join("draining");
         std::fs::create_dir_all(&dir)?;
-        let told = Draining { pid, since: clock::wall(), connections, requests: None };
+        let told =
+            Draining { pid, since: clock::wall(), connections, requests: None, purged: None };
         let mark = Mark { path: dir.join(pid.to_string()), told };
         mark.write()?;
         Ok(mark)
@@ -66,11 +72,12 @@ impl Mark {
     }
 
     /// Tells what is left for as long as it is polled. A disk that hangs holds up nobody else.
-    pub async fn follow(mut self, gateway: Arc<Gateway>) {
+    pub async fn follow(mut self, gateway: Arc<Gateway>, purged: watch::Receiver<Option<Purged>>) {
         loop {
             tokio::time::sleep(TELL).await;
             let (connections, requests) = (gateway.connections(), Some(on_their_way(&gateway)));
-            let told = Draining { connections, requests, ..self.told.clone() };
+            let purged = purged.borrow().clone();
+            let told = Draining { connections, requests, purged, ..self.told.clone() };
             if self.told == told {
                 continue;
             }

@@ -73,7 +73,7 @@ mod tests {
             let told = json!({ "is": is, "requests": 1 });
             let of = if is.is_empty() { json!({}) } else { json!({ "a.1": told }) };
             let snapshot = json!({ "services": { "api": of } });
-            let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining: Vec::new() };
+            let presence = Presence { pid: 1, snapshot, ..Presence::default() };
             let key = format!("{}gateway", presence_prefix("local"));
             let kvs = vec![Kv { key, value: encode(&presence), rev }];
             Said::new("local", &Snapshot { rev, kvs }, Time(asked))

@@ -31,7 +31,7 @@ fn word(gateways: &str) -> StoreWord {
             true => json!({ "listeners": {} }),
             false => json!({ "services": { "api": found } }),
         };
-        let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining: Vec::new() };
+        let presence = Presence { pid: 1, snapshot, ..Presence::default() };
         (name.to_string(), presence)
     });
     StoreWord { gateways: gateways.collect(), ..StoreWord::default() }

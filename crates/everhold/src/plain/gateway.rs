@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use everhold_core::http::probe::Health;
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{NodeSpec, Role, Spec};
-use everhold_gateway::http::{BOUNDS_S, GateState, Histogram, Judged, Met};
+use everhold_gateway::http::{BOUNDS_S, GateState, Histogram, Judged};
 use everhold_gateway::{Gateway, ListenerState, Refused};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -178,13 +178,7 @@ impl Desk {
         }
         page.put(&m::ACCESS_LOST, &[], sums.lines_lost as f64);
         for (turned, waited) in &sums.turned {
-            let met = match turned.met {
-                Met::Queue => "queue",
-                Met::QueueFull => "queue_full",
-                Met::TooLate => "too_late",
-                Met::Breaker => "breaker",
-            };
-            let labels = [("http_route", &*turned.route), ("met", met)];
+            let labels = [("http_route", &*turned.route), ("met", turned.met.word())];
             put_took(page, &m::HTTP_WAITED, &labels, waited);
         }
         for ((route, word), count) in &sums.cached {

@@ -35,4 +35,5 @@ mod stack;
 mod store;
 mod tidy;
 mod web;
+mod web_cache;
 mod web_clients;

@@ -78,6 +78,18 @@ pub enum Met {
     Breaker,
 }
 
+impl Met {
+    /// As metrics have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Met::Queue => "queue",
+            Met::QueueFull => "queue_full",
+            Met::TooLate => "too_late",
+            Met::Breaker => "breaker",
+        }
+    }
+}
+
 /// By which those that met something are told apart.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Turned {

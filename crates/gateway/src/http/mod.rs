@@ -53,7 +53,6 @@ mod world;
 
 pub(crate) use access::open as open_log;
 pub use cache::Kept;
-pub use cache::What as Purge;
 pub use gate::GateState;
 pub use guards::Guarded;
 pub use id::RequestId;
@@ -61,6 +60,7 @@ pub(crate) use judge::run as judge;
 pub use ledger::{BOUNDS_S, Histogram, Ledger, Met, Of, Record, Series, Sums, Tries, Try, Turned};
 pub(crate) use live::Shared;
 pub use live::{Judged, Loads, Verdict};
+pub use rates::Limited;
 pub(crate) use world::World;
 
 use crate::accept::Arrival;

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::io::Write;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
@@ -42,6 +42,16 @@ pub struct Limiter {
     id: u64,
     key: (u64, u64),
     shards: Vec<Mutex<Table>>,
+    /// Requests over the limit, since it is as it is.
+    refused: AtomicU64,
+}
+
+/// What a limit is like, for who looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limited {
+    /// That are counted now.
+    pub clients: usize,
+    pub refused: u64,
 }
 
 impl Rates {
@@ -78,6 +88,7 @@ impl Rates {
             id: hash(self.key, 0, name.as_bytes()),
             key: self.key,
             shards: (0..SHARDS).map(|_| table()).collect(),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -87,6 +98,16 @@ impl Rates {
 
     pub fn now_ns(&self, at: Instant) -> u64 {
         at.saturating_duration_since(self.begun).as_nanos() as u64
+    }
+
+    /// By route.
+    pub fn state(&self) -> BTreeMap<String, Limited> {
+        let limiters = lock(&self.limiters).clone();
+        let of = |it: &Limiter| Limited {
+            clients: it.shards.iter().map(|shard| lock(shard).len()).sum(),
+            refused: it.refused.load(Relaxed),
+        };
+        limiters.iter().map(|(route, it)| (route.clone(), of(it))).collect()
     }
 
     /// By hash, as words name them.
@@ -216,6 +237,7 @@ pub fn admits(client: &mut Client, route: &Route, from: &From, rates: &Rates, at
     let answer = lock(limiter.shard(key)).ask(key, rates.now_ns(at));
     limiter.say(&route.name, answer, &mut client.response.added);
     if !answer.admitted {
+        limiter.refused.fetch_add(1, Relaxed);
         client.trail.route = route.name.clone();
         client.trail.service = route.service.name.clone();
         client.trail.outcome = "over the route's rate limit";

@@ -4,10 +4,10 @@ use super::fixture::{Answer, Fixture, Instance, Line, eventually, reset};
 use super::second::{Server, ask, connect, request, run};
 use everhold_core::http::HttpTable;
 use everhold_core::http::cache::CacheSpec;
+use everhold_core::http::cache::purge::{Of, What};
 use everhold_core::http::route::{Backend, HttpService};
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{Affinity, Match, PathMatch, Version};
-use everhold_gateway::http::Purge;
 use http::HeaderMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -358,17 +358,23 @@ fn what_is_kept_is_taken_out_by_path_prefix_and_tag() {
         instance.seen().len() > before
     };
     let paths = ["/a/b", "/a/b?q", "/a/c", "/d"];
-    let host = || Some("a".to_owned());
-    let tag = |tag: &str| Purge::Tag(tag.to_owned());
+    let of = |of| What { of, ..What::ALL };
+    let host = |host: &str, what: What| What { host: Some(host.to_owned()), ..what };
+    let route = |route: &str, what: What| What { route: Some(route.to_owned()), ..what };
+    let prefix = |path: &str| of(Of::Prefix(path.to_owned()));
+    let tag = |tag: &str| of(Of::Tag(tag.to_owned()));
     #[rustfmt::skip]
     let cases = [
-        (Purge::Path { host: host(), path: "/a/b".to_owned() },     [true, true, false, false]),
-        (Purge::Prefix { host: None, path: "/a".to_owned() },       [true, true, true, false]),
-        (Purge::Prefix { host: Some("b".to_owned()), path: "/".to_owned() }, [false; 4]),
+        (host("a", of(Of::Path("/a/b".to_owned()))),                [true, true, false, false]),
+        (prefix("/a"),                                              [true, true, true, false]),
+        (host("b", prefix("/")),                                    [false; 4]),
         (tag("two"),                                                [true; 4]),
         (tag("four"),                                               [true; 4]),
         (tag("five"),                                               [false; 4]),
-        (Purge::All,                                                [true; 4]),
+        (route("all", prefix("/a/c")),                                [false, false, true, false]),
+        (route("other", What::ALL),                                 [false; 4]),
+        (host("a", What::ALL),                                      [true; 4]),
+        (What::ALL,                                                 [true; 4]),
     ];
     assert_eq!(paths.map(asked), [true; 4]);
     for (what, expected) in cases {
@@ -376,6 +382,19 @@ fn what_is_kept_is_taken_out_by_path_prefix_and_tag() {
         assert_eq!(paths.map(asked), expected, "{what:?}");
         assert_eq!(paths.map(asked), [false; 4], "after {what:?}");
     }
+}
+
+#[test]
+fn what_is_kept_is_counted_by_route() {
+    let instance = counting("Cache-Control: max-age=60");
+    let gateway = keeping(&[instance.address]);
+    let kept = || gateway.gateway.kept_by_route()["all"];
+    assert_eq!(kept(), (0, 0));
+    ["/a", "/b", "/a"].iter().for_each(|path| drop(gateway.ask(&get(path, ""))));
+    let (answers, bytes) = kept();
+    assert!(answers == 2 && bytes > 100 && gateway.gateway.kept().unwrap().bytes > bytes);
+    gateway.gateway.purge(What::ALL);
+    eventually("it is gone", || kept() == (0, 0));
 }
 
 #[test]
@@ -500,7 +519,7 @@ fn what_is_changed_meanwhile_is_not_kept() {
         client.say(get("/slow", ""));
         eventually("asked", || asked.load(SeqCst) == 1);
         match purged {
-            true => gateway.gateway.purge(Purge::Path { host: None, path: "/slow".to_owned() }),
+            true => gateway.gateway.purge(What { of: Of::Path("/slow".to_owned()), ..What::ALL }),
             false => {
                 may.store(0, SeqCst);
                 let post = "POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";

@@ -54,6 +54,8 @@ fn who_asks_too_often_is_told_so() {
     assert!(answer.values("RateLimit")[0].starts_with("\"all\";r=0;t="));
     let wait: u64 = answer.values("Retry-After")[0].parse().unwrap();
     assert!((3500..=3600).contains(&wait), "{wait}");
+    let state = gateway.gateway.limited()["all"];
+    assert_eq!((state.clients, state.refused), (1, 1));
     // The connection goes on, and what is no request is told nothing of this.
     client.say("GET / HTTP/1.1\r\n\r\n");
     let answer = client.answer();

@@ -2,13 +2,14 @@
 //!
 //! `asked` and `keep` are request and answer as the cache looks at them; `keep` says whether an answer
 //! is kept and for how long, `reuse` whether it is given, `part` how much of it. `control` and `date`
-//! read what they say.
+//! read what they say. `purge` is what is taken out over all gateways.
 
 pub mod asked;
 pub mod control;
 pub mod date;
 pub mod keep;
 pub mod part;
+pub mod purge;
 pub mod reuse;
 
 pub use asked::Asked;

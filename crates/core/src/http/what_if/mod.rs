@@ -23,11 +23,11 @@ use super::breaker::{BreakerSpec, Said};
 use super::hash::hash;
 use super::queue::{Bulkhead, Denied, Priority};
 use super::rate::{Rate, RateKey, RateLimit, Table};
-use crate::spec::{ServiceSpec, Spec};
+use crate::spec::{ServiceSpec, Spec, masked};
 use places::{Entry, Passage, Places, Switch, Waiter};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// As often as gateways do.
@@ -536,14 +536,5 @@ impl Replay {
 
 /// The part of an address of which so many bits count.
 fn network(ip: IpAddr, (v4_bits, v6_bits): (u8, u8)) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(v4_bits.min(32))).unwrap_or(0);
-            Ipv4Addr::from(u32::from(ip) & mask).into()
-        }
-        IpAddr::V6(ip) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(v6_bits.min(128))).unwrap_or(0);
-            Ipv6Addr::from(u128::from(ip) & mask).into()
-        }
-    }
+    masked(ip, if ip.is_ipv4() { v4_bits } else { v6_bits }).unwrap_or(ip)
 }

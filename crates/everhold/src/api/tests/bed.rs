@@ -53,6 +53,8 @@ struct Script {
     epoch: u64,
     asked: BTreeMap<String, Vec<String>>,
     refusals: BTreeMap<String, String>,
+    /// What the gateway of a node tells of routes.
+    routes: BTreeMap<String, serde_json::Value>,
 }
 
 /// Ends an agent, with all its connections, when it is dropped.
@@ -175,6 +177,11 @@ impl Bed {
         lock(&self.script).refusals.insert(node.to_string(), why.to_string());
     }
 
+    /// What the gateway of the node tells of routes.
+    pub fn route(&self, node: &str, told: serde_json::Value) {
+        lock(&self.script).routes.insert(node.to_string(), told);
+    }
+
     /// The node's agent is gone.
     pub async fn silence(&self, node: &str) {
         lock(&self.lives).remove(node).expect("it was there");
@@ -264,7 +271,7 @@ async fn filled_store(spec: &Spec) -> MemoryStore {
         "bind": "127.0.0.1:6432", "state": "open", "connections": 0, "waiting": 0, "to": ["a"],
     });
     let snapshot = serde_json::json!({ "table_revision": 1, "listeners": { "write": listener } });
-    let presence = Presence { pid: 1, snapshot, holds: Vec::new(), draining: Vec::new() };
+    let presence = Presence { pid: 1, snapshot, ..Presence::default() };
     let txn = Txn::new()
         .put(spec_store::key(&spec.cluster), record::to_json(spec).expect("a record"))
         .put(format!("{}term", keys.prefix), encode(&term))
@@ -377,6 +384,11 @@ async fn answer(
             }
             Ask::Verify => {
                 let _ = question.answer.send(Ok(serde_json::json!({ "entries": 0 })));
+                continue;
+            }
+            Ask::Routes => {
+                let told = script.routes.get(&node).cloned();
+                let _ = question.answer.send(told.ok_or_else(|| "it has no gateway".to_string()));
                 continue;
             }
             other => panic!("{node} is asked {other:?}"),

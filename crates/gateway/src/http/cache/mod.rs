@@ -18,8 +18,8 @@ mod visit;
 
 pub use fill::Fill;
 pub use give::{Given, How, give};
-pub use purge::What;
 pub use store::Store;
+use stored::Count;
 pub use visit::{Visit, answered, gave, instead, serve};
 
 use everhold_core::http::HttpTable;
@@ -39,6 +39,7 @@ pub struct Kept {
 pub struct Cached {
     pub spec: CacheSpec,
     pub store: Arc<Store>,
+    pub count: Arc<Count>,
     /// What its keys begin with.
     prefix: Vec<u8>,
 }
@@ -51,7 +52,8 @@ impl Cached {
             prefix.extend_from_slice(part.as_bytes());
             prefix.push(0);
         }
-        Cached { spec: spec.clone(), store, prefix }
+        let count = store.count_of(route);
+        Cached { spec: spec.clone(), store, count, prefix }
     }
 }
 

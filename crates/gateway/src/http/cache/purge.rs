@@ -4,33 +4,18 @@
 //! before a mark that is for it was made. So it doesn't matter how much is kept, and an answer that is on
 //! its way meanwhile is gone with the others.
 
+use everhold_core::http::cache::purge::{Of, What};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 /// Beyond so many the older half is made one, that takes all that was kept before it.
 const MARKS_MAX: usize = 16_384;
 
-/// What is purged. Paths are as they are asked for, without the query.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum What {
-    All,
-    /// `None`: of any host.
-    Path {
-        host: Option<String>,
-        path: String,
-    },
-    /// The path and what is below it, in whole segments as those of routes.
-    Prefix {
-        host: Option<String>,
-        path: String,
-    },
-    /// As answers have it in `Surrogate-Key` or `Cache-Tag`.
-    Tag(String),
-}
-
 /// By what an answer is purged.
 pub struct Names {
+    pub route: Arc<str>,
     pub host: String,
     pub path: String,
     pub tags: Vec<String>,
@@ -60,21 +45,19 @@ impl Purges {
     pub fn purge(&self, what: What) {
         let mut marks = self.marks.write().unwrap_or_else(PoisonError::into_inner);
         let now = self.last.load(Ordering::Relaxed) + 1;
-        match what {
-            What::All => {
-                marks.at.clear();
-                marks.floor = now;
+        let what = plain(what);
+        if what == What::ALL {
+            marks.at.clear();
+            marks.floor = now;
+        } else {
+            if marks.at.len() >= MARKS_MAX {
+                let mut all: Vec<u64> = marks.at.values().copied().collect();
+                let (_, middle, _) = all.select_nth_unstable(MARKS_MAX / 2);
+                marks.floor = marks.floor.max(*middle);
+                let floor = marks.floor;
+                marks.at.retain(|_, at| *at > floor);
             }
-            What::Path { .. } | What::Prefix { .. } | What::Tag(_) => {
-                if marks.at.len() >= MARKS_MAX {
-                    let mut all: Vec<u64> = marks.at.values().copied().collect();
-                    let (_, middle, _) = all.select_nth_unstable(MARKS_MAX / 2);
-                    marks.floor = marks.floor.max(*middle);
-                    let floor = marks.floor;
-                    marks.at.retain(|_, at| *at > floor);
-                }
-                marks.at.insert(plain(what), now);
-            }
+            marks.at.insert(what, now);
         }
         // Whoever sees the number finds the mark.
         self.last.store(now, Ordering::Release);
@@ -86,34 +69,35 @@ impl Purges {
         if asked_at < marks.floor {
             return true;
         }
-        let after = |what: &What| marks.at.get(what).is_some_and(|at| asked_at < *at);
-        let Names { host, path, tags } = names;
-        if tags.iter().any(|tag| after(&What::Tag(tag.clone()))) {
-            return true;
-        }
+        let Names { route, host, path, tags } = names;
         let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-        let ends: Vec<usize> = ends.collect();
-        [None, Some(host.clone())].into_iter().any(|host| {
-            after(&What::Path { host: host.clone(), path: path.clone() })
-                || ends.iter().any(|end| {
-                    let path = path[..*end].to_string();
-                    after(&What::Prefix { host: host.clone(), path })
+        let mut names: Vec<Of> = vec![Of::All, Of::Path(path.clone())];
+        names.extend(ends.map(|end| Of::Prefix(path[..end].to_string())));
+        names.extend(tags.iter().cloned().map(Of::Tag));
+        let mut what = What::ALL;
+        [None, Some(route.to_string())].into_iter().any(|route| {
+            what.route = route;
+            [None, Some(host.clone())].into_iter().any(|host| {
+                what.host = host;
+                names.iter_mut().any(|name| {
+                    std::mem::swap(&mut what.of, name);
+                    let after = marks.at.get(&what).is_some_and(|at| asked_at < *at);
+                    std::mem::swap(&mut what.of, name);
+                    after
                 })
+            })
         })
     }
 }
 
 /// As it is looked for.
 fn plain(what: What) -> What {
-    let small = |host: Option<String>| host.map(|it| it.to_ascii_lowercase());
-    match what {
-        What::All => What::All,
-        What::Path { host, path } => What::Path { host: small(host), path },
-        What::Prefix { host, path } => {
-            What::Prefix { host: small(host), path: path.trim_end_matches('/').to_string() }
-        }
-        What::Tag(tag) => What::Tag(tag),
-    }
+    let host = what.host.map(|it| it.to_ascii_lowercase());
+    let of = match what.of {
+        Of::Prefix(path) => Of::Prefix(path.trim_end_matches('/').to_string()),
+        of @ (Of::All | Of::Path(_) | Of::Tag(_)) => of,
+    };
+    What { route: what.route, host, of }
 }
 
 #[cfg(test)]
@@ -122,34 +106,41 @@ mod tests {
 
     fn names(host: &str, path: &str, tags: &[&str]) -> Names {
         let tags = tags.iter().map(|it| it.to_string()).collect();
-        Names { host: host.to_string(), path: path.to_string(), tags }
+        Names { route: Arc::from("r"), host: host.to_string(), path: path.to_string(), tags }
     }
 
     #[test]
     fn a_purge_takes_what_it_names_and_nothing_else() {
-        let path = |path: &str| What::Path { host: None, path: path.to_string() };
-        let prefix = |path: &str| What::Prefix { host: None, path: path.to_string() };
-        let of = |host: &str, path: &str| What::Path {
-            host: Some(host.to_string()),
-            path: path.to_string(),
-        };
-        let tag = |tag: &str| What::Tag(tag.to_string());
+        let all = |of| What { of, ..What::ALL };
+        let path = |path: &str| all(Of::Path(path.to_string()));
+        let prefix = |path: &str| all(Of::Prefix(path.to_string()));
+        let tag = |tag: &str| all(Of::Tag(tag.to_string()));
+        let host = |host: &str, what: What| What { host: Some(host.to_string()), ..what };
+        let route = |route: &str, what: What| What { route: Some(route.to_string()), ..what };
         #[rustfmt::skip]
         let cases = [
-            (What::All,         names("a", "/x", &[]),          true),
-            (path("/x"),        names("a", "/x", &[]),          true),
-            (path("/x"),        names("a", "/x/", &[]),         false),
-            (path("/x"),        names("a", "/x/y", &[]),        false),
-            (of("A", "/x"),     names("a", "/x", &[]),          true),
-            (of("b", "/x"),     names("a", "/x", &[]),          false),
-            (prefix("/x"),      names("a", "/x", &[]),          true),
-            (prefix("/x"),      names("a", "/x/y/z", &[]),      true),
-            (prefix("/x/"),     names("a", "/x/y", &[]),        true),
-            (prefix("/x"),      names("a", "/xy", &[]),         false),
-            (prefix("/x/y"),    names("a", "/x", &[]),          false),
-            (prefix("/"),       names("a", "/any", &[]),        true),
-            (tag("t"),          names("a", "/x", &["s", "t"]),  true),
-            (tag("t"),          names("a", "/t", &["T"]),       false),
+            (What::ALL,                      names("a", "/x", &[]),          true),
+            (host("a", What::ALL),           names("a", "/x", &[]),          true),
+            (host("b", What::ALL),           names("a", "/x", &[]),          false),
+            (route("r", What::ALL),          names("a", "/x", &[]),          true),
+            (route("s", What::ALL),          names("a", "/x", &[]),          false),
+            (path("/x"),                     names("a", "/x", &[]),          true),
+            (path("/x"),                     names("a", "/x/", &[]),         false),
+            (path("/x"),                     names("a", "/x/y", &[]),        false),
+            (host("A", path("/x")),          names("a", "/x", &[]),          true),
+            (host("b", path("/x")),          names("a", "/x", &[]),          false),
+            (route("r", path("/x")),         names("a", "/x", &[]),          true),
+            (route("s", path("/x")),         names("a", "/x", &[]),          false),
+            (prefix("/x"),                   names("a", "/x", &[]),          true),
+            (prefix("/x"),                   names("a", "/x/y/z", &[]),      true),
+            (prefix("/x/"),                  names("a", "/x/y", &[]),        true),
+            (prefix("/x"),                   names("a", "/xy", &[]),         false),
+            (prefix("/x/y"),                 names("a", "/x", &[]),          false),
+            (prefix("/"),                    names("a", "/any", &[]),        true),
+            (tag("t"),                       names("a", "/x", &["s", "t"]),  true),
+            (tag("t"),                       names("a", "/t", &["T"]),       false),
+            (host("a", route("r", tag("t"))), names("a", "/x", &["t"]),      true),
+            (host("a", route("s", tag("t"))), names("a", "/x", &["t"]),      false),
         ];
         for (what, names, expected) in cases {
             let purges = Purges::default();
@@ -164,7 +155,7 @@ mod tests {
     fn marks_are_so_many_and_never_give_back_what_they_took() {
         let purges = Purges::default();
         let before = purges.now();
-        let tag = |index: usize| What::Tag(index.to_string());
+        let tag = |index: usize| What { of: Of::Tag(index.to_string()), ..What::ALL };
         (0..MARKS_MAX * 3).for_each(|index| purges.purge(tag(index)));
         let count = purges.marks.read().expect("whole").at.len();
         assert!(count <= MARKS_MAX, "{count}");

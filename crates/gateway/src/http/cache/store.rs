@@ -1,12 +1,13 @@
 //! Answers that are kept, of one gateway: all its threads have the same.
 
 use super::Kept;
-use super::purge::{Purges, What};
-use super::stored::Stored;
+use super::purge::Purges;
+use super::stored::{Count, Stored};
 use crate::http::request::lines;
+use everhold_core::http::cache::purge::What;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,6 +125,7 @@ pub struct Store {
     spoils: Box<[AtomicU64]>,
     hasher: RandomState,
     ids: AtomicU64,
+    counts: Mutex<BTreeMap<String, Arc<Count>>>,
 }
 
 /// When an answer was asked for, as invalidations and purges are counted.
@@ -194,11 +196,14 @@ impl Store {
             spoils: (0..SPOILS).map(|_| AtomicU64::new(0)).collect(),
             hasher: RandomState::new(),
             ids: AtomicU64::new(0),
+            counts: Mutex::default(),
         })
     }
 
     /// From now on it has so many bytes; with none nothing is kept.
     pub fn resize(&self, bytes_max: u64) {
+        // Those of routes that are no more, when their last answer is gone.
+        self.counts().retain(|_, it| Arc::strong_count(it) > 1);
         if self.bytes_max.swap(bytes_max, Relaxed) != bytes_max {
             self.slots.set_capacity(bytes_max);
         }
@@ -211,6 +216,27 @@ impl Store {
     pub fn kept(&self) -> Kept {
         let (answers, bytes) = (self.slots.len(), self.slots.weight());
         Kept { answers, bytes, bytes_max: self.bytes_max() }
+    }
+
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Count>>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is counted of that route, by all threads together.
+    pub fn count_of(&self, route: &str) -> Arc<Count> {
+        let mut counts = self.counts();
+        let count = counts.entry(route.to_owned()).or_insert_with(|| {
+            let (answers, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+            Arc::new(Count { route: Arc::from(route), answers, bytes })
+        });
+        count.clone()
+    }
+
+    /// Answers that are kept and their bytes, by route.
+    pub fn kept_by_route(&self) -> BTreeMap<String, (u64, u64)> {
+        let counts = self.counts();
+        let of = |it: &Count| (it.answers.load(Relaxed), it.bytes.load(Relaxed));
+        counts.iter().map(|(route, it)| (route.clone(), of(it))).collect()
     }
 
     pub fn bytes_max(&self) -> u64 {
@@ -316,7 +342,7 @@ impl Store {
     }
 
     pub fn purge(&self, what: What) {
-        if what == What::All {
+        if what == What::ALL {
             self.slots.clear();
         }
         self.purges.purge(what);

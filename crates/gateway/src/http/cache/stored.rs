@@ -5,7 +5,8 @@ use super::store::Asked;
 use crate::http::request::{lines, push, value};
 use bytes::Bytes;
 use everhold_core::http::cache::{Life, Marks, Part, Said};
-use std::sync::atomic::AtomicU64;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Tags of one answer by which it is purged.
 const TAGS_MAX: usize = 64;
@@ -25,6 +26,14 @@ pub struct Stored {
     pub names: Names,
     /// When it was asked for anew, in the background.
     pub tried_ms: AtomicU64,
+    count: Arc<Count>,
+}
+
+/// What is kept of one route, for who looks.
+pub struct Count {
+    pub route: Arc<str>,
+    pub answers: AtomicU64,
+    pub bytes: AtomicU64,
 }
 
 /// What of an answer is known by its head.
@@ -38,14 +47,16 @@ pub struct Draft {
     pub vary: Vec<String>,
     pub asked: Asked,
     pub names: Names,
+    count: Arc<Count>,
 }
 
 impl Draft {
-    /// `head`: as it came, `host` and `path`: for which it was asked.
+    /// `head`: as it came, `count`: of its route, `host` and `path`: for which it
+    /// was asked.
     pub fn new(
         (said, head): (&Said<'_>, &[u8]),
         life: Life,
-        (host, path): (&str, &[u8]),
+        (count, host, path): (&Arc<Count>, &str, &[u8]),
         (asked, came_ms): (Asked, u64),
     ) -> Draft {
         let mut kept = Vec::with_capacity(head.len());
@@ -54,6 +65,7 @@ impl Draft {
             push(&mut kept, name, value);
         }
         let names = Names {
+            route: count.route.clone(),
             host: host.to_string(),
             path: String::from_utf8_lossy(path).into_owned(),
             tags: tags(head),
@@ -67,6 +79,7 @@ impl Draft {
             vary: said.vary.clone(),
             asked,
             names,
+            count: count.clone(),
         }
     }
 
@@ -76,8 +89,8 @@ impl Draft {
         if self.status != 204 {
             push(&mut self.head, b"Content-Length", body.len().to_string().as_bytes());
         }
-        let Draft { status, head, life, came_ms, marks, vary: _, asked, names } = self;
-        Stored {
+        let Draft { status, head, life, came_ms, marks, vary: _, asked, names, count } = self;
+        let stored = Stored {
             status,
             head,
             body,
@@ -88,7 +101,19 @@ impl Draft {
             seen: AtomicU64::new(asked.purges),
             names,
             tried_ms: AtomicU64::new(0),
-        }
+            count,
+        };
+        stored.count.answers.fetch_add(1, Relaxed);
+        stored.count.bytes.fetch_add(stored.bytes(), Relaxed);
+        stored
+    }
+}
+
+/// It is neither kept nor on its way to anybody any more.
+impl Drop for Stored {
+    fn drop(&mut self) {
+        self.count.answers.fetch_sub(1, Relaxed);
+        self.count.bytes.fetch_sub(self.bytes(), Relaxed);
     }
 }
 

@@ -344,7 +344,7 @@ pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given
     let asked = Asked::of(lines(original));
     let said = said_of(&cached, status, &response.head, unix_s);
     let draft_of = |life| {
-        let names = (request.host.as_str(), request.path());
+        let names = (&cached.count, request.host.as_str(), request.path());
         Draft::new((&said, &response.head), life, names, (visit.at, now_ms))
     };
     if status == 304
@@ -361,7 +361,7 @@ pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given
         let plain = Asked { if_none_match: None, if_modified_since: None, range: None, ..asked };
         match fresh.life(&plain, &cached.spec, delay.as_millis() as u64, unix_s) {
             Ok(life) if is_that => {
-                let names = (request.host.as_str(), request.path());
+                let names = (&cached.count, request.host.as_str(), request.path());
                 let draft = Draft::new((&fresh, &merged), life, names, (visit.at, now_ms));
                 given = Arc::new(draft.with(stored.body.clone()));
                 store.keep(&mut visit.key, original, &fresh.vary, given.clone());
