@@ -1,6 +1,7 @@
 //! Five times what instances can do: how much of their capacity is used, what those wait that are let
-//! in, how long it takes after all instances stood still for 2 s, and what protections cost where
-//! nothing is too much. Prints; asserts nothing about time.
+//! in, how long it takes after all instances stood still for 2 s, what second tries do for those that
+//! one instance is slow with, and what protections cost where nothing is too much. Prints; asserts
+//! nothing about time.
 //!
 //! `bench_overload [ROUNDS]`. The instance is a model: it works on [`SLOTS`] requests at once, each for
 //! [`SERVICE`], and keeps the others waiting. Clients are an open loop that gives up after
@@ -19,7 +20,7 @@ use std::net::{SocketAddr, TcpListener as StdListener};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +41,12 @@ const STANDS_S: usize = 2;
 const AFTER_S: usize = 6;
 const TENTH: Duration = Duration::from_millis(100);
 const WRK_S: u64 = 4;
+/// What is asked of three instances, of which one is slow now and then.
+const TAIL_PER_S: u64 = 400;
+const TAIL_S: usize = 15;
+const QUICK: Duration = Duration::from_millis(5);
+const SLOW: Duration = Duration::from_millis(200);
+const SLOW_ONE_IN: u64 = 20;
 
 /// An answer: when it came, what it was, how long it took.
 type Answer = (Instant, u16, Duration);
@@ -73,6 +80,16 @@ fn main() {
         ] {
             let bulkhead = limit.map(|limit| Bulkhead { limit, queue: None, wait_ms: 1_000 });
             overload(name, bulkhead, capacity, dir.path());
+        }
+    }
+    println!(
+        "\n{TAIL_PER_S}/s, {QUICK:?} each, but {SLOW:?} for one in {SLOW_ONE_IN} of one of three instances\n\
+         {:<14} {:>9} {:>9} {:>9} {:>16}",
+        "second tries", "p50 ms", "p99 ms", "p99.9 ms", "more requests"
+    );
+    for _ in 0..rounds {
+        for (name, percentile) in [("none", None), ("p95", Some(95))] {
+            tail(name, percentile, dir.path());
         }
     }
     cost(rounds, dir.path());
@@ -182,7 +199,9 @@ fn overload(name: &str, bulkhead: Option<Bulkhead>, capacity: f64, dir: &Path) {
             }
         });
     });
-    let gateway = Proxy::start(&[address], bulkhead, Some(BreakerSpec::default()), dir);
+    let gateway = Proxy::start(&[address], dir, |service| {
+        (service.bulkhead, service.breaker) = (bulkhead, Some(BreakerSpec::default()));
+    });
     let begun = Instant::now();
     let at = |seconds: usize| begun + Duration::from_secs(seconds as u64);
     let stands_from = WARM_S + MEASURED_S;
@@ -231,6 +250,78 @@ fn ms(it: &Duration) -> f64 {
     it.as_secs_f64() * 1_000.0
 }
 
+/// Answers after [`QUICK`], or, if it is the one that is slow now and then, after [`SLOW`]; counts.
+async fn now_and_then(listener: TcpListener, is_slow: bool, got: Arc<AtomicU64>) {
+    let mine = Arc::new(AtomicU64::new(0));
+    while let Ok((mut socket, _)) = listener.accept().await {
+        let (got, mine) = (got.clone(), mine.clone());
+        tokio::spawn(async move {
+            let _ = socket.set_nodelay(true);
+            let mut head = Vec::new();
+            loop {
+                head.clear();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match socket.read_buf(&mut head).await {
+                        Ok(1..) => {}
+                        Ok(0) | Err(_) => return,
+                    }
+                }
+                got.fetch_add(1, SeqCst);
+                let number = mine.fetch_add(1, SeqCst);
+                let slow = is_slow && number % SLOW_ONE_IN == SLOW_ONE_IN - 1;
+                sleep(if slow { SLOW } else { QUICK }).await;
+                let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+                if socket.write_all(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// What clients wait for where one of three instances is slow now and then.
+fn tail(name: &str, percentile: Option<u32>, dir: &Path) {
+    let got = Arc::new(AtomicU64::new(0));
+    let listeners: Vec<StdListener> =
+        (0..3).map(|_| StdListener::bind("127.0.0.1:0").expect("a port")).collect();
+    let address = |it: &StdListener| it.local_addr().expect("an address");
+    let addresses: Vec<SocketAddr> = listeners.iter().map(address).collect();
+    let (_ends_with_this, ended) = oneshot::channel::<()>();
+    let counts = got.clone();
+    std::thread::spawn(move || {
+        runtime().block_on(async {
+            for (index, listener) in listeners.into_iter().enumerate() {
+                listener.set_nonblocking(true).expect("a socket");
+                let listener = TcpListener::from_std(listener).expect("a socket");
+                tokio::spawn(now_and_then(listener, index == 0, counts.clone()));
+            }
+            let _ = ended.await;
+        });
+    });
+    let gateway = Proxy::start(&addresses, dir, |service| service.hedge_percentile = percentile);
+    let begun = Instant::now();
+    let until = begun + Duration::from_secs((WARM_S + TAIL_S) as u64);
+    let answers: Arc<Mutex<Vec<Answer>>> = Arc::default();
+    let (to, told) = (gateway.address, answers.clone());
+    let per_ms = TAIL_PER_S as f64 / 1_000.0;
+    let clients = std::thread::spawn(move || runtime().block_on(offer(to, per_ms, until, told)));
+    clients.join().expect("no panic");
+    let answers = answers.lock().expect("no panic").clone();
+    let from = begun + Duration::from_secs(WARM_S as u64);
+    let measured = answers.iter().filter(|(at, status, _)| *status == 200 && *at >= from);
+    let mut took: Vec<Duration> = measured.map(|it| it.2).collect();
+    took.sort();
+    let per_mille = |of: usize| took.get(took.len() * of / 1_000).map_or(0.0, ms);
+    let more = got.load(SeqCst) as f64 / answers.len().max(1) as f64 - 1.0;
+    println!(
+        "{name:<14} {:>9.1} {:>9.1} {:>9.1} {:>15.1}%",
+        per_mille(500),
+        per_mille(990),
+        per_mille(999),
+        100.0 * more,
+    );
+}
+
 /// Requests per processor-second of the gateway, with all protections and with none.
 fn cost(rounds: usize, dir: &Path) {
     let ports: Vec<u16> = (0..3).map(|_| port().port()).collect();
@@ -251,8 +342,11 @@ fn cost(rounds: usize, dir: &Path) {
     std::thread::sleep(Duration::from_millis(500));
     let instances: Vec<SocketAddr> = ports.iter().map(|port| local(*port)).collect();
     let auto = Bulkhead { limit: Limit::Auto, queue: None, wait_ms: 1_000 };
-    let off = Proxy::start(&instances, None, None, dir);
-    let on = Proxy::start(&instances, Some(auto), Some(BreakerSpec::default()), dir);
+    let off = Proxy::start(&instances, dir, |_| {});
+    let on = Proxy::start(&instances, dir, |service| {
+        (service.bulkhead, service.breaker) = (Some(auto), Some(BreakerSpec::default()));
+        service.hedge_percentile = Some(95);
+    });
     let rows: Vec<(f64, f64)> = (0..rounds).map(|_| (off.wrk(), on.wrk())).collect();
     let median = |mut of: Vec<f64>| {
         of.sort_by(f64::total_cmp);
@@ -292,12 +386,7 @@ fn port() -> SocketAddr {
 }
 
 impl Proxy {
-    fn start(
-        instances: &[SocketAddr],
-        bulkhead: Option<Bulkhead>,
-        breaker: Option<BreakerSpec>,
-        dir: &Path,
-    ) -> Proxy {
+    fn start(instances: &[SocketAddr], dir: &Path, change: impl FnOnce(&mut HttpService)) -> Proxy {
         let bind = port();
         let route = HttpRoute {
             name: "all".to_string(),
@@ -314,7 +403,7 @@ impl Proxy {
             zone: None,
             weight: 1,
         });
-        let service = HttpService {
+        let mut service = HttpService {
             balance: Balance::RoundRobin,
             version: Version::Http1,
             affinity: None,
@@ -323,12 +412,14 @@ impl Proxy {
             timeout_ms: 60_000,
             try_timeout_ms: None,
             try_timeout_auto: false,
+            hedge_percentile: None,
             idle_timeout_ms: 3_600_000,
             retries: 2,
-            bulkhead,
-            breaker,
+            bulkhead: None,
+            breaker: None,
             backends: backends.collect(),
         };
+        change(&mut service);
         let listener = HttpListener {
             bind,
             tls: None,
