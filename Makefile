@@ -52,7 +52,7 @@ bench-gateway:
 	cargo run -p everhold-gateway --example bench_http -- $(ROUNDS)
 
 # Overload, a dependency that fails, clients that mean harm, and what protections cost, in ROUNDS, beside
-# HAProxy. ROWS="overload cost dependency hostile retries" picks rows.
+# HAProxy. ROWS="overload cost dependency tail hostile retries" picks rows.
 bench-overload:
 	@scripts/setup haproxy nginx:nginx-light wrk
 	cargo run -p everhold-gateway --example bench_overload -- $(ROUNDS) $(ROWS)

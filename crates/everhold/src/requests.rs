@@ -6,7 +6,7 @@ use crate::own_socket::OwnSocket;
 use crate::routes::Told;
 use everhold_core::route::RouteTable;
 use everhold_gateway::Gateway;
-use everhold_gateway::http::{Record, id};
+use everhold_gateway::http::{End, Record, id};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::io;
@@ -104,7 +104,7 @@ fn told(gateway: &str, record: &Record) -> Value {
     let tries = record.tries.iter().map(|it| {
         json!({
             "instance": &*it.backend, "why": it.why, "after_us": it.after_us, "took_us": it.took_us,
-            "ok": it.ok, "outcome": it.outcome,
+            "ok": it.end == End::Answered, "outcome": it.outcome,
         })
     });
     json!({

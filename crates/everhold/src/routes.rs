@@ -5,7 +5,7 @@ use everhold_core::http::route::HttpRoute;
 use everhold_core::ids::Time;
 use everhold_core::route::RouteTable;
 use everhold_core::spec::Spec;
-use everhold_gateway::http::GateState;
+use everhold_gateway::http::{End, GateState};
 use everhold_gateway::{Found, Gateway};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ impl Told {
         for (of, took) in &sums.tries {
             let Some(service) = services.get_mut(&*of.service) else { continue };
             service.tries += took.count;
-            service.failed += if of.ok { 0 } else { took.count };
+            service.failed += if of.end == End::Failed { took.count } else { 0 };
         }
         let cache = gateway.kept().map(|it| Kept {
             answers: it.answers as u64,

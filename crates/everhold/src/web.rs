@@ -150,6 +150,7 @@ fn service_of(
         timeout_ms: http.timeout_ms,
         try_timeout_ms: http.try_timeout_ms,
         try_timeout_auto: http.try_timeout_auto,
+        hedge_percentile: http.hedge_percentile,
         idle_timeout_ms: http.idle_timeout_ms,
         retries: http.retries,
         bulkhead: http.concurrency.clone(),

@@ -268,6 +268,7 @@ fn route_table(ports: [u16; 2], instances: &[u16], cache: Option<CacheSpec>) -> 
         timeout_ms: 60_000,
         try_timeout_ms: None,
         try_timeout_auto: false,
+        hedge_percentile: None,
         idle_timeout_ms: 3_600_000,
         retries: 2,
         bulkhead: None,

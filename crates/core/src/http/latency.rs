@@ -1,11 +1,12 @@
-//! How long a service takes to answer, over the last minute, and how long a try is waited for by that.
+//! How long a service takes to answer, over the last minute: how long a try is waited for by that, and
+//! from when on another one is made beside it.
 
 /// Four to each doubling, which is exact to a fifth: from 64 microseconds to more than a minute.
 pub const BUCKETS: usize = 84;
 const FIRST_BITS: u32 = 6;
 const SLOTS: usize = 6;
 const SLOT_MS: u64 = 10_000;
-/// Fewer make no 99th percentile.
+/// Fewer make no percentile that says anything.
 const ANSWERS_MIN: u64 = 100;
 /// A try is given up after so many times what 99 of 100 take, and never sooner than this: an instance
 /// that stops for a moment to collect its garbage is well.
@@ -50,25 +51,25 @@ impl Latencies {
         }
     }
 
-    /// What 99 of 100 take less than; `None`: too few were asked.
-    pub fn p99_us(&self, now_ms: u64) -> Option<u64> {
+    /// What so many of 100 take less than; `None`: too few were asked.
+    pub fn percentile_us(&self, percent: u32, now_ms: u64) -> Option<u64> {
         let oldest = (now_ms / SLOT_MS + 1).saturating_sub(SLOTS as u64);
         let fresh = || self.slots.iter().filter(|(number, _)| *number >= oldest);
         let sum = |bucket: usize| fresh().map(|(_, counts)| u64::from(counts[bucket])).sum::<u64>();
         let all: u64 = (0..BUCKETS).map(sum).sum();
-        let mut above = all / 100;
-        let p99 = (0..BUCKETS).rev().find(|bucket| {
+        let mut above = all * u64::from(100_u32.saturating_sub(percent)) / 100;
+        let found = (0..BUCKETS).rev().find(|bucket| {
             let count = sum(*bucket);
             let is_it = count > above;
             above = above.saturating_sub(count);
             is_it
         });
-        p99.filter(|_| all >= ANSWERS_MIN).map(below_us)
+        found.filter(|_| all >= ANSWERS_MIN).map(below_us)
     }
 
     /// How long a try is waited for where another instance may be asked.
     pub fn patience_us(&self, now_ms: u64) -> Option<u64> {
-        self.p99_us(now_ms).map(|p99_us| (TIMES * p99_us).max(PATIENCE_US_MIN))
+        self.percentile_us(99, now_ms).map(|p99_us| (TIMES * p99_us).max(PATIENCE_US_MIN))
     }
 }
 
@@ -100,7 +101,7 @@ mod tests {
             }
             (found, expected) => assert_eq!(found, expected, "{what}: {said:?}"),
         };
-        is(latencies.p99_us(now_ms), p99_ms, "p99");
+        is(latencies.percentile_us(99, now_ms), p99_ms, "p99");
         is(latencies.patience_us(now_ms), patience_ms, "patience");
     }
 
@@ -118,5 +119,46 @@ mod tests {
         check(&[(0, 900, 2_000), (30, 100, 100)], 60, Some(100), Some(300));
         check(&[(0, 900, 2_000)], 60, None, None);
         check(&[(0, 900, 2_000), (61, 100, 100)], 61, Some(100), Some(300));
+    }
+
+    #[test]
+    fn a_percentile_is_what_so_many_of_100_take_less_than() {
+        #[rustfmt::skip]
+        let cases = [
+            // Of so many, so many took a second and the others 10 ms; the percentile and what it is.
+            (1_000,  49, 95, Some(10)),
+            (1_000,  50, 95, Some(10)),
+            (1_000,  51, 95, Some(1_000)),
+            (1_000, 200, 80, Some(10)),
+            (1_000, 201, 80, Some(1_000)),
+            (  100,   6, 95, Some(1_000)),
+            (   99,   6, 95, None),
+        ];
+        for (all, slow, percent, expected_ms) in cases {
+            let mut counts = [0; BUCKETS];
+            (counts[bucket(10_000)], counts[bucket(1_000_000)]) = (all - slow, slow);
+            let mut latencies = Latencies::default();
+            latencies.add(0, &counts);
+            let found = latencies.percentile_us(percent, 0);
+            let expected = expected_ms.map(|ms: u64| below_us(bucket(ms * 1_000)));
+            assert_eq!(found, expected, "p{percent} with {slow} slow of {all}");
+        }
+    }
+
+    /// Who is left when its time is over is counted with what it had taken till then: that it is left
+    /// does not bring the time down.
+    #[test]
+    fn who_is_left_for_being_slow_still_counts_as_slow() {
+        let mut latencies = Latencies::default();
+        let mut counts = [0; BUCKETS];
+        (counts[bucket(10_000)], counts[bucket(500_000)]) = (960, 40);
+        latencies.add(0, &counts);
+        let after_us = latencies.percentile_us(95, 0).unwrap();
+        let mut counts = [0; BUCKETS];
+        (counts[bucket(10_000)], counts[bucket(after_us)]) = (960, 40);
+        for second in 1..60 {
+            latencies.add(second * 1_000, &counts);
+            assert_eq!(latencies.percentile_us(95, second * 1_000), Some(after_us));
+        }
     }
 }

@@ -112,6 +112,9 @@ pub struct HttpService {
     /// A try is given up when it takes longer than nearly all, if another instance may be asked.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub try_timeout_auto: bool,
+    /// A try that takes longer than so many of 100 gets another one beside it, elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_percentile: Option<u32>,
     /// Between two pieces of an answer.
     #[serde(default = "crate::spec::idle_timeout_ms")]
     pub idle_timeout_ms: u64,
@@ -124,6 +127,13 @@ pub struct HttpService {
     pub breaker: Option<BreakerSpec>,
     /// By name.
     pub backends: Vec<Backend>,
+}
+
+impl HttpService {
+    /// How long its answers take is of use.
+    pub fn measures(&self) -> bool {
+        self.try_timeout_auto || self.hedge_percentile.is_some()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -514,6 +524,7 @@ mod tests {
             timeout_ms: 60_000,
             try_timeout_ms: None,
             try_timeout_auto: false,
+            hedge_percentile: None,
             idle_timeout_ms: 3_600_000,
             retries: 2,
             bulkhead: None,

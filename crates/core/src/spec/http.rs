@@ -62,6 +62,9 @@ pub struct HttpSpec {
     /// It follows from how long answers take, where another try may follow.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub try_timeout_auto: bool,
+    /// A try that takes longer than so many of 100 gets another one beside it, elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge_percentile: Option<u32>,
     /// Between two pieces of an answer.
     #[serde(default = "idle_timeout_ms")]
     pub idle_timeout_ms: u64,
@@ -101,6 +104,7 @@ impl HttpSpec {
             timeout_ms: TIMEOUT_MS,
             try_timeout_ms: None,
             try_timeout_auto: false,
+            hedge_percentile: None,
             idle_timeout_ms: IDLE_TIMEOUT_MS,
             retries: RETRIES,
             concurrency: None,

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use everhold_core::http::probe::Health;
 use everhold_core::route::RouteTable;
 use everhold_core::spec::{NodeSpec, Role, Spec};
-use everhold_gateway::http::{BOUNDS_S, GateState, Histogram, Judged};
+use everhold_gateway::http::{BOUNDS_S, End, GateState, Hedge, Histogram, Judged};
 use everhold_gateway::{Gateway, ListenerState, Refused};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -171,7 +171,11 @@ impl Desk {
             put_took(page, &m::HTTP_SERVER, &labels, took);
         }
         for (of, took) in &sums.tries {
-            let outcome = if of.ok { "ok" } else { "failed" };
+            let outcome = match of.end {
+                End::Answered => "ok",
+                End::Failed => "failed",
+                End::Left => "left",
+            };
             let labels =
                 [("service", &*of.service), ("backend", &*of.backend), ("outcome", outcome)];
             put_took(page, &m::HTTP_CLIENT, &labels, took);
@@ -180,6 +184,15 @@ impl Desk {
         for (turned, waited) in &sums.turned {
             let labels = [("http_route", &*turned.route), ("met", turned.met.word())];
             put_took(page, &m::HTTP_WAITED, &labels, waited);
+        }
+        for ((service, hedge), count) in &sums.hedged {
+            let answered = match hedge {
+                Hedge::First => "first",
+                Hedge::Second => "second",
+                Hedge::Neither => "neither",
+            };
+            let labels = [("service", &**service), ("answered", answered)];
+            page.put(&m::HTTP_HEDGED, &labels, *count as f64);
         }
         for ((route, word), count) in &sums.cached {
             page.put(&m::HTTP_CACHED, &[("http_route", route), ("cache", word)], *count as f64);

@@ -157,9 +157,11 @@ metrics! {
     HTTP_SERVER histogram "http_server_request_duration_seconds" "http_route, http_request_method, http_response_status_code"
         "Requests and how long they took. http_route is empty if there is none, the status 0 if the client was gone. A thread tells 2,000 combinations apart; all others are `(rest)`, with the status rounded down to hundreds.";
     HTTP_CLIENT histogram "http_client_request_duration_seconds" "service, backend, outcome"
-        "Tries at an instance, until the head of its answer. outcome: ok, failed. backend is `(rest)` behind the 2,000th combination.";
+        "Tries at an instance, until the head of its answer. outcome: ok, failed, left (it was one of two at once, and the other one's answer was taken). backend is `(rest)` behind the 2,000th combination.";
     HTTP_WAITED histogram "everhold_gateway_request_wait_seconds" "http_route, met"
         "Requests that did not go on at once, and how long they waited. met: queue (it got its turn, or its client left), queue_full, too_late, breaker (these were turned away).";
+    HTTP_HEDGED counter "everhold_gateway_hedged_requests_total" "service, answered"
+        "Requests that two instances were asked for at once, since the first was slow. answered: first, second, neither.";
     HTTP_CACHED counter "everhold_gateway_cache_requests_total" "http_route, cache"
         "Requests of routes that keep answers, by what the cache did for them.";
     CACHE_ANSWERS gauge "everhold_gateway_cache_answers" ""

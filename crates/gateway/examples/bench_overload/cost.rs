@@ -29,9 +29,17 @@ pub fn run(rounds: usize, dir: &Path) {
     std::thread::sleep(Duration::from_millis(500));
     let instances: Vec<SocketAddr> = ports.iter().map(|port| local(*port)).collect();
     let auto = Bulkhead { limit: Limit::Auto, queue: None, wait_ms: 1_000 };
-    let plain = Asked { prefix: "/", instances, bulkhead: None, breaker: None, haproxy: "" };
+    let plain = Asked {
+        prefix: "/",
+        instances,
+        bulkhead: None,
+        breaker: None,
+        hedge_percentile: None,
+        haproxy: "",
+    };
     let breaker = Some(BreakerSpec::default());
-    let guarded = Asked { bulkhead: Some(auto), breaker, ..plain.clone() };
+    let hedge_percentile = Some(95);
+    let guarded = Asked { bulkhead: Some(auto), breaker, hedge_percentile, ..plain.clone() };
     let off = Proxy::everhold("off", &[plain], dir);
     let on = Proxy::everhold("on", &[guarded], dir);
     let rows: Vec<(f64, f64)> = (0..rounds).map(|_| (off.wrk(), on.wrk())).collect();

@@ -41,6 +41,7 @@ pub fn run(rounds: usize, dir: &Path) {
             instances: vec![instance],
             bulkhead: None,
             breaker: None,
+            hedge_percentile: None,
             haproxy: "maxconn 50",
         },
     );

@@ -60,6 +60,7 @@ pub fn run(rounds: usize, dir: &Path) {
         instances: vec![instance.address],
         bulkhead: None,
         breaker: None,
+        hedge_percentile: None,
         haproxy: "",
     }];
     for _ in 0..rounds {

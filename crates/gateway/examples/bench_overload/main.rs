@@ -1,7 +1,7 @@
 //! What overload, failing dependencies and hostile clients do to those who ask for what they should:
 //! prints; asserts nothing about time.
 //!
-//! `bench_overload [ROUNDS] [ROW...]`, of the rows `overload`, `cost`, `dependency`, `hostile` and `retries`.
+//! `bench_overload [ROUNDS] [ROW...]`, of the rows `overload`, `cost`, `dependency`, `tail`, `hostile` and `retries`.
 //! HAProxy stands beside where it has the feature and is in `PATH`; for `cost` wrk and nginx have to be.
 
 mod clients;
@@ -11,6 +11,7 @@ mod hostile;
 mod overload;
 mod proxy;
 mod retries;
+mod tail;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::path::Path;
@@ -18,10 +19,11 @@ use std::path::Path;
 /// Its name, and what prints it in so many rounds.
 type Row = (&'static str, fn(usize, &Path));
 
-const ROWS: [Row; 5] = [
+const ROWS: [Row; 6] = [
     ("overload", overload::run),
     ("cost", cost::run),
     ("dependency", dependency::run),
+    ("tail", tail::run),
     ("hostile", hostile::run),
     ("retries", retries::run),
 ];

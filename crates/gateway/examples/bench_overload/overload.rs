@@ -76,8 +76,14 @@ async fn instance(listener: TcpListener, model: Arc<Model>) {
 fn overload(name: &str, bulkhead: Option<Bulkhead>, capacity: f64, dir: &Path) {
     measure(name, capacity, |instance| {
         let breaker = Some(BreakerSpec::default());
-        let asked =
-            Asked { prefix: "/", instances: vec![instance], bulkhead, breaker, haproxy: "" };
+        let asked = Asked {
+            prefix: "/",
+            instances: vec![instance],
+            bulkhead,
+            breaker,
+            hedge_percentile: None,
+            haproxy: "",
+        };
         Some(Proxy::everhold("everhold", &[asked], dir))
     });
 }
@@ -89,6 +95,7 @@ fn haproxy(maxconn: &str, capacity: f64, dir: &Path) {
             instances: vec![instance],
             bulkhead: None,
             breaker: None,
+            hedge_percentile: None,
             haproxy: maxconn,
         };
         Proxy::haproxy(&[asked], "timeout queue 1s", dir)

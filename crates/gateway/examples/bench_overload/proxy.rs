@@ -24,6 +24,7 @@ pub struct Asked<'a> {
     pub instances: Vec<SocketAddr>,
     pub bulkhead: Option<Bulkhead>,
     pub breaker: Option<BreakerSpec>,
+    pub hedge_percentile: Option<u32>,
     /// For HAProxy: its servers and their default.
     pub haproxy: &'a str,
 }
@@ -182,6 +183,7 @@ fn service(it: &Asked<'_>) -> HttpService {
         timeout_ms: 60_000,
         try_timeout_ms: None,
         try_timeout_auto: false,
+        hedge_percentile: it.hedge_percentile,
         idle_timeout_ms: 3_600_000,
         retries: 2,
         bulkhead: it.bulkhead.clone(),

@@ -75,6 +75,7 @@ fn measure(percent: u64, proxy: impl FnOnce(&[Asked<'_>]) -> Option<Proxy>) {
         bulkhead: None,
         // It would hide what is asked about.
         breaker: None,
+        hedge_percentile: None,
         haproxy: "",
     };
     let Some(proxy) = proxy(&[asked]) else { return };

@@ -1,7 +1,7 @@
 //! The access log: a line of JSON for each request, in files that are turned over. A disk that is slow
 //! costs lines, which are counted, and no request its time.
 
-use super::ledger::Record;
+use super::ledger::{End, Record};
 use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -84,7 +84,8 @@ impl Lines {
 /// In the names of OpenTelemetry where it has one.
 fn line(out: &mut Vec<u8>, record: &Record) {
     let at = i64::try_from(record.at_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
-    let backend = record.tries.iter().last().map_or("", |it| &it.backend);
+    let answered = record.tries.iter().find(|it| it.end == End::Answered);
+    let backend = answered.or(record.tries.iter().last()).map_or("", |it| &it.backend);
     // Writing to memory can't fail.
     let _ = write!(out, "{{\"@timestamp\":\"{:.3}\",\"request_id\":", at.unwrap_or_default());
     quoted(out, record.id.as_bytes());

@@ -1,12 +1,11 @@
 //! Whether a request goes on to its service, when, and what it holds while it does: a place of its
 //! route's and one of its service's, and the leave of the breaker.
 
-use super::exchange::{Client, Failure, HALF_CLOSED_FOR};
+use super::exchange::{Client, Failure, Leaving};
 use super::gate::{Entry, Gate, Permit, Waiting};
-use super::io::Io;
 use super::ledger::Met;
 use super::switch::{Passage, Switch};
-use super::world::{Route, World};
+use super::world::{Route, Service, World};
 use everhold_core::http::breaker::Said;
 use everhold_core::http::queue::Denied;
 use std::future::poll_fn;
@@ -126,23 +125,12 @@ async fn place(
 /// `None`: the client is gone.
 async fn wait(client: &mut Client, mut waiting: Waiting) -> Option<Result<Permit, Denied>> {
     let Client { io, buf, timer, .. } = client;
-    let mut left = None;
+    let mut leaving = Leaving::default();
     poll_fn(|cx| {
         if let Poll::Ready(told) = waiting.poll(cx) {
             return Poll::Ready(Some(told));
         }
-        if let Io::Stream(stream) = io {
-            if stream.poll_given_up(cx).is_ready() {
-                return Poll::Ready(None);
-            }
-        } else if left.is_none() {
-            left = match io.poll_left(cx, buf) {
-                Poll::Pending => None,
-                Poll::Ready(Ok(())) => Some(Instant::now() + HALF_CLOSED_FOR),
-                Poll::Ready(Err(_)) => return Poll::Ready(None),
-            };
-        }
-        let gone = left.filter(|left| *left < waiting.until);
+        let gone = leaving.look(cx, io, buf).filter(|gone| *gone < waiting.until);
         timer.poll(cx, gone.unwrap_or(waiting.until)).map(|()| match gone {
             Some(_) => None,
             None => Some(Err(Denied::Late)),
@@ -160,7 +148,33 @@ fn broken(client: &mut Client, for_ms: u64) -> Halt {
     }
 }
 
-impl Pass<'_> {
+/// The places of a second try.
+pub type Beside = (Option<Permit>, Option<Permit>);
+
+impl<'r> Pass<'r> {
+    pub fn route(&self) -> &'r Route {
+        self.route
+    }
+
+    pub fn service(&self) -> &'r Service {
+        &self.route.service
+    }
+
+    /// Places for a second try while the first goes on, if nobody else would want them. The only one
+    /// that a breaker lets through has none.
+    pub fn beside(&self, world: &World, now: Instant) -> Option<Beside> {
+        let service = self.service();
+        let now_ms = world.shared.guards.ms(now);
+        if service.switch.as_ref().is_some_and(|switch| switch.look(now_ms) != Passage::All) {
+            return None;
+        }
+        let spare = |gate: &Option<Arc<Gate>>| match gate {
+            Some(gate) => gate.spare(now).map(Some),
+            None => Some(None),
+        };
+        Some((spare(&self.route.gate)?, spare(&service.gate)?))
+    }
+
     fn gates(&self) -> impl Iterator<Item = &Arc<Gate>> {
         self.route.gate.iter().chain(&self.route.service.gate)
     }

@@ -94,6 +94,27 @@ impl Client {
     }
 }
 
+/// Whether a client that waits is still there.
+#[derive(Default)]
+pub struct Leaving(Option<Instant>);
+
+impl Leaving {
+    /// From when on it is gone, if it has ended its side or more.
+    pub fn look(&mut self, cx: &mut Context<'_>, io: &mut Io, buf: &mut Buf) -> Option<Instant> {
+        if let Io::Stream(stream) = io {
+            return stream.poll_given_up(cx).is_ready().then(Instant::now);
+        }
+        if self.0.is_none() {
+            self.0 = match io.poll_left(cx, buf) {
+                Poll::Pending => None,
+                Poll::Ready(Ok(())) => Some(Instant::now() + HALF_CLOSED_FOR),
+                Poll::Ready(Err(_)) => Some(Instant::now()),
+            };
+        }
+        self.0
+    }
+}
+
 /// Why a try came to nothing.
 #[derive(Debug)]
 pub enum Failure {
@@ -136,6 +157,16 @@ impl Failure {
         }
     }
 
+    /// Something of the request was sent, and not taken back.
+    pub fn has_reached(&self) -> bool {
+        !matches!(self, Failure::Connect(_) | Failure::Refused { .. })
+    }
+
+    /// The client is why.
+    pub fn is_of_client(&self) -> bool {
+        matches!(self, Failure::Client { .. } | Failure::Slow)
+    }
+
     /// As `explain` says it.
     pub fn word(&self) -> &'static str {
         match self {
@@ -173,15 +204,25 @@ pub enum Carried {
 /// Sends the request and reads the head of its answer; nothing has gone to the client yet, but for
 /// interim responses.
 pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Result<(), Failure> {
-    let Client { io, buf, request, response, up, down, timer, rate_min, .. } = client;
-    let chunks = matches!(request.framing, Framing::Chunked | Framing::End);
-    let framing = as_read(io, request.framing);
+    let Client { io, request, up, .. } = client;
     // What was given up as soon as it was made is no work for anybody else.
     if let Io::Stream(stream) = io
         && poll_fn(|cx| Poll::Ready(stream.poll_given_up(cx).is_ready())).await
     {
         return Err(Failure::Client { malformed: None });
     }
+    let framing = as_read(io, request.framing);
+    send(request, conn, up, framing)?;
+    hear(client, conn, deadline, false).await
+}
+
+/// Begins to send the request; `framing`: of its body, as it is read.
+pub fn send(
+    request: &Request,
+    conn: &mut Conn,
+    up: &mut Flow,
+    framing: Framing,
+) -> Result<(), Failure> {
     if let Io::Stream(stream) = &mut conn.io {
         stream.ask(request, is_bare(request.framing)).map_err(|why| match why {
             NotAsked::Unfit => {
@@ -191,6 +232,7 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
         })?;
         up.begin(framing, false);
     } else {
+        let chunks = matches!(request.framing, Framing::Chunked | Framing::End);
         up.begin(framing, chunks);
         up.out.extend_from_slice(&request.head);
         if chunks {
@@ -200,6 +242,17 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
     }
     // Pieces of a body in chunks are not held: what delimits them would have to be, too.
     up.hold = matches!(framing, Framing::Length(_) | Framing::End);
+    Ok(())
+}
+
+/// Sends what is left of the request and reads the head of its answer; `said`: it is there already.
+pub async fn hear(
+    client: &mut Client,
+    conn: &mut Conn,
+    deadline: Instant,
+    mut said: bool,
+) -> Result<(), Failure> {
+    let Client { io, buf, request, response, up, down, timer, rate_min, .. } = client;
     let mut interim = 0;
     // Whoever waits for leave to send owes nothing before it was given.
     let mut waits = request.expects;
@@ -247,7 +300,11 @@ pub async fn ask(client: &mut Client, conn: &mut Conn, deadline: Instant) -> Res
                     }
                 };
             }
-            match head(cx, conn, request, response) {
+            let heard = match std::mem::take(&mut said) {
+                true => Poll::Ready(Ok(())),
+                false => head(cx, conn, request, response),
+            };
+            match heard {
                 Poll::Pending => break,
                 Poll::Ready(Err(failure)) => {
                     let failure = match (failure, broken.take()) {
@@ -371,7 +428,7 @@ fn is_bare(framing: Framing) -> bool {
 }
 
 /// Reads the head of a response.
-fn head(
+pub fn head(
     cx: &mut Context<'_>,
     conn: &mut Conn,
     request: &Request,

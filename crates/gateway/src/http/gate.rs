@@ -157,6 +157,11 @@ impl Gate {
         Permit { gate: self.clone(), since }
     }
 
+    /// A place that is free, for what nobody waits with.
+    pub fn spare(self: &Arc<Gate>, now: Instant) -> Option<Permit> {
+        self.take().then(|| self.permit(now))
+    }
+
     /// Takes a place, or a place in the queue. `deadline`: when the answer has to be there.
     pub fn enter(self: &Arc<Gate>, class: Priority, now: Instant, deadline: Instant) -> Entry {
         if self.take() {

@@ -2,7 +2,7 @@
 //! who is inside stays.
 
 use super::gate::{Gate, GateState};
-use super::pace::Pace;
+use super::latency::Latency;
 use super::switch::Switch;
 use everhold_core::http::HttpTable;
 use everhold_core::http::breaker::BreakerSpec;
@@ -23,7 +23,7 @@ struct Known {
     /// By listener and route.
     routes: BTreeMap<(String, String), Arc<Gate>>,
     switches: BTreeMap<String, Arc<Switch>>,
-    paces: BTreeMap<String, Arc<Pace>>,
+    latencies: BTreeMap<String, Arc<Latency>>,
 }
 
 /// What gates and breakers are like, for who looks.
@@ -74,9 +74,10 @@ impl Guards {
                 switch.set(spec);
                 known.switches.insert(name.clone(), switch);
             }
-            if service.try_timeout_auto {
-                let pace = before.paces.remove(name).unwrap_or_default();
-                known.paces.insert(name.clone(), pace);
+            if service.measures() {
+                let latency = before.latencies.remove(name).unwrap_or_default();
+                latency.set(service.hedge_percentile);
+                known.latencies.insert(name.clone(), latency);
             }
         }
         for (listener, it) in &table.listeners {
@@ -112,8 +113,8 @@ impl Guards {
         Some(self.known().switches.get(name).cloned().unwrap_or_default())
     }
 
-    pub fn pace(&self, name: &str, is_on: bool) -> Option<Arc<Pace>> {
-        is_on.then(|| self.known().paces.get(name).cloned().unwrap_or_default())
+    pub fn latency(&self, name: &str, is_on: bool) -> Option<Arc<Latency>> {
+        is_on.then(|| self.known().latencies.get(name).cloned().unwrap_or_default())
     }
 
     /// Adapts limits and timeouts to what there was since the last time; now and then.
@@ -121,7 +122,7 @@ impl Guards {
         let now = Instant::now();
         let known = self.known();
         known.services.values().chain(known.routes.values()).for_each(|gate| gate.step(now));
-        known.paces.values().for_each(|pace| pace.step(self.ms(now)));
+        known.latencies.values().for_each(|latency| latency.step(self.ms(now)));
     }
 
     /// Judges breakers, also when one of them asks for it.

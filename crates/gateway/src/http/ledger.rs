@@ -65,7 +65,24 @@ pub struct Series {
 pub struct Of {
     pub service: Arc<str>,
     pub backend: Arc<str>,
-    pub ok: bool,
+    pub end: End,
+}
+
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    Answered,
+    Failed,
+    /// It was one of two at once, and the other one's answer was taken.
+    Left,
+}
+
+/// Who answered a request that was tried twice at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hedge {
+    First,
+    Second,
+    Neither,
 }
 
 /// What a request met before it was tried anywhere.
@@ -107,7 +124,7 @@ pub struct Try {
     pub after_us: u64,
     /// Until the head of the answer, or the failure.
     pub took_us: u64,
-    pub ok: bool,
+    pub end: End,
     /// `answered`, or why not.
     pub outcome: &'static str,
 }
@@ -161,6 +178,8 @@ pub struct Record {
     pub met: Option<Met>,
     /// Before it was let in or turned away; a part of `took_us`.
     pub waited_us: u64,
+    /// Two instances were asked at once.
+    pub hedge: Option<Hedge>,
     /// What the cache did for it; empty: its route keeps no answers.
     pub cache: &'static str,
 }
@@ -174,6 +193,8 @@ struct Books {
     requests: Histograms<Series>,
     tries: Histograms<Of>,
     turned: Histograms<Turned>,
+    /// By service.
+    hedged: BTreeMap<(Arc<str>, Hedge), u64>,
     /// By route and what the cache did.
     cached: BTreeMap<(Arc<str>, &'static str), u64>,
     recent: VecDeque<Record>,
@@ -238,6 +259,8 @@ pub struct Sums {
     pub tries: BTreeMap<Of, Histogram>,
     /// How long those waited that did not go on at once.
     pub turned: BTreeMap<Turned, Histogram>,
+    /// Requests that were tried twice at once, by service.
+    pub hedged: BTreeMap<(Arc<str>, Hedge), u64>,
     /// Requests by route and what the cache did for them.
     pub cached: BTreeMap<(Arc<str>, &'static str), u64>,
     /// Lines of the access log that the disk was too slow for, or did not take.
@@ -251,8 +274,7 @@ impl Ledger {
 
     pub fn write(&self, record: Record) {
         let mut books = self.books();
-        let Books { requests, tries, turned, cached, recent, wrong, sample, lines, lines_lost: _ } =
-            &mut *books;
+        let Books { requests, tries, turned, hedged, cached, .. } = &mut *books;
         let Record { route, method, status, .. } = &record;
         let is = |it: &Series| {
             Arc::ptr_eq(&it.route, route) && it.method == *method && it.status == *status
@@ -265,9 +287,9 @@ impl Ledger {
         };
         requests.add(is, series, rest, record.took_us);
         for one in record.tries.iter() {
-            let is = |it: &Of| Arc::ptr_eq(&it.backend, &one.backend) && it.ok == one.ok;
+            let is = |it: &Of| Arc::ptr_eq(&it.backend, &one.backend) && it.end == one.end;
             let (service, backend) = (&record.service, &one.backend);
-            let of = || Of { service: service.clone(), backend: backend.clone(), ok: one.ok };
+            let of = || Of { service: service.clone(), backend: backend.clone(), end: one.end };
             let rest = |it: &Of| Of { backend: Arc::from(REST), ..it.clone() };
             tries.add(is, of, rest, one.took_us);
         }
@@ -277,6 +299,9 @@ impl Ledger {
             let rest = |it: &Turned| Turned { route: Arc::from(REST), ..it.clone() };
             turned.add(is, key, rest, record.waited_us);
         }
+        if let Some(hedge) = record.hedge {
+            *hedged.entry((record.service.clone(), hedge)).or_default() += 1;
+        }
         if !record.cache.is_empty() {
             let mut of = (record.route.clone(), record.cache);
             if cached.len() >= SERIES_MAX && !cached.contains_key(&of) {
@@ -284,10 +309,12 @@ impl Ledger {
             }
             *cached.entry(of).or_default() += 1;
         }
-        if let Some(lines) = lines {
+        if let Some(lines) = &mut books.lines {
             lines.add(&record);
         }
-        let went_wrong = record.status >= 500 || record.status == 0 || record.tries.count() > 1;
+        let failed = record.tries.iter().any(|it| it.end == End::Failed);
+        let went_wrong = record.status >= 500 || record.status == 0 || failed;
+        let Books { recent, wrong, sample, .. } = &mut *books;
         sample.take(&record, went_wrong);
         let (kept, most) = if went_wrong { (wrong, WRONG_MAX) } else { (recent, RECENT_MAX) };
         if kept.len() >= most {
@@ -330,6 +357,9 @@ impl Ledger {
         for (turned, histogram) in books.turned.iter() {
             sums.turned.entry(turned.clone()).or_default().merge(histogram);
         }
+        for (of, count) in &books.hedged {
+            *sums.hedged.entry(of.clone()).or_default() += count;
+        }
         for (of, count) in &books.cached {
             *sums.cached.entry(of.clone()).or_default() += count;
         }
@@ -345,6 +375,7 @@ pub struct Trail {
     pub outcome: &'static str,
     pub met: Option<Met>,
     pub waited_us: u64,
+    pub hedge: Option<Hedge>,
     pub cache: &'static str,
 }
 
@@ -358,6 +389,7 @@ impl Default for Trail {
             outcome: "",
             met: None,
             waited_us: 0,
+            hedge: None,
             cache: "",
         }
     }
@@ -368,11 +400,13 @@ impl Trail {
         (self.route, self.service) = (nothing.clone(), nothing.clone());
         (self.outcome, self.cache) = ("", "");
         self.tries = Tries::default();
-        (self.met, self.waited_us) = (None, 0);
+        (self.met, self.waited_us, self.hedge) = (None, 0, None);
     }
 
-    pub fn tried(&mut self, one: Try) {
-        self.tries.push(one);
+    /// One try, or two at once.
+    pub fn tried(&mut self, mut tries: [Option<Try>; 2]) {
+        tries.sort_by_key(|one| one.as_ref().map_or(u64::MAX, |one| one.after_us));
+        tries.into_iter().flatten().for_each(|one| self.tries.push(one));
     }
 }
 
@@ -398,7 +432,7 @@ mod tests {
                     why: "its turn",
                     after_us: 1,
                     took_us,
-                    ok: status < 500,
+                    end: if status < 500 { End::Answered } else { End::Failed },
                     outcome: "answered",
                 }),
                 more: Vec::new(),
@@ -410,6 +444,7 @@ mod tests {
             outcome: "",
             met: None,
             waited_us: 0,
+            hedge: None,
             cache: "",
         }
     }
@@ -494,8 +529,8 @@ mod tests {
         let rest: Vec<_> = rest.map(|(it, sum)| (it.status, sum.count)).collect();
         assert_eq!(rest, [(200, 1), (500, 6)]);
         let rest = sums.tries.iter().filter(|(it, _)| &*it.backend == REST);
-        let rest: Vec<_> = rest.map(|(it, sum)| (it.ok, sum.count)).collect();
-        assert_eq!(rest, [(false, 6), (true, 1)]);
+        let rest: Vec<_> = rest.map(|(it, sum)| (it.end, sum.count)).collect();
+        assert_eq!(rest, [(End::Answered, 1), (End::Failed, 6)]);
         let count = |sums: &mut dyn Iterator<Item = &Histogram>| sums.map(|it| it.count).sum();
         let all: u64 = count(&mut sums.requests.values());
         assert_eq!(all, SERIES_MAX as u64 + 22);

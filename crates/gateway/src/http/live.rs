@@ -282,6 +282,7 @@ mod tests {
             timeout_ms: 1_000,
             try_timeout_ms: None,
             try_timeout_auto: false,
+            hedge_percentile: None,
             idle_timeout_ms: 3_600_000,
             retries: 0,
             bulkhead: None,

@@ -5,8 +5,8 @@
 //! `body` says where bodies end, `exchange` is one request and its answer, `flow` carries bodies, `world`
 //! is what a thread knows, `live` what all threads know of instances, `judge` who checks them and says
 //! who is used. `cache` is answers that are kept. `admit` lets requests in, through the `gate` of route
-//! and service and past the service's breaker, its `switch`; `guards` has all of these, and the `pace` of
-//! services. `ledger` counts requests and remembers the last, `sample` some of the last hour,
+//! and service and past the service's breaker, its `switch`; `guards` has all of these, and the `latency`
+//! of services. `tries` is one try at one instance, `hedge` two at once. `ledger` counts requests and remembers the last, `sample` some of the last hour,
 //! `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `meter` looks at its frames, `link` is one to an instance,
 //! `stream` one stream of either,
@@ -27,15 +27,16 @@ mod fuzz;
 mod gate;
 mod guards;
 mod heads;
+mod hedge;
 pub mod id;
 mod io;
 mod judge;
 mod kind;
+mod latency;
 mod ledger;
 mod link;
 mod live;
 mod meter;
-mod pace;
 mod rates;
 pub mod request;
 pub mod response;
@@ -48,6 +49,7 @@ mod target;
 mod timer;
 mod tls;
 mod trailers;
+mod tries;
 mod tunnel;
 mod world;
 
@@ -57,7 +59,9 @@ pub use gate::GateState;
 pub use guards::Guarded;
 pub use id::RequestId;
 pub(crate) use judge::run as judge;
-pub use ledger::{BOUNDS_S, Histogram, Ledger, Met, Of, Record, Series, Sums, Tries, Try, Turned};
+pub use ledger::{
+    BOUNDS_S, End, Hedge, Histogram, Ledger, Met, Of, Record, Series, Sums, Tries, Try, Turned,
+};
 pub(crate) use live::Shared;
 pub use live::{Judged, Loads, Verdict};
 pub use rates::Limited;

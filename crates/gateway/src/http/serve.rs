@@ -2,31 +2,32 @@
 
 use super::Open;
 use super::admit::{Halt, admit};
-use super::backend::{Active, Backend, Conn, Need};
+use super::backend::Conn;
 use super::body::Framing;
 use super::cache;
-use super::exchange::{Carried, Client, Failure, answer, ask, carry};
+use super::exchange::{Carried, Client, Failure, answer, carry};
 use super::from::From;
+use super::hedge::{self, Raced};
 use super::id::Short;
 use super::io::Io;
-use super::ledger::{Record, TRIES_MAX, Try};
+use super::ledger::{End, Record};
 use super::live::Live;
 use super::rates::admits;
 use super::request::Refusal;
 use super::streams::{self, Begun};
+use super::tries::{Course, Plan, Tried, one_try, slow_at};
 use super::tunnel;
-use super::world::{Picked, Route, Seat, Service, World};
+use super::world::{Picked, Route, Seat, World};
 use everhold_core::http::flood::PREFACE;
 use everhold_core::http::retry::{Body, Failed, Sent, Verdict, Why, may_retry};
 use std::future::poll_fn;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 /// A connection on which nothing is asked is closed after this, as nginx does.
 const IDLE: Duration = Duration::from_secs(75);
@@ -34,8 +35,6 @@ const IDLE: Duration = Duration::from_secs(75);
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// A client that takes nothing for so long of what is there for it is given up.
 pub const STALLED: Duration = Duration::from_secs(60);
-/// One attempt to connect: see `Limits::connect_max`.
-const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// What the gateway says itself is taken within this.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What a client still sends after it was told that nobody reads it.
@@ -187,7 +186,6 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;
     let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
-    let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
     // It may have waited for an answer that others asked for.
     let came = if client.visit.waited { Instant::now() } else { begun };
     let pass = match admit(client, route, world, (came, deadline)).await {
@@ -199,13 +197,12 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         Err(Halt::Gone) => return gone(client),
     };
     service.budget.borrow_mut().request(world.ms(pass.at));
-    let mut tried = [usize::MAX; TRIES_MAX];
+    let mut tried = Tried::default();
     // The instance that is asked again over a new connection, and whether one was.
     let (mut again, mut anew) = (None, false);
-    let mut tries = 0;
     let mut last = (503, "no instance is there");
-    for index in 0..tried.len() {
-        let now = if index == 0 { pass.at } else { Instant::now() };
+    while tried.has_room() {
+        let now = if tried.indices().is_empty() { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
             return unserved(client, world, (504, "the client waits no longer")).await;
@@ -213,43 +210,31 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         let now_ms = world.ms(now);
         let picked = match again.take() {
             Some(picked) => Some(picked),
-            None => service.pick(world, &client.request, &tried[..index], now_ms),
+            None => service.pick(world, &client.request, tried.indices(), now_ms),
         };
-        let Some(Picked { index: chosen, set_cookie, why }) = picked else {
-            return unserved(client, world, last).await;
+        let Some(picked) = picked else { return unserved(client, world, last).await };
+        let plan = Plan::new((client, route, picked), &mut tried, (now, deadline), world.ms(now));
+        let slow_at = slow_at(client, service, &tried, &plan);
+        let (plan, ending, other) = match one_try(client, plan, anew, slow_at, begun).await {
+            Course::Ended(plan, ending) => (plan, ending, None),
+            Course::Slow(first) => {
+                let times = (begun, deadline);
+                let going = hedge::go_on(client, *first, &mut tried, (&pass, world), times);
+                let Raced { plan, ending, other } = Box::pin(going).await;
+                (plan, ending, other)
+            }
         };
-        tried[index] = chosen;
-        let backend = &service.backends[chosen];
-        let bears = per_try.unwrap_or(route.timeout);
-        let bears = impatience(client, service, &tried[..=index], tries, now_ms)
-            .map_or(bears, |patience| patience.min(bears));
-        let until = deadline.min(now + bears);
-        // Anybody may give an instance so little time that it can't answer; who gives it most of what the
-        // service does says something of it.
-        let hurried = (until - now) * 2 < bears;
-        let result = one_try(client, backend, anew, (begun, now, until)).await;
         let ended = Instant::now();
-        client.trail.tried(Try {
-            backend: backend.name.clone(),
-            why,
-            after_us: (now - begun).as_micros() as u64,
-            took_us: (ended - now).as_micros() as u64,
-            ok: result.is_ok(),
-            outcome: result.as_ref().err().map_or("answered", |it| it.failure.word()),
-        });
-        let failed = match result {
+        let (end, outcome) = match &ending {
+            Ok(_) => (End::Answered, "answered"),
+            Err(failed) => (End::Failed, failed.failure.word()),
+        };
+        let other = other.map(|it| it.count(world, &pass, begun));
+        client.trail.tried([Some(plan.told(begun, ended, end, outcome)), other]);
+        let backend = plan.backend;
+        let failed = match ending {
             Ok((mut conn, _active)) => {
-                // What it can't do says something of it; what the client did wrong doesn't.
-                match client.response.status {
-                    // It was told for how long it is waited for, and says that this was too short.
-                    504 if hurried => {}
-                    500.. => alarm(world, backend.live.fail(true)),
-                    _ => backend.live.succeed(),
-                }
-                if !(hurried && client.response.status == 504) {
-                    pass.answered(world, client.response.status, ended - now);
-                }
-                took(service, backend, ended - now, world.ms(ended));
+                plan.answered(world, &pass, client.response.status, ended);
                 let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
                 let reusable = is_bare && client.response.keep_alive && client.up.is_over();
                 if let Some(given) = cache::answered(client, &conn, world) {
@@ -258,7 +243,8 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
                     }
                     return cache::gave(client, given).await;
                 }
-                if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
+                let Picked { index, set_cookie, .. } = plan.picked;
+                if set_cookie && let Some(field) = service.set_cookie(index, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
                 }
                 let idle = Duration::from_millis(service.spec.idle_timeout_ms);
@@ -309,22 +295,12 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         // first time this is no further try.
         let stale = failed.stale && !anew;
         if failed.stale {
-            (tried[index], anew) = (usize::MAX, true);
+            tried.forget(plan.place);
+            anew = true;
         } else {
-            // That this process may open no more files says nothing of the instance, nor does a client that
-            // is in a hurry.
-            if failed.failure.is_late() {
-                match hurried {
-                    true => backend.took(ended - now, world.ms(ended)),
-                    false => took(service, backend, ended - now, world.ms(ended)),
-                }
-            }
-            if !(failed.failure.is_ours() || hurried && failed.failure.is_late()) {
-                alarm(world, backend.live.fail(sent != Sent::Nothing));
-                pass.failed(world, &failed.failure);
-            }
+            plan.failed(world, &pass, &failed.failure, ended);
         }
-        tries += u32::from(!stale);
+        tried.tries += u32::from(!stale);
         let left = deadline.saturating_duration_since(ended).as_millis() as u64;
         let method = String::from_utf8_lossy(client.request.method_name());
         let failed = Failed {
@@ -332,7 +308,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
             sent,
             body: client.body(),
             stale,
-            tries,
+            tries: tried.tries,
             retries: service.spec.retries,
             remaining_ms: left,
         };
@@ -343,35 +319,10 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
             return unserved(client, world, last).await;
         }
         if stale {
-            let why = "its idle connection had closed";
-            again = Some(Picked { index: chosen, set_cookie, why });
+            again = Some(Picked { why: "its idle connection had closed", ..plan.picked });
         }
     }
     unserved(client, world, last).await
-}
-
-/// How long a try is waited for because another one may follow it, elsewhere; `tries` came before it.
-fn impatience(
-    client: &Client,
-    service: &Service,
-    tried: &[usize],
-    tries: u32,
-    now_ms: u64,
-) -> Option<Duration> {
-    let patience = service.pace.as_ref()?.patience()?;
-    let may = tries < service.spec.retries
-        && client.request.method.is_idempotent()
-        && client.body() == Body::None
-        && service.has_others(tried)
-        && service.budget.borrow_mut().is_left(now_ms);
-    may.then_some(patience)
-}
-
-fn took(service: &Service, backend: &Backend, took: Duration, now_ms: u64) {
-    backend.took(took, now_ms);
-    if let Some(pace) = &service.pace {
-        pace.took(took);
-    }
 }
 
 /// Why there was no further try, as `explain` says it.
@@ -407,6 +358,7 @@ impl Client {
             outcome: trail.outcome,
             met: trail.met,
             waited_us: trail.waited_us,
+            hedge: trail.hedge,
             cache: trail.cache,
         }
     }
@@ -427,64 +379,6 @@ async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)
     // What of the body was read is gone, what wasn't is still to come.
     client.request.keep_alive &= client.body() == Body::None;
     refuse(client, status, why).await
-}
-
-fn alarm(world: &World, is_due: bool) {
-    if is_due {
-        world.shared.alarm.notify_one();
-    }
-}
-
-/// A try that came to nothing.
-struct NoAnswer {
-    failure: Failure,
-    /// Over a connection that had been idle and broke without a word, or was ended for what others did,
-    /// or takes no more.
-    stale: bool,
-}
-
-/// Sends the request to one instance; what comes back is the connection on which it answers. From
-/// beginning to end it is seen to be on its way.
-async fn one_try<'b>(
-    client: &mut Client,
-    backend: &'b Backend,
-    anew: bool,
-    (begun, now, until): (Instant, Instant, Instant),
-) -> Result<(Conn, Active<'b>), NoAnswer> {
-    let active = Active::new(&backend.live);
-    let need = match client.request.method.is_idempotent() {
-        _ if anew => Need::New,
-        true => Need::Good,
-        false => Need::Fresh,
-    };
-    let mut conn = match backend.reuse(need, now) {
-        Some(conn) => conn,
-        None => {
-            let connect = timeout_at(until.min(now + CONNECT_WITHIN), backend.connect(need));
-            let connected = connect.await;
-            let connected = connected.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()));
-            let failed = |error| NoAnswer { failure: Failure::Connect(error), stale: false };
-            connected.map_err(failed)?
-        }
-    };
-    let asked = Instant::now();
-    client.request.give(until.saturating_duration_since(asked), asked - begun);
-    match ask(client, &mut conn, until).await {
-        Ok(()) => Ok((conn, active)),
-        Err(failure) => {
-            let stale = match failure {
-                Failure::Broken(_) => conn.is_stale(),
-                // It goes on over another one.
-                Failure::Refused { leaving } => leaving,
-                Failure::Connect(_)
-                | Failure::Bad(_)
-                | Failure::Timeout
-                | Failure::Client { .. }
-                | Failure::Slow => false,
-            };
-            Err(NoAnswer { failure, stale })
-        }
-    }
 }
 
 /// The next request; `false`: the client has no more. `until`: when its head has to be whole, if it has

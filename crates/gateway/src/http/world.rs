@@ -4,9 +4,9 @@ use super::backend::Backend;
 use super::cache::{self, Cached};
 use super::gate::Gate;
 use super::id::Ids;
+use super::latency::Latency;
 use super::ledger::Ledger;
 use super::live::Shared;
-use super::pace::Pace;
 use super::rates::Limiter;
 use super::request::Request;
 use super::streams::Desks;
@@ -105,7 +105,7 @@ pub struct Service {
     pub budget: RefCell<Budget>,
     pub gate: Option<Arc<Gate>>,
     pub switch: Option<Arc<Switch>>,
-    pub pace: Option<Arc<Pace>>,
+    pub latency: Option<Arc<Latency>>,
 }
 
 /// Who is used, as of a version of [`Shared`].
@@ -306,14 +306,14 @@ impl Service {
         let here = (table.zone.clone(), table.gateways.clone());
         let gate = shared.guards.of_service(name, &spec.bulkhead);
         let switch = shared.guards.switch(name, &spec.breaker);
-        let pace = shared.guards.pace(name, spec.try_timeout_auto);
+        let latency = shared.guards.latency(name, spec.measures());
         let is_same = |old: &Service| {
             let same = |(one, other): (&Rc<Backend>, &Rc<Backend>)| Rc::ptr_eq(one, other);
             old.spec == *spec
                 && old.here == here
                 && old.gate.as_ref().map(Arc::as_ptr) == gate.as_ref().map(Arc::as_ptr)
                 && old.switch.as_ref().map(Arc::as_ptr) == switch.as_ref().map(Arc::as_ptr)
-                && old.pace.as_ref().map(Arc::as_ptr) == pace.as_ref().map(Arc::as_ptr)
+                && old.latency.as_ref().map(Arc::as_ptr) == latency.as_ref().map(Arc::as_ptr)
                 && old.backends.iter().zip(&backends).all(same)
         };
         if let Some(old) = old.filter(|old| is_same(old)) {
@@ -347,7 +347,7 @@ impl Service {
             backends,
             gate,
             switch,
-            pace,
+            latency,
         })
     }
 
@@ -400,6 +400,8 @@ impl Service {
             }
         };
         let mut turn = self.turn.borrow_mut();
+        // A further try takes nobody's turn, or who is spared one leaves it to who is slow or failing.
+        let before = (!tried.is_empty()).then(|| turn.clone());
         let mut among = |indices: &[usize]| {
             let random = mix(random);
             pick(balance, indices, &self.ring, get, &mut turn, random, key.unwrap_or(0))
@@ -412,6 +414,9 @@ impl Service {
                 among(&left.collect::<Vec<_>>())
             }
         };
+        if let Some(before) = before {
+            *turn = before;
+        }
         let why = match (tried, balance) {
             ([_, ..], _) => "others had been tried",
             ([], Balance::RoundRobin) => "its turn",

@@ -345,6 +345,7 @@ impl Fixture {
             timeout_ms: 10_000,
             try_timeout_ms: None,
             try_timeout_auto: false,
+            hedge_percentile: None,
             idle_timeout_ms: 3_600_000,
             retries: 2,
             bulkhead: None,

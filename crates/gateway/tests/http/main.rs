@@ -16,6 +16,7 @@ mod framing;
 mod frozen;
 mod gone;
 mod grpc;
+mod hedge;
 mod hostile;
 mod keep;
 mod leave;

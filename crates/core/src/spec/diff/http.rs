@@ -46,6 +46,7 @@ impl Changes {
             true => Some("auto".to_owned()),
             false => it.try_timeout_ms.map(ms),
         });
+        of("hedge", |it| it.hedge_percentile.map(|percentile| format!("p{percentile}")));
         of("idle_timeout", |it| Some(ms(it.idle_timeout_ms)));
         of("retries", |it| Some(it.retries.to_string()));
         of("concurrency", |it| it.concurrency.as_ref().map(places));

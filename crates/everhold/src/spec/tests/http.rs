@@ -118,7 +118,7 @@ fn the_least_of_each() {
     assert_eq!((run.stop.signal, run.stop.grace_ms), (StopSignal::Term, 10_000));
     assert_eq!((&api.balance, api.version), (&Balance::PeakEwma, Version::Http1));
     assert_eq!((api.timeout_ms, api.retries, api.slow_start_ms), (60_000, 2, 10_000));
-    assert_eq!(api.idle_timeout_ms, 3_600_000);
+    assert_eq!((api.idle_timeout_ms, api.hedge_percentile), (3_600_000, None));
 
     // A database has its listeners whatever stands beside it, if none are declared.
     let api = WEB.split_once("[listener]").expect("there").0;
@@ -203,6 +203,17 @@ fn services() {
         "11:15 E007 `try_timeout` in [service.api] is longer than all tries may take",
         "12:11 E007 `retries` in [service.api] must be from 0 to 10, not 11",
         "13:16 E007 `idle_timeout` in [service.api] must be from 1s to 24h, not \"100ms\"",
+    ]);
+    for text in ["p79", "p100", "p5", "95", "p9x", "p+9", "P95", "true", ""] {
+        check(&format!("command = [\"x\"]\nhedge = \"{text}\"\n"), &[
+            &format!("8:9 E007 `hedge` in [service.api] must be from \"p80\" to \"p99\", not \"{text}\""),
+        ]);
+    }
+    check("command = [\"x\"]\nhedge = \"p95\"\nretries = 0\n", &[
+        "8:9 E026 `hedge` in [service.api] has no meaning: `retries` allows no further try",
+    ]);
+    check("command = [\"x\"]\nhedge = \"p95\"\naffinity = { cookie = \"a\" }\n", &[
+        "8:9 E026 `hedge` in [service.api] has no meaning: `affinity` keeps requests where they are",
     ]);
     check("command = [\"x\"]\nbalance = \"random\"\nhash = \"path\"\n", &[
         "8:11 E007 `balance` in [service.api] must be \"round_robin\" or \"weighted\" or \"least_requests\" or \"least_load\" or \"peak_ewma\" or \"consistent_hash\", not \"random\"",
@@ -387,6 +398,11 @@ fn changes() {
             "service.api.retries: 2 -> 1, at_once",
             "service.api.version: 1.1 -> 2, at_once",
         ],
+    );
+    check(
+        "kind = \"http\"\n",
+        &more("hedge = \"p90\"\n"),
+        &["service.api.hedge: - -> p90, at_once"],
     );
     check(
         "service = \"api\"\n",

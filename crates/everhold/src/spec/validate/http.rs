@@ -25,6 +25,8 @@ const THRESHOLD_MAX: u32 = 100;
 const SLOW_START_MS: (RangeInclusive<u64>, &str) = (0..=600_000, "0s to 10m");
 const TIMEOUT_MS: (RangeInclusive<u64>, &str) = (1..=86_400_000, "1ms to 24h");
 const IDLE_TIMEOUT_MS: (RangeInclusive<u64>, &str) = (1_000..=86_400_000, "1s to 24h");
+/// What is slow is so at most for as many as there may be further tries of.
+const HEDGE: RangeInclusive<u32> = 80..=99;
 const WEIGHT_MAX: u32 = 1_000;
 /// Thousandths of a core; as many cores as no machine has.
 const CPU_MILLI: RangeInclusive<f64> = 10.0..=1_024_000.0;
@@ -66,6 +68,8 @@ pub(super) fn http(
     let idle_timeout_ms =
         time("idle_timeout", &raw.idle_timeout, IDLE_TIMEOUT_MS, spec::IDLE_TIMEOUT_MS, faults);
     let versions = [("1.1", Version::Http1), ("2", Version::Http2)];
+    let retries =
+        bounded("retries", &place, &raw.retries, 0..=spec::RETRIES_MAX, spec::RETRIES, faults);
     Some(HttpSpec {
         balance: balance(&place, raw, faults),
         version: word("version", &place, &raw.version, &versions, faults).unwrap_or_default(),
@@ -75,15 +79,9 @@ pub(super) fn http(
         timeout_ms,
         try_timeout_ms,
         try_timeout_auto,
+        hedge_percentile: hedge(&place, raw, retries, faults),
         idle_timeout_ms,
-        retries: bounded(
-            "retries",
-            &place,
-            &raw.retries,
-            0..=spec::RETRIES_MAX,
-            spec::RETRIES,
-            faults,
-        ),
+        retries,
         concurrency: protect::bulkhead(&place, raw.concurrency.as_ref(), faults),
         breaker: protect::breaker(&place, raw.breaker.as_ref(), faults),
         source: source?,
@@ -450,6 +448,30 @@ fn affinity(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> Option<Affin
             None
         }
     }
+}
+
+/// `"p95"`, and the like.
+fn hedge(place: &str, raw: &RawHttp, retries: u32, faults: &mut Faults<'_>) -> Option<u32> {
+    let text = raw.hedge.is()?;
+    let digits = text.value.strip_prefix('p').filter(|it| it.len() == 2);
+    let percentile = digits.and_then(|it| it.parse().ok()).filter(|it| HEDGE.contains(it));
+    if percentile.is_none() {
+        let shown = text.value.escape_debug();
+        let message =
+            format!("`hedge` in {place} must be from \"p80\" to \"p99\", not \"{shown}\"");
+        faults.add(Code::OutOfRange, text.at, message).next =
+            "write hedge = \"p95\": what takes longer than 95 of 100 do is tried elsewhere, too"
+                .into();
+    }
+    let against = match raw.affinity {
+        Part::Is(_) => Some("`affinity` keeps requests where they are"),
+        Part::Absent | Part::Faulty => (retries == 0).then_some("`retries` allows no further try"),
+    };
+    if let Some(why) = against {
+        let message = format!("`hedge` in {place} has no meaning: {why}");
+        faults.add(Code::NotApplicable, text.at, message).next = "take one of them out".into();
+    }
+    percentile
 }
 
 fn health(place: &str, raw: &RawHttp, faults: &mut Faults<'_>) -> HealthSpec {
