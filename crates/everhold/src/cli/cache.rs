@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::failure::Failure;
 use super::output::{duration, plain, print, print_json};
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -13,7 +13,7 @@ pub enum Cache {
 }
 
 #[derive(Clone, Debug, Args)]
-#[group(id = "what", required = true, multiple = true, args = ["path", "prefix", "tag", "all"])]
+#[command(group(ArgGroup::new("what").required(true).multiple(true)))]
 pub struct Purge {
     /// Without one: of all routes
     route: Option<String>,
@@ -21,16 +21,16 @@ pub struct Purge {
     #[arg(long)]
     host: Option<String>,
     /// An answer's path as it is asked for; all queries of it
-    #[arg(long)]
+    #[arg(long, group = "what")]
     path: Vec<String>,
     /// A path and all below it, in whole segments
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, group = "what", value_name = "PATH")]
     prefix: Vec<String>,
     /// As answers have it in Surrogate-Key or Cache-Tag
-    #[arg(long)]
+    #[arg(long, group = "what")]
     tag: Vec<String>,
     /// All that is kept
-    #[arg(long, conflicts_with_all = ["path", "prefix", "tag"])]
+    #[arg(long, group = "what", conflicts_with_all = ["path", "prefix", "tag"])]
     all: bool,
 }
 

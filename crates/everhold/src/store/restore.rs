@@ -6,6 +6,7 @@
 
 use super::copies;
 use crate::agent::{self, Ask};
+use crate::gateway::purges;
 use crate::layout::Layout;
 use crate::link::{self, Tls};
 use crate::links::Links;
@@ -14,11 +15,12 @@ use crate::node_file::NodeFile;
 use crate::spec::local::Search;
 use crate::spec::{StorePorts, record};
 use crate::supervisor::{say, take_lock};
-use crate::{disk, spec_store};
+use crate::{clock, disk, secrets, spec_store};
 use anyhow::{Context as _, bail};
 use everhold_adapters::etcd::{Beginning, Etcd as Server, EtcdConfig, QUOTA_BYTES};
 use everhold_adapters::pki::{Authority, CertPair};
 use everhold_core::durable::Durable;
+use everhold_core::http::cache::purge::{Purges, What};
 use everhold_core::kv::{Snapshot, Txn};
 use everhold_core::records::{Keys, decode, encode};
 use everhold_core::restore::{Copied, Seed, Told, judge};
@@ -219,14 +221,14 @@ async fn unpack(site: &Site, copy: &Path, aside: &Path) -> anyhow::Result<()> {
     let tool = search.program("etcdutl").or_else(|| search.program("etcdctl")).context(
         "E109 neither etcdutl nor etcdctl is in PATH; next step: apt install etcd-client",
     )?;
-    crate::secrets::private_dir(aside)?;
+    secrets::private_dir(aside)?;
     let output = Command::new(&tool)
         .env("ETCDCTL_API", "3")
         .args(["snapshot", "restore"])
         .arg(copy)
         .args(["--name", &site.member, "--initial-advertise-peer-urls", &site.peer_url])
         .arg(format!("--initial-cluster={}={}", site.member, site.peer_url))
-        .arg(format!("--initial-cluster-token={}-{}", site.cluster, crate::secrets::fresh()?))
+        .arg(format!("--initial-cluster-token={}-{}", site.cluster, secrets::fresh()?))
         .arg("--data-dir")
         .arg(aside.join("data"))
         .output()
@@ -313,8 +315,18 @@ async fn write(site: &Site, lost: &[String], store: &Etcd) -> anyhow::Result<Vec
             unproven.join("; ")
         );
     }
-    store.txn(&txn).await?;
+    store.txn(&purge_all(txn, &site.cluster, &copied)?).await?;
     Ok(said)
+}
+
+/// The copy may lack what was purged since: no gateway gives what it kept.
+fn purge_all(txn: Txn, cluster: &str, copied: &Snapshot) -> anyhow::Result<Txn> {
+    let key = purges::key(cluster);
+    let known = copied.get(&key).and_then(|kv| decode::<Purges>(&kv.value).ok());
+    let mut purges = known.unwrap_or_default();
+    let by = ("store restore".to_string(), clock::wall());
+    purges.add(secrets::fresh()?, by, vec![What::ALL]);
+    Ok(txn.put(&key, encode(&purges)))
 }
 
 fn judged(

@@ -27,7 +27,8 @@ fn is_kept(port: u16, path: &str) -> bool {
 #[test]
 fn what_is_purged_is_asked_for_anew() {
     let mut stack = Stack::new(Wanted::default());
-    let keeps = "[route.web]\ncache = { ttl = \"1h\" }\nrate_limit = { per_hour = 1000 }\n";
+    let keeps =
+        "[route.web]\ncache = { ttl = \"1h\" }\nrate_limit = { per_hour = 1000, burst = 1000 }\n";
     let spec = web::spec(&stack, "").replace("[route.web]\n", keeps);
     fs::write(stack.spec_file(), spec).expect("the spec is written");
     stack.up();
