@@ -159,7 +159,7 @@ fn who_finds_no_place_waits_or_is_refused() {
     check("route=2+0 service=1+1", "0: a*3 100: a", "r: 3 in, 2 waited, 1 queue_full");
     // Nothing is known of how long, till places were held.
     check("service=1+9 wait=50", "0: a*3", "r: 1 in, 2 too_late");
-    check("service=1+9 wait=50", "0: a/10 20: a*9/10", "r: 6 in, 5 waited, 4 too_late");
+    check("service=1+9 wait=50", "0: a/10 20: a*9/10", "r: 7 in, 5 waited, 3 too_late");
     // Whose place was taken by one of a higher class.
     check("service=1+1", "0: a al b", "l: 0 in, 1 queue_full; r: 2 in, 1 waited");
 }
