@@ -2,6 +2,7 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
+mod degraded;
 pub mod draining;
 mod handover;
 mod peers;
@@ -495,7 +496,8 @@ async fn tell_presence(
         loop {
             let seen = leaves(&gateway);
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
-            let holds = trouble.holds();
+            let mut holds = trouble.holds();
+            holds.extend(degraded::holds(&gateway.guarded(), clock::now()));
             let here = dir.clone();
             let draining = tokio::task::spawn_blocking(move || draining::list(&here)).await;
             let draining = draining.unwrap_or_default();

@@ -76,6 +76,10 @@ pub enum Met {
     QueueFull,
     TooLate,
     Breaker,
+    /// A degraded mode of its route answered.
+    Degraded,
+    /// The thread had no time for it.
+    Cpu,
 }
 
 /// By which those that met something are told apart.

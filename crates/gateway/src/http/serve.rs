@@ -1,18 +1,20 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
-use super::admit::{Halt, admit};
+use super::admit::{AGAIN_AFTER_S, Halt, admit};
 use super::backend::{Active, Backend, Conn, Need};
 use super::body::Framing;
 use super::cache;
+use super::degrade;
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::from::From;
 use super::id::Short;
 use super::io::Io;
-use super::ledger::{Record, TRIES_MAX, Try};
+use super::ledger::{Met, Record, TRIES_MAX, Try};
 use super::live::Live;
 use super::rates::admits;
 use super::request::Refusal;
+use super::strain;
 use super::streams::{self, Begun};
 use super::tunnel;
 use super::world::{Picked, Route, Seat, Service, World};
@@ -37,7 +39,7 @@ pub const STALLED: Duration = Duration::from_secs(60);
 /// One attempt to connect: see `Limits::connect_max`.
 const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// What the gateway says itself is taken within this.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What a client still sends after it was told that nobody reads it.
 const LINGER_FOR: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
@@ -155,8 +157,20 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     // To close while nothing is asked would meet the next request on its way; so it is answered, and
     // told that it was the last.
     client.request.keep_alive &= !world.is_leaving();
-    let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
+    let found = seat.listener(world).map(|it| it.route(&client.request).cloned());
+    if let Some(Some(route)) = &found {
+        degrade::tell(client, route);
+    }
+    let after = match found {
         _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) if strain::refuses(world, &route, from) => {
+            client.trail.route = route.name.clone();
+            client.trail.service = route.service.name.clone();
+            client.trail.met = Some(Met::Cpu);
+            client.trail.outcome = "turned away: the gateway is short of cpu";
+            client.response.again_after_s = Some(AGAIN_AFTER_S);
+            refuse(client, 503, "the gateway is overloaded").await
+        }
         Some(Some(route)) if !admits(client, &route, from, &world.shared.rates, begun) => {
             refuse(client, 429, "too many requests").await
         }
@@ -183,6 +197,9 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
     client.rate_min = route.rate_min;
+    if let Some(stand_in) = degrade::instead(client, route, world) {
+        return degrade::give(client, stand_in).await;
+    }
     // Longer than a clock goes is for ever.
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;
@@ -194,7 +211,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
-            return unserved(client, world, (503, why)).await;
+            return unserved(client, route, world, (503, why)).await;
         }
         Err(Halt::Gone) => return gone(client),
     };
@@ -208,7 +225,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         let now = if index == 0 { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, world, (504, "the client waits no longer")).await;
+            return unserved(client, route, world, (504, "the client waits no longer")).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
@@ -216,7 +233,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
             None => service.pick(world, &client.request, &tried[..index], now_ms),
         };
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
-            return unserved(client, world, last).await;
+            return unserved(client, route, world, last).await;
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
@@ -340,14 +357,14 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, world, last).await;
+            return unserved(client, route, world, last).await;
         }
         if stale {
             let why = "its idle connection had closed";
             again = Some(Picked { index: chosen, set_cookie, why });
         }
     }
-    unserved(client, world, last).await
+    unserved(client, route, world, last).await
 }
 
 /// How long a try is waited for because another one may follow it, elsewhere; `tries` came before it.
@@ -419,13 +436,21 @@ fn gone(client: &mut Client) -> After {
 }
 
 /// Nobody answers the client but the gateway.
-async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)) -> After {
+async fn unserved(
+    client: &mut Client,
+    route: &Route,
+    world: &World,
+    (status, why): (u16, &str),
+) -> After {
     if let Some(given) = cache::instead(client, world) {
         client.response.again_after_s = None;
         return cache::gave(client, given).await;
     }
     // What of the body was read is gone, what wasn't is still to come.
     client.request.keep_alive &= client.body() == Body::None;
+    if let Some(stand_in) = degrade::stand_in(client, route) {
+        return degrade::give(client, stand_in).await;
+    }
     refuse(client, status, why).await
 }
 
