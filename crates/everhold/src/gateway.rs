@@ -2,6 +2,7 @@
 //!
 //! It needs no store to serve: the last table is kept on disk and used until agents say otherwise.
 
+mod degraded;
 pub mod draining;
 mod handover;
 mod peers;
@@ -506,7 +507,8 @@ async fn tell_presence(node: NodeFile, store: Etcd, gateway: Arc<Gateway>, mut w
             let seen = leaves(&gateway);
             let purged = word.purged.borrow_and_update().clone();
             let snapshot = serde_json::to_value(gateway.snapshot()).unwrap_or_default();
-            let holds = word.trouble.holds();
+            let mut holds = word.trouble.holds();
+            holds.extend(degraded::holds(&gateway.guarded(), clock::now()));
             let draining = list_draining(&word.dir).await;
             let told = draining.clone();
             let pid = std::process::id();

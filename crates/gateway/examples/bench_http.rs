@@ -251,6 +251,7 @@ fn route_table(ports: [u16; 2], instances: &[u16], cache: Option<CacheSpec>) -> 
             cache: cache.clone(),
             rate_limit: None,
             body_rate_min: None,
+            degraded: None,
         }],
     };
     let backends = instances.iter().map(|port| Backend {

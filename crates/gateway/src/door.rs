@@ -110,6 +110,11 @@ impl Door {
         lock(&self.book).served(client, self.now_ms());
     }
 
+    /// It was, within the last hour.
+    pub fn knows(&self, client: Client) -> bool {
+        lock(&self.book).knows(client, self.now_ms())
+    }
+
     /// One of its connections had to be stopped.
     pub fn strike(&self, listener: &str, ip: IpAddr) {
         if !self.rules(listener).trusted.contain(ip) {

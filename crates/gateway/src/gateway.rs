@@ -406,6 +406,11 @@ impl Gateway {
         self.shared.http.guards.state()
     }
 
+    /// How busy the threads are that carry requests, in no order.
+    pub fn threads(&self) -> Vec<http::ThreadState> {
+        self.shared.http.strains().iter().map(|told| told.state()).collect()
+    }
+
     fn http_listeners(
         &self,
         table: &RouteTable,

@@ -148,6 +148,11 @@ impl Book {
         }
     }
 
+    /// It was served within the last hour.
+    pub fn knows(&self, client: Client, now_ms: u64) -> bool {
+        self.clients.get(&client).is_some_and(|seen| now_ms < seen.known_until)
+    }
+
     /// One of its connections had to be stopped.
     pub fn strike(&mut self, client: Client, now_ms: u64) {
         let Some(seen) = self.clients.get_mut(&client) else { return };

@@ -7,10 +7,11 @@
 //! the client waits, `retry` says what becomes of a try that
 //! failed. Beside that, now and then: `probe` and `outlier` judge each backend, `usable` makes of both who
 //! gets traffic, and `zone` where it goes from here; `limit` finds how many requests a service bears at
-//! once, `breaker` when it is asked no more.
+//! once, `breaker` when it is asked no more, and `degrade` how a route is served meanwhile.
 //!
 //! Of clients: `door` says who is let in, `rate` how often each may ask, `pace` how slowly it may send
-//! and take, and `flood` what frames of HTTP/2 are too many.
+//! and take, `flood` what frames of HTTP/2 are too many, and `shed` who is refused while a thread is short
+//! of time.
 //!
 //! `what_if` says of recorded requests what other limits would have made of them.
 //!
@@ -22,6 +23,7 @@ pub mod balance;
 pub mod breaker;
 pub mod cache;
 pub mod deadline;
+pub mod degrade;
 pub mod door;
 pub mod ewma;
 pub mod flood;
@@ -38,6 +40,7 @@ pub mod rate;
 pub mod retry;
 pub mod ring;
 pub mod route;
+pub mod shed;
 pub mod usable;
 pub mod what_if;
 pub mod zone;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::breaker::BreakerSpec;
 use super::cache::CacheSpec;
+use super::degrade::Degraded;
 use super::queue::{Bulkhead, Priority};
 use super::rate::RateLimit;
 use crate::spec::{
@@ -79,6 +80,9 @@ pub struct HttpRoute {
     /// [`RATE_MIN`](super::pace::RATE_MIN) says, 0: none at all will do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_rate_min: Option<u32>,
+    /// How it is served while something is wrong; `None`: as ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<Degraded>,
 }
 
 impl HttpRoute {
@@ -93,6 +97,7 @@ impl HttpRoute {
             cache: spec.cache.clone(),
             rate_limit: spec.rate_limit.clone(),
             body_rate_min: spec.body_rate_min,
+            degraded: spec.degraded.clone(),
         }
     }
 }
@@ -317,6 +322,7 @@ fn tied(one: &Match, other: &Match) -> bool {
 mod tests {
     use super::*;
     use crate::http::chance::Chance;
+    use crate::http::degrade::{Cause, Mode, Page, Rule};
     use crate::http::rate::RateKey;
 
     /// A route as words: `example.org`, `=/exact`, `/prefix`, `GET,PUT`, `name:value`.
@@ -551,6 +557,13 @@ mod tests {
                     burst: 200,
                 }),
                 body_rate_min: Some(0),
+                degraded: Some(Degraded {
+                    modes: BTreeMap::from([(
+                        Mode::Static,
+                        Rule { when: vec![Cause::Down], enter_ms: 1, leave_ms: 2 },
+                    )]),
+                    page: Some(Page { status: 503, content_type: "a/b".into(), body: "c".into() }),
+                }),
                 ..route("a.org /v1 GET k:v")
             }],
         };

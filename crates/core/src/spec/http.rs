@@ -4,6 +4,7 @@
 use super::Address;
 use crate::http::breaker::BreakerSpec;
 use crate::http::cache::CacheSpec;
+use crate::http::degrade::Degraded;
 use crate::http::queue::{Bulkhead, Priority};
 use crate::http::rate::RateLimit;
 use serde::{Deserialize, Serialize};
@@ -379,6 +380,9 @@ pub struct RouteSpec {
     /// `None`: no answer is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheSpec>,
+    /// How it is served while something is wrong; `None`: as ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded: Option<Degraded>,
 }
 
 /// Requests; what is absent matches all.

@@ -225,6 +225,19 @@ impl Desk {
             let open = if probe_in.is_some() { 1.0 } else { 0.0 };
             page.put(&m::BREAKER_OPEN, &[("service", &service)], open);
         }
+        for ((_, route), modes) in guarded.modes {
+            for it in modes {
+                let labels = [("http_route", route.as_str()), ("mode", it.mode.word())];
+                page.put(&m::DEGRADED, &labels, if it.on.is_some() { 1.0 } else { 0.0 });
+            }
+        }
+        for (thread, state) in self.gateway.threads().into_iter().enumerate() {
+            let thread = thread.to_string();
+            let labels = [("thread", thread.as_str())];
+            page.put(&m::THREAD_BUSY, &labels, f64::from(state.busy) / 1e3);
+            page.put(&m::THREAD_WAIT, &labels, f64::from(state.wait_us) / 1e6);
+            page.put(&m::THREAD_REFUSED, &labels, f64::from(state.refused) / 1e3);
+        }
     }
 }
 

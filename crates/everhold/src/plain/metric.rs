@@ -159,7 +159,7 @@ metrics! {
     HTTP_CLIENT histogram "http_client_request_duration_seconds" "service, backend, outcome"
         "Tries at an instance, until the head of its answer. outcome: ok, failed, left (it was one of two at once, and the other one's answer was taken). backend is `(rest)` behind the 2,000th combination.";
     HTTP_WAITED histogram "everhold_gateway_request_wait_seconds" "http_route, met"
-        "Requests that did not go on at once, and how long they waited. met: queue (it got its turn, or its client left), queue_full, too_late, breaker (these were turned away).";
+        "Requests that did not go on at once, and how long they waited. met: queue (it got its turn, or its client left), queue_full, too_late, breaker, cpu (these were turned away), degraded (a mode of its route answered).";
     HTTP_HEDGED counter "everhold_gateway_hedged_requests_total" "service, answered"
         "Requests that two instances were asked for at once, since the first was slow. answered: first, second, neither.";
     HTTP_CACHED counter "everhold_gateway_cache_requests_total" "http_route, cache"
@@ -180,6 +180,14 @@ metrics! {
         "Requests that wait for a place.";
     BREAKER_OPEN gauge "everhold_gateway_breaker_open" "service"
         "1 if the service is asked no more but for probes.";
+    DEGRADED gauge "everhold_gateway_degraded" "http_route, mode"
+        "1 while a route is served in that mode, 0 while it isn't. mode: stale, static, shed, read_only.";
+    THREAD_BUSY gauge "everhold_gateway_thread_busy_ratio" "thread"
+        "Of the time of a thread that carries requests the part in which it was at work.";
+    THREAD_WAIT gauge "everhold_gateway_thread_wait_seconds" "thread"
+        "How long what was due waited for it.";
+    THREAD_REFUSED gauge "everhold_gateway_thread_refused_ratio" "thread"
+        "Of its requests the part that it refuses because it has no time for them.";
     BACKEND_HEALTHY gauge "everhold_gateway_instance_healthy" "service, backend"
         "1 if its checks find it healthy, 0 if not; absent before the first ones.";
     BACKEND_EJECTED gauge "everhold_gateway_instance_ejected" "service, backend"

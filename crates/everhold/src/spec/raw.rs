@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry;
 use toml_edit::Document;
 
 pub(super) use http::{RawBackend, RawHttp, RawRoute, RawTls};
-pub(super) use protect::{RawBreaker, RawBulkhead, RawCache, RawRate};
+pub(super) use protect::{RawBreaker, RawBulkhead, RawCache, RawMode, RawRate};
 
 use super::fault::{Code, Faults};
 use super::reader::{Again, Part, Placed, Reader, a, place};

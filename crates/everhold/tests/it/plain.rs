@@ -367,6 +367,7 @@ fn metrics(stack: &Stack, leader: &str) {
         "everhold_gateway_breaker_",
         "everhold_gateway_cache_",
         "everhold_gateway_hedged_",
+        "everhold_gateway_degraded",
         "everhold_gateway_places_",
         "everhold_gateway_request_wait_",
     ];

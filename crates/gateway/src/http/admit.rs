@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 /// Who is turned away by a queue may come back then: what is crowded now may not be in a second, and
 /// less can't be said in HTTP.
-const AGAIN_AFTER_S: u64 = 1;
+pub const AGAIN_AFTER_S: u64 = 1;
 
 /// What a request holds until its answer is over, or it goes on as a tunnel: tunnels are no work, as
 /// they aren't for balancing, and would hold their places for days.

@@ -572,10 +572,15 @@ pub fn begin(
 
 /// Answers by itself, and reads no more of the request; `false`: that can't be said.
 pub async fn answer(client: &mut Client, status: u16, why: &str, deadline: Instant) -> bool {
+    let body = client.response.own(status, why, &client.request);
+    say(client, status, body, deadline).await
+}
+
+/// The same where the head is there already.
+pub async fn say(client: &mut Client, status: u16, mut body: Vec<u8>, deadline: Instant) -> bool {
     let Client { io, buf, request, response, up, down, timer, .. } = client;
     // A body that is still there is not the next request.
     up.let_go(buf);
-    let mut body = response.own(status, why, request);
     if request.method == Method::Head {
         body.clear();
     }

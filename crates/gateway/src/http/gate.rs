@@ -40,6 +40,9 @@ pub struct Gate {
     sum_us: AtomicU64,
     dropped: AtomicU32,
     full: AtomicBool,
+    /// Somebody was turned away since the last look; and whether it was too much as of that look.
+    turned: AtomicBool,
+    crowded: AtomicBool,
 }
 
 /// What a gate is like now.
@@ -102,6 +105,8 @@ impl Gate {
             sum_us: AtomicU64::new(0),
             dropped: AtomicU32::new(0),
             full: AtomicBool::new(false),
+            turned: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
         });
         gate.set(spec, begun);
         gate
@@ -179,7 +184,10 @@ impl Gate {
         let (tell, told) = oneshot::channel();
         let (ticket, out) = match queue.enter(class, self.us(until), room, tell, self.us(now)) {
             Ok(entered) => entered,
-            Err(denied) => return Entry::Denied(denied),
+            Err(denied) => {
+                self.turned.store(true, Relaxed);
+                return Entry::Denied(denied);
+            }
         };
         // Who took the place of another changes nothing of how many wait.
         let before = if out.is_none() { self.word.fetch_add(WAITS, SeqCst) } else { u64::MAX };
@@ -221,8 +229,15 @@ impl Gate {
         }
     }
 
+    /// Some wait all the time, or were turned away.
+    pub fn is_crowded(&self) -> bool {
+        self.crowded.load(Relaxed)
+    }
+
     /// Adapts the limit to what there was since the last time.
     pub fn step(self: &Arc<Gate>, now: Instant) {
+        let waits = waiting(self.word.load(Relaxed)) > 0;
+        self.crowded.store(self.turned.swap(false, Relaxed) || waits, Relaxed);
         if !self.adapts.load(Relaxed) {
             return;
         }

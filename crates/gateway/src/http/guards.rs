@@ -1,12 +1,15 @@
-//! The gates and breakers of a gateway, by what they are of. They outlive tables: what was learned and
-//! who is inside stays.
+//! The gates, breakers and degraded modes of a gateway, by what they are of. They outlive tables: what
+//! was learned and who is inside stays.
 
+use super::degrade::{ModeState, Modes};
 use super::gate::{Gate, GateState};
 use super::latency::Latency;
 use super::switch::Switch;
 use everhold_core::http::HttpTable;
 use everhold_core::http::breaker::BreakerSpec;
+use everhold_core::http::degrade::Cause;
 use everhold_core::http::queue::Bulkhead;
+use everhold_core::http::route::HttpRoute;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +27,8 @@ struct Known {
     routes: BTreeMap<(String, String), Arc<Gate>>,
     switches: BTreeMap<String, Arc<Switch>>,
     latencies: BTreeMap<String, Arc<Latency>>,
+    /// By listener and route.
+    modes: BTreeMap<(String, String), Arc<Modes>>,
 }
 
 /// What gates and breakers are like, for who looks.
@@ -34,6 +39,8 @@ pub struct Guarded {
     pub routes: BTreeMap<(String, String), GateState>,
     /// Of each breaker: until its next probe, if it is open.
     pub breakers: BTreeMap<String, Option<Duration>>,
+    /// The modes that a route may be served in, by listener and route.
+    pub modes: BTreeMap<(String, String), Vec<ModeState>>,
 }
 
 impl Default for Guards {
@@ -82,8 +89,14 @@ impl Guards {
         }
         for (listener, it) in &table.listeners {
             for route in &it.routes {
-                let Some(spec) = &route.bulkhead else { continue };
                 let key = (listener.clone(), route.name.clone());
+                if let Some(spec) = &route.degraded {
+                    let old = before.modes.remove(&key);
+                    let old = old.filter(|old| old.is(&route.service, spec));
+                    let modes = old.unwrap_or_else(|| Modes::new(&route.service, spec));
+                    known.modes.insert(key.clone(), modes);
+                }
+                let Some(spec) = &route.bulkhead else { continue };
                 let gate = gate(before.routes.remove(&key), spec);
                 known.routes.insert(key, gate);
             }
@@ -106,6 +119,12 @@ impl Guards {
         let spec = spec.as_ref()?;
         let known = self.known().routes.get(&(listener.to_owned(), route.to_owned())).cloned();
         Some(known.unwrap_or_else(|| Gate::new(spec, Instant::now())))
+    }
+
+    pub fn modes(&self, listener: &str, route: &HttpRoute) -> Option<Arc<Modes>> {
+        let spec = route.degraded.as_ref()?;
+        let known = self.known().modes.get(&(listener.to_owned(), route.name.clone())).cloned();
+        Some(known.unwrap_or_else(|| Modes::new(&route.service, spec)))
     }
 
     pub fn switch(&self, name: &str, spec: &Option<BreakerSpec>) -> Option<Arc<Switch>> {
@@ -133,6 +152,27 @@ impl Guards {
         }
     }
 
+    /// Says which routes are served in which mode; now and then. `down`: no instance of that service is
+    /// healthy, `short`: of processor time.
+    pub fn degrade(&self, down: impl Fn(&str) -> bool, short: bool) {
+        let now_ms = self.ms(Instant::now());
+        let known = self.known();
+        for (key, modes) in &known.modes {
+            let service = modes.service();
+            modes.step(&key.1, now_ms, |cause| match cause {
+                Cause::Breaker => {
+                    known.switches.get(service).is_some_and(|it| it.open_for(now_ms).is_some())
+                }
+                Cause::Down => down(service),
+                Cause::Queue => {
+                    let gates = [known.services.get(service), known.routes.get(key)];
+                    gates.into_iter().flatten().any(|gate| gate.is_crowded())
+                }
+                Cause::Cpu => short,
+            });
+        }
+    }
+
     pub fn state(&self) -> Guarded {
         let now_ms = self.ms(Instant::now());
         let known = self.known();
@@ -144,6 +184,7 @@ impl Guards {
                 .iter()
                 .map(|(name, it)| (name.clone(), it.open_for(now_ms)))
                 .collect(),
+            modes: known.modes.iter().map(|(key, it)| (key.clone(), it.state(now_ms))).collect(),
         }
     }
 }

@@ -89,6 +89,7 @@ pub async fn run(shared: Arc<Shared>, mut tables: watch::Receiver<Arc<RouteTable
             _ = step.tick() => {
                 court.check();
                 shared.guards.adapt();
+                shared.degrade();
             }
             // A disk that hangs holds up no check.
             _ = renew.tick(), if reading.as_ref().is_none_or(JoinHandle::is_finished) => {

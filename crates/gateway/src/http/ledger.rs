@@ -93,6 +93,10 @@ pub enum Met {
     QueueFull,
     TooLate,
     Breaker,
+    /// A degraded mode of its route answered.
+    Degraded,
+    /// The thread had no time for it.
+    Cpu,
 }
 
 impl Met {
@@ -103,6 +107,8 @@ impl Met {
             Met::QueueFull => "queue_full",
             Met::TooLate => "too_late",
             Met::Breaker => "breaker",
+            Met::Degraded => "degraded",
+            Met::Cpu => "cpu",
         }
     }
 }

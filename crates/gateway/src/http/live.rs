@@ -3,6 +3,7 @@
 use super::cache::{self, Store};
 use super::guards::Guards;
 use super::rates::Rates;
+use super::strain::Told;
 use super::tls::Certificates;
 use crate::door::Door;
 use everhold_core::http::outlier::{Counts, RUN, Run};
@@ -140,6 +141,8 @@ pub struct Shared {
     pub alarm: Notify,
     pub rates: Rates,
     pub door: Arc<Door>,
+    /// Of each thread that carries requests.
+    strains: Mutex<Vec<Arc<Told>>>,
 }
 
 impl Shared {
@@ -155,12 +158,17 @@ impl Shared {
             alarm: Notify::new(),
             rates: Rates::new(sign(&secret, b"rate limits")),
             door: Arc::default(),
+            strains: Mutex::default(),
         }
     }
 
     /// HMAC-SHA-256 with the secret that all gateways have.
     pub fn sign(&self, text: &[u8]) -> [u8; 32] {
         sign(&self.secret, text)
+    }
+
+    pub fn strains(&self) -> MutexGuard<'_, Vec<Arc<Told>>> {
+        self.strains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lives(&self) -> MutexGuard<'_, Lives> {
@@ -182,6 +190,15 @@ impl Shared {
 
     pub fn judged(&self) -> BTreeMap<String, Judged> {
         self.judged_now().clone()
+    }
+
+    /// Says which routes are served in which mode, by what is known now.
+    pub fn degrade(&self) {
+        let judged = self.judged_now();
+        let down =
+            |service: &str| judged.get(service).is_some_and(|it| it.why == Why::NobodyHealthy);
+        let short = self.strains().iter().any(|told| told.state().refused > 0);
+        self.guards.degrade(down, short);
     }
 
     pub fn tell(&self, judged: BTreeMap<String, Judged>) {

@@ -5,8 +5,10 @@
 //! `body` says where bodies end, `exchange` is one request and its answer, `flow` carries bodies, `world`
 //! is what a thread knows, `live` what all threads know of instances, `judge` who checks them and says
 //! who is used. `cache` is answers that are kept. `admit` lets requests in, through the `gate` of route
-//! and service and past the service's breaker, its `switch`; `guards` has all of these, and the `latency`
-//! of services. `tries` is one try at one instance, `hedge` two at once. `ledger` counts requests and remembers the last, `sample` some of the last hour,
+//! and service and past the service's breaker, its `switch`; `degrade` answers in their place while a route
+//! is degraded; `guards` has all of these, and the `latency` of services. `strain` is whom a thread refuses
+//! that is short of time. `tries` is one try at one instance, `hedge` two at once. `ledger` counts requests
+//! and remembers the last, `sample` some of the last hour,
 //! `access` writes the access log.
 //! HTTP/2: `streams` is a client's connection, `meter` looks at its frames, `link` is one to an instance,
 //! `stream` one stream of either,
@@ -19,6 +21,7 @@ pub mod body;
 mod buf;
 mod cache;
 mod check;
+mod degrade;
 mod exchange;
 mod flow;
 mod from;
@@ -42,6 +45,7 @@ pub mod request;
 pub mod response;
 mod sample;
 mod serve;
+mod strain;
 mod stream;
 mod streams;
 mod switch;
@@ -55,6 +59,7 @@ mod world;
 
 pub(crate) use access::open as open_log;
 pub use cache::Kept;
+pub use degrade::ModeState;
 pub use gate::GateState;
 pub use guards::Guarded;
 pub use id::RequestId;
@@ -65,6 +70,7 @@ pub use ledger::{
 pub(crate) use live::Shared;
 pub use live::{Judged, Loads, Verdict};
 pub use rates::Limited;
+pub use strain::ThreadState;
 pub(crate) use world::World;
 
 use crate::accept::Arrival;

@@ -3,6 +3,7 @@
 use super::body::{Framing, lines_are_whole};
 use super::id::RequestId;
 use super::request::{FIELDS_MAX, Method, Request, number, push, tokens};
+use everhold_core::http::degrade::Page;
 use http::header::{CONTENT_LENGTH, DATE};
 use httparse::{Header, Status};
 use jiff::Timestamp;
@@ -267,6 +268,20 @@ impl Response {
         body.into_bytes()
     }
 
+    /// The same with what the user wants to be said. gRPC has no pages.
+    pub fn page(&mut self, page: &Page, asked: &Request) -> Vec<u8> {
+        if asked.is_grpc() {
+            self.own_grpc(503, "degraded", &asked.id);
+            return Vec::new();
+        }
+        self.begin_own(page.status, reason(page.status));
+        push(&mut self.head, b"Content-Type", page.content_type.as_bytes());
+        push(&mut self.head, b"Content-Length", page.body.len().to_string().as_bytes());
+        push(&mut self.head, b"Cache-Control", b"no-store");
+        self.finish(&asked.id, false);
+        page.body.clone().into_bytes()
+    }
+
     /// Trailers alone, as gRPC calls an answer that is over with its head. In HTTP it is a success.
     fn own_grpc(&mut self, status: u16, why: &str, id: &RequestId) {
         self.begin_own(200, "OK");
@@ -324,6 +339,7 @@ fn grpc_status(status: u16) -> u8 {
 
 fn reason(status: u16) -> &'static str {
     match status {
+        200 => "OK",
         204 => "No Content",
         400 => "Bad Request",
         404 => "Not Found",

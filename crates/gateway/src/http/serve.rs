@@ -1,19 +1,21 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
-use super::admit::{Halt, admit};
+use super::admit::{AGAIN_AFTER_S, Halt, admit};
 use super::backend::Conn;
 use super::body::Framing;
 use super::cache;
+use super::degrade;
 use super::exchange::{Carried, Client, Failure, answer, carry};
 use super::from::From;
 use super::hedge::{self, Raced};
 use super::id::Short;
 use super::io::Io;
-use super::ledger::{End, Record};
+use super::ledger::{End, Met, Record};
 use super::live::Live;
 use super::rates::admits;
 use super::request::Refusal;
+use super::strain;
 use super::streams::{self, Begun};
 use super::tries::{Course, Plan, Tried, one_try, slow_at};
 use super::tunnel;
@@ -36,7 +38,7 @@ const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// A client that takes nothing for so long of what is there for it is given up.
 pub const STALLED: Duration = Duration::from_secs(60);
 /// What the gateway says itself is taken within this.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// What a client still sends after it was told that nobody reads it.
 const LINGER_FOR: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 10;
@@ -154,8 +156,20 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     // To close while nothing is asked would meet the next request on its way; so it is answered, and
     // told that it was the last.
     client.request.keep_alive &= !world.is_leaving();
-    let after = match seat.listener(world).map(|it| it.route(&client.request).cloned()) {
+    let found = seat.listener(world).map(|it| it.route(&client.request).cloned());
+    if let Some(Some(route)) = &found {
+        degrade::tell(client, route);
+    }
+    let after = match found {
         _ if client.request.is_last => refuse(client, 204, "").await,
+        Some(Some(route)) if strain::refuses(world, &route, from) => {
+            client.trail.route = route.name.clone();
+            client.trail.service = route.service.name.clone();
+            client.trail.met = Some(Met::Cpu);
+            client.trail.outcome = "turned away: the gateway is short of cpu";
+            client.response.again_after_s = Some(AGAIN_AFTER_S);
+            refuse(client, 503, "the gateway is overloaded").await
+        }
         Some(Some(route)) if !admits(client, &route, from, &world.shared.rates, begun) => {
             refuse(client, 429, "too many requests").await
         }
@@ -182,6 +196,9 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
     client.trail.route = route.name.clone();
     client.trail.service = service.name.clone();
     client.rate_min = route.rate_min;
+    if let Some(stand_in) = degrade::instead(client, route, world) {
+        return degrade::give(client, stand_in).await;
+    }
     // Longer than a clock goes is for ever.
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;
@@ -192,7 +209,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
-            return unserved(client, world, (503, why)).await;
+            return unserved(client, route, world, (503, why)).await;
         }
         Err(Halt::Gone) => return gone(client),
     };
@@ -205,14 +222,14 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         let now = if tried.indices().is_empty() { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, world, (504, "the client waits no longer")).await;
+            return unserved(client, route, world, (504, "the client waits no longer")).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
             Some(picked) => Some(picked),
             None => service.pick(world, &client.request, tried.indices(), now_ms),
         };
-        let Some(picked) = picked else { return unserved(client, world, last).await };
+        let Some(picked) = picked else { return unserved(client, route, world, last).await };
         let plan = Plan::new((client, route, picked), &mut tried, (now, deadline), world.ms(now));
         let slow_at = slow_at(client, service, &tried, &plan);
         let (plan, ending, other) = match one_try(client, plan, anew, slow_at, begun).await {
@@ -316,13 +333,13 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, world, last).await;
+            return unserved(client, route, world, last).await;
         }
         if stale {
             again = Some(Picked { why: "its idle connection had closed", ..plan.picked });
         }
     }
-    unserved(client, world, last).await
+    unserved(client, route, world, last).await
 }
 
 /// Why there was no further try, as `explain` says it.
@@ -371,13 +388,21 @@ fn gone(client: &mut Client) -> After {
 }
 
 /// Nobody answers the client but the gateway.
-async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)) -> After {
+async fn unserved(
+    client: &mut Client,
+    route: &Route,
+    world: &World,
+    (status, why): (u16, &str),
+) -> After {
     if let Some(given) = cache::instead(client, world) {
         client.response.again_after_s = None;
         return cache::gave(client, given).await;
     }
     // What of the body was read is gone, what wasn't is still to come.
     client.request.keep_alive &= client.body() == Body::None;
+    if let Some(stand_in) = degrade::stand_in(client, route) {
+        return degrade::give(client, stand_in).await;
+    }
     refuse(client, status, why).await
 }
 

@@ -2,6 +2,7 @@
 
 use super::backend::Backend;
 use super::cache::{self, Cached};
+use super::degrade::Modes;
 use super::gate::Gate;
 use super::id::Ids;
 use super::latency::Latency;
@@ -9,6 +10,7 @@ use super::ledger::Ledger;
 use super::live::Shared;
 use super::rates::Limiter;
 use super::request::Request;
+use super::strain::{self, Strained};
 use super::streams::Desks;
 use super::switch::Switch;
 use crate::snapshot::Counters;
@@ -55,6 +57,7 @@ pub struct World {
     services: RefCell<BTreeMap<String, Rc<Service>>>,
     /// Who serves streams, while it has none.
     pub desks: Desks,
+    pub strain: Strained,
 }
 
 #[derive(Default)]
@@ -86,6 +89,8 @@ pub struct Route {
     pub limiter: Option<Arc<Limiter>>,
     /// Bytes a second of a body.
     pub rate_min: u32,
+    /// In which it may be served; `None`: as ever.
+    pub modes: Option<Arc<Modes>>,
 }
 
 pub struct Service {
@@ -148,7 +153,10 @@ impl World {
             generation: Cell::new(0),
             services: RefCell::default(),
             desks: Desks::default(),
+            strain: Strained::default(),
         });
+        world.shared.strains().push(world.strain.told().clone());
+        tokio::task::spawn_local(strain::watch(Rc::downgrade(&world)));
         let weak = Rc::downgrade(&world);
         tokio::task::spawn_local(async move {
             loop {
@@ -207,6 +215,7 @@ impl World {
                     caches,
                     limiter: self.shared.rates.of(&route.name),
                     rate_min: route.body_rate_min.unwrap_or(RATE_MIN),
+                    modes: self.shared.guards.modes(name, route),
                 });
                 known.push(route.clone());
             }

@@ -366,6 +366,7 @@ impl Fixture {
             cache: None,
             rate_limit: None,
             body_rate_min: None,
+            degraded: None,
         };
         let bind = nobody();
         let routes = vec![route("all", when, "main"), route("no", elsewhere, "nowhere")];

@@ -2,6 +2,7 @@
 
 use super::control::Control;
 use super::keep::Life;
+use crate::http::degrade::STALE_MS_MAX;
 
 /// What is done with an answer that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +40,13 @@ impl Life {
             true => Use::Meanwhile { over_ms },
             false => Use::Ask,
         }
+    }
+
+    /// Whether it is given while its route is degraded, whatever the client would rather have: RFC 9111
+    /// section 4.2.4 leaves that to whoever says so, but for what the service itself rules out.
+    pub fn serves_degraded(&self, since_ms: u64) -> bool {
+        let over_ms = (self.age_ms + since_ms).saturating_sub(self.fresh_ms);
+        !self.no_cache && !self.strict && over_ms < STALE_MS_MAX
     }
 
     /// Whether it is given where nobody can say whether it is still so.
@@ -100,6 +108,23 @@ mod tests {
             let mut control = Control::default();
             control.read(asked.as_bytes());
             assert_eq!(life.now(&control, since_ms), expected, "{life:?} {asked:?} {since_ms}");
+        }
+    }
+
+    #[test]
+    fn a_stale_answer_is_given_for_a_day_while_its_route_is_degraded() {
+        let plain = Life { age_ms: 1_000, fresh_ms: 10_000, ..Life::default() };
+        let day_ms = STALE_MS_MAX;
+        #[rustfmt::skip]
+        let cases = [
+            (plain,                                0,              true),
+            (plain,                                9_000 + day_ms - 1, true),
+            (plain,                                9_000 + day_ms, false),
+            (Life { strict: true, ..plain },       20_000,         false),
+            (Life { no_cache: true, ..plain },     20_000,         false),
+        ];
+        for (life, since_ms, expected) in cases {
+            assert_eq!(life.serves_degraded(since_ms), expected, "{life:?} {since_ms}");
         }
     }
 

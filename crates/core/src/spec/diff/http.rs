@@ -3,8 +3,9 @@
 use super::super::http::{
     Affinity, Balance, HashKey, HttpSpec, PathMatch, RouteSpec, RunSpec, Source, Version,
 };
-use super::protect::{breaker, cache, places, rate};
+use super::protect::{breaker, cache, degraded, places, rate};
 use super::{AtOnce, Changes, Restart, both};
+use crate::http::degrade::Mode;
 
 impl Changes {
     pub(super) fn http(&mut self, path: &str, old: &HttpSpec, new: &HttpSpec) {
@@ -113,6 +114,11 @@ impl Changes {
         };
         self.push(&format!("{path}.match.methods"), methods(old), methods(new), AtOnce);
         self.push(&format!("{path}.match.headers"), headers(old), headers(new), AtOnce);
+        for mode in Mode::ALL {
+            let words = |it: &RouteSpec| it.degraded.as_ref().and_then(|it| degraded(it, mode));
+            let path = format!("{path}.degraded.{}", mode.word());
+            self.push(&path, words(old), words(new), AtOnce);
+        }
     }
 }
 

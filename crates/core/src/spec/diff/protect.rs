@@ -3,6 +3,8 @@
 use super::http::ms;
 use crate::http::breaker::BreakerSpec;
 use crate::http::cache::CacheSpec;
+use crate::http::degrade::{Degraded, Mode};
+use crate::http::hash::hash;
 use crate::http::queue::{Bulkhead, Limit};
 use crate::http::rate::{RateKey, RateLimit};
 
@@ -45,4 +47,16 @@ pub(super) fn cache(of: &CacheSpec) -> String {
         ms(of.stale_if_error_ms),
         of.object_bytes_max
     )
+}
+
+pub(super) fn degraded(of: &Degraded, mode: Mode) -> Option<String> {
+    let rule = of.modes.get(&mode)?;
+    let when: Vec<&str> = rule.when.iter().map(|cause| cause.word()).collect();
+    let page = of.page.as_ref().filter(|_| mode == Mode::Static).map_or_else(String::new, |page| {
+        // One that is as long as another is another all the same.
+        let (status, length, of) = (page.status, page.body.len(), hash(page.body.as_bytes()));
+        format!(", {status} with {length} bytes of {} ({of:016x})", page.content_type)
+    });
+    let (enter, leave) = (ms(rule.enter_ms), ms(rule.leave_ms));
+    Some(format!("when {} for {enter}, until well for {leave}{page}", when.join(" or ")))
 }

@@ -2,8 +2,9 @@
 
 use super::super::fault::{Code, Faults};
 use super::super::reader::{Part, Placed, Reader, a};
-use super::protect::{self, RawBreaker, RawBulkhead, RawCache, RawRate};
+use super::protect::{self, RawBreaker, RawBulkhead, RawCache, RawMode, RawRate};
 use super::{Names, Number, Text};
+use everhold_core::http::degrade::Mode;
 
 pub(in super::super) struct RawHttp {
     pub at: usize,
@@ -73,6 +74,7 @@ pub(in super::super) struct RawRoute {
     pub rate_limit: Option<RawRate>,
     pub body_rate_min: Number,
     pub cache: Option<RawCache>,
+    pub degraded: Vec<(Mode, RawMode)>,
 }
 
 /// What has no meaning for what others run.
@@ -222,6 +224,7 @@ pub(super) fn route(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<Ra
     let rate_limit = protect::rate(&mut table, faults);
     let body_rate_min = table.integer("body_rate_min", faults);
     let cache = protect::cache(&mut table, faults);
+    let degraded = protect::degraded(&mut table, faults);
     let when = below(&mut table, "match", faults, |it, faults| {
         let texts = ["host", "path", "path_prefix"].map(|key| it.string(key, faults));
         (texts, it.strings("methods", faults), it.texts("headers", faults))
@@ -243,5 +246,6 @@ pub(super) fn route(mut table: Reader<'_>, faults: &mut Faults<'_>) -> Option<Ra
         rate_limit,
         body_rate_min,
         cache,
+        degraded,
     })
 }

@@ -1,9 +1,10 @@
 //! What keeps services from being overrun, and answers for others to have, as it was written.
 
 use super::super::fault::Faults;
-use super::super::reader::Reader;
+use super::super::reader::{Part, Reader};
 use super::http::below;
 use super::{Names, Number, Text};
+use everhold_core::http::degrade::Mode;
 
 /// Of a service or a route.
 pub(in super::super) struct RawBulkhead {
@@ -35,6 +36,18 @@ pub(in super::super) struct RawCache {
     pub stale_if_error: Text,
     pub object_max: Text,
     pub headers: Names,
+}
+
+/// A mode in which a route is served while something is wrong.
+pub(in super::super) struct RawMode {
+    pub at: usize,
+    pub when: Names,
+    pub enter: Text,
+    pub leave: Text,
+    /// Of `static` only.
+    pub status: Number,
+    pub content_type: Text,
+    pub body: Text,
 }
 
 pub(super) fn bulkhead(table: &mut Reader<'_>, faults: &mut Faults<'_>) -> Option<RawBulkhead> {
@@ -73,5 +86,25 @@ pub(super) fn cache(table: &mut Reader<'_>, faults: &mut Faults<'_>) -> Option<R
         stale_if_error: it.string("stale_if_error", faults),
         object_max: it.string("object_max", faults),
         headers: it.strings("headers", faults),
+    })
+}
+
+pub(super) fn degraded(table: &mut Reader<'_>, faults: &mut Faults<'_>) -> Vec<(Mode, RawMode)> {
+    let all = below(table, "degraded", faults, |it, faults| {
+        Mode::ALL.map(|mode| Some((mode, self::mode(mode, it, faults)?)))
+    });
+    all.into_iter().flatten().flatten().collect()
+}
+
+fn mode(mode: Mode, table: &mut Reader<'_>, faults: &mut Faults<'_>) -> Option<RawMode> {
+    below(table, mode.word(), faults, |it, faults| {
+        let (at, when) = (it.at, it.strings("when", faults));
+        let [enter, leave] = ["enter", "leave"].map(|key| it.string(key, faults));
+        let (mut status, mut content_type, mut body) = (Part::Absent, Part::Absent, Part::Absent);
+        if mode == Mode::Static {
+            status = it.integer("status", faults);
+            [content_type, body] = ["content_type", "body"].map(|key| it.string(key, faults));
+        }
+        RawMode { at, when, enter, leave, status, content_type, body }
     })
 }

@@ -2,6 +2,7 @@
 
 use everhold_core::http::breaker::BreakerSpec;
 use everhold_core::http::cache::CacheSpec;
+use everhold_core::http::degrade::{Cause, Mode, Page, Rule};
 use everhold_core::http::queue::{Bulkhead, Limit, Priority, WAIT_MS};
 use everhold_core::http::rate::{RateKey, RateLimit};
 use everhold_core::spec::{HttpSpec, RouteSpec, ServiceSpec};
@@ -29,7 +30,7 @@ fn nothing_is_limited_unless_it_is_asked_for() {
     assert_eq!(service.concurrency, None);
     assert_eq!(service.breaker, Some(BreakerSpec::default()));
     assert_eq!((route.priority, route.concurrency), (Priority::Normal, None));
-    assert_eq!((route.rate_limit, route.cache), (None, None));
+    assert_eq!((route.rate_limit, route.cache, route.degraded), (None, None, None));
 }
 
 #[test]
@@ -77,6 +78,32 @@ fn all_keys() {
 }
 
 #[test]
+fn degraded_modes() {
+    let (_, route) = read(
+        "",
+        "cache = {}\n[route.api.degraded]\nstale = { when = [\"breaker\", \"down\", \"down\"] }\n\
+         read_only = { when = [\"queue\", \"cpu\"], enter = \"0s\", leave = \"1m\" }\n\
+         static = { when = [\"down\"], status = 200, content_type = \"a/b\", body = \"c\" }",
+    );
+    let degraded = route.degraded.expect("modes");
+    let rule =
+        |when: &[Cause], enter_ms, leave_ms| Rule { when: when.to_vec(), enter_ms, leave_ms };
+    let expected = [
+        (Mode::Stale, rule(&[Cause::Breaker, Cause::Down], 1_000, 10_000)),
+        (Mode::Static, rule(&[Cause::Down], 1_000, 10_000)),
+        (Mode::ReadOnly, rule(&[Cause::Queue, Cause::Cpu], 0, 60_000)),
+    ];
+    assert_eq!(degraded.modes, expected.into());
+    let page = Page { status: 200, content_type: "a/b".into(), body: "c".into() };
+    assert_eq!(degraded.page, Some(page));
+    let (_, route) = read("", "degraded.static = { when = [\"down\"] }");
+    let page = route.degraded.and_then(|it| it.page).expect("a page");
+    assert_eq!((page.status, page.content_type.as_str()), (503, "text/plain; charset=utf-8"));
+    let (_, route) = read("", "degraded.shed = { when = [\"cpu\"] }");
+    assert_eq!(route.degraded.map(|it| (it.modes.len(), it.page)), Some((1, None)));
+}
+
+#[test]
 #[rustfmt::skip]
 fn faults() {
     let check = |service: &str, route: &str, expected: &[&str]| {
@@ -108,4 +135,19 @@ fn faults() {
         "14:69 E026 `rate_limit.v6_prefix` in [route.api] has a meaning with \"client_ip\" only",
     ]);
     check("", "rate_limit = { per_second = 1, per_hour = 1 }", &["14:1 E019 `rate_limit` in [route.api] needs one of `per_second`, `per_minute`, `per_hour`"]);
+    let faulty = "degraded.stale = { when = [\"breaker\"] }\ndegraded.shed = {}\ndegraded.read_only = { when = [\"braker\"], enter = \"1h\", status = 200 }\n\
+        degraded.static = { when = [\"down\"], leave = \"0s\", status = 204, content_type = \"é\" }\ndegraded.gone = {}";
+    check("", faulty, &[
+        "14:10 E026 `degraded.stale` in [route.api] has no meaning without `cache`",
+        "15:10 E019 `degraded.shed.when` in [route.api] does not say when",
+        "16:32 E007 `degraded.read_only.when` in [route.api] must be \"breaker\" or \"down\" or \"queue\" or \"cpu\", not \"braker\"",
+        "16:51 E007 `degraded.read_only.enter` in [route.api] must be from 0s to 10m, not \"1h\"",
+        "16:57 E003 unknown key `status` in [route.api.degraded.read_only]",
+        "17:46 E007 `degraded.static.leave` in [route.api] must be from 1s to 1h, not \"0s\"",
+        "17:61 E007 `degraded.static.status` in [route.api] is one without a body: 204",
+        "17:81 E007 `degraded.static.content_type` in [route.api] is not ASCII in one line",
+        "18:10 E003 unknown key `gone` in [route.api.degraded]",
+    ]);
+    let long = format!("degraded.static = {{ when = [\"down\"], body = \"{}\" }}", "x".repeat(8_193));
+    check("", &long, &["14:45 E007 `degraded.static.body` in [route.api] may have 8192 bytes, not 8193"]);
 }

@@ -4,14 +4,15 @@ use std::ops::RangeInclusive;
 
 use everhold_core::http::breaker::{self, BreakerSpec};
 use everhold_core::http::cache::{self, CacheSpec};
+use everhold_core::http::degrade::{Cause, Degraded, ENTER_MS, LEAVE_MS, Mode, Page, Rule};
 use everhold_core::http::pace::RATE_MIN;
 use everhold_core::http::queue::{Bulkhead, Limit, Priority, WAIT_MS};
 use everhold_core::http::rate::{RateKey, RateLimit};
 use everhold_core::spec::Net;
 
 use super::super::fault::{Code, Faults};
-use super::super::raw::{Names, Number, RawBreaker, RawBulkhead, RawCache, RawRate, Text};
-use super::super::reader::Part;
+use super::super::raw::{Names, Number, RawBreaker, RawBulkhead, RawCache, RawMode, RawRate, Text};
+use super::super::reader::{Part, Placed};
 use super::http::{is_token, size, token};
 use super::{bounded, duration, word};
 
@@ -26,6 +27,16 @@ const BODY_RATE_MAX: u32 = 1_000_000_000;
 const TTL: (RangeInclusive<u64>, &str) = (0..=31_536_000_000, "0s to 8760h");
 /// Less than any answer has, and more than belongs into memory.
 const OBJECT_BYTES: (RangeInclusive<u64>, &str) = (1 << 10..=1 << 30, "1KiB to 1GiB");
+
+const ENTER: (RangeInclusive<u64>, &str) = (0..=600_000, "0s to 10m");
+/// Not so short that it comes and goes all the time.
+const LEAVE: (RangeInclusive<u64>, &str) = (1_000..=3_600_000, "1s to 1h");
+/// A page that says sorry; it is in the spec, and with each table.
+const PAGE_BYTES_MAX: usize = 8 << 10;
+const PAGE_STATUS: u16 = 503;
+const PAGE_TYPE: &str = "text/plain; charset=utf-8";
+/// By these an answer has no body.
+const BODILESS: [u16; 3] = [204, 205, 304];
 
 pub(super) fn bulkhead(
     place: &str,
@@ -197,4 +208,76 @@ pub(super) fn cache(
         object_bytes_max: most.unwrap_or(cache::OBJECT_BYTES),
         key_headers,
     })
+}
+
+/// How a route is served while something is wrong.
+pub(super) fn degraded(
+    place: &str,
+    raw: &[(Mode, RawMode)],
+    keeps: bool,
+    faults: &mut Faults<'_>,
+) -> Option<Degraded> {
+    let mut degraded = Degraded::default();
+    for (mode, raw) in raw {
+        let key = format!("degraded.{}", mode.word());
+        let when = causes(&key, place, raw, faults);
+        let mut time = |name: &str, raw: &Text, range, usual| {
+            let ms = raw
+                .is()
+                .and_then(|raw| duration(&format!("{key}.{name}"), place, raw, range, faults));
+            ms.unwrap_or(usual)
+        };
+        let enter_ms = time("enter", &raw.enter, ENTER, ENTER_MS);
+        let leave_ms = time("leave", &raw.leave, LEAVE, LEAVE_MS);
+        degraded.modes.insert(*mode, Rule { when, enter_ms, leave_ms });
+        match mode {
+            Mode::Stale if !keeps => {
+                let message = format!("`{key}` in {place} has no meaning without `cache`");
+                faults.add(Code::NotApplicable, raw.at, message);
+            }
+            Mode::Static => degraded.page = Some(page(place, raw, faults)),
+            Mode::Stale | Mode::Shed | Mode::ReadOnly => {}
+        }
+    }
+    (!degraded.modes.is_empty()).then_some(degraded)
+}
+
+fn causes(key: &str, place: &str, raw: &RawMode, faults: &mut Faults<'_>) -> Vec<Cause> {
+    let words = Cause::ALL.map(|cause| (cause.word(), cause));
+    if raw.when.is().is_none_or(|list| list.value.is_empty()) && raw.when != Part::Faulty {
+        let message = format!("`{key}.when` in {place} does not say when");
+        faults.add(Code::Count, raw.at, message).next =
+            "name what has to be wrong: when = [\"breaker\", \"down\", \"queue\", \"cpu\"]".into();
+    }
+    let mut found = Vec::new();
+    for text in raw.when.is().into_iter().flat_map(|list| &list.value) {
+        let text = Part::Is(Placed { value: text.value.clone(), at: text.at });
+        let cause = word(&format!("{key}.when"), place, &text, &words, faults);
+        found.extend(cause.filter(|cause| !found.contains(cause)));
+    }
+    found
+}
+
+fn page(place: &str, raw: &RawMode, faults: &mut Faults<'_>) -> Page {
+    let key = "degraded.static.status";
+    let status = bounded(key, place, &raw.status, 200..=599, u32::from(PAGE_STATUS), faults);
+    let status = u16::try_from(status).unwrap_or(PAGE_STATUS);
+    if let Some(raw) = raw.status.is().filter(|_| BODILESS.contains(&status)) {
+        let message = format!("`{key}` in {place} is one without a body: {status}");
+        faults.add(Code::OutOfRange, raw.at, message);
+    }
+    let of_field = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    if let Some(raw) = raw.content_type.is().filter(|it| !of_field(&it.value)) {
+        let message = format!("`degraded.static.content_type` in {place} is not ASCII in one line");
+        faults.add(Code::OutOfRange, raw.at, message);
+    }
+    if let Some(raw) = raw.body.is().filter(|it| it.value.len() > PAGE_BYTES_MAX) {
+        let length = raw.value.len();
+        let message = format!(
+            "`degraded.static.body` in {place} may have {PAGE_BYTES_MAX} bytes, not {length}"
+        );
+        faults.add(Code::OutOfRange, raw.at, message);
+    }
+    let text = |raw: &Text, usual: &str| raw.is().map_or(usual, |it| &it.value).to_owned();
+    Page { status, content_type: text(&raw.content_type, PAGE_TYPE), body: text(&raw.body, "") }
 }

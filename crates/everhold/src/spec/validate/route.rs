@@ -73,6 +73,7 @@ fn one(
     let least = raw.body_rate_min.is();
     let least = least.map(|_| protect::body_rate(&place, &raw.body_rate_min, faults));
     let cache = protect::cache(&place, raw.cache.as_ref(), faults);
+    let degraded = protect::degraded(&place, &raw.degraded, raw.cache.is_some(), faults);
     let faultless = faults.count();
     let when = Match {
         host: raw.host.is().and_then(|host| self::host(&place, host, faults)),
@@ -94,6 +95,7 @@ fn one(
         rate_limit,
         body_rate_min: least,
         cache,
+        degraded,
     })
 }
 

@@ -31,6 +31,8 @@ pub enum How {
     Stale,
     /// It is stale, and nobody can say whether it is still so.
     OnError,
+    /// It is stale, and its route is degraded.
+    Degraded,
     /// Another client's request brought it.
     Collapsed,
     /// It is still so.
@@ -44,6 +46,7 @@ impl How {
             How::Hit => "hit",
             How::Stale => "stale",
             How::OnError => "stale on error",
+            How::Degraded => "stale, degraded",
             How::Collapsed => "collapsed",
             How::Revalidated => "revalidated",
         }
@@ -54,6 +57,7 @@ impl How {
             How::Hit => "hit",
             How::Stale => "hit; detail=stale",
             How::OnError => "hit; detail=stale-if-error",
+            How::Degraded => "hit; detail=degraded",
             How::Collapsed => "fwd=uri-miss; collapsed",
             How::Revalidated => "fwd=stale; fwd-status=304",
         };
@@ -74,6 +78,7 @@ pub async fn give(client: &mut Client, given: &Given, stalled: Duration) -> bool
     let _ = write!(head, "Age: {}\r\n", age_ms / 1_000);
     how.push(head, stored.life.fresh_ms as i64 - *age_ms as i64);
     push(head, b"X-Request-Id", request.id.as_bytes());
+    head.extend_from_slice(&response.added);
     let mut body = match request.method {
         Method::Head => Bytes::new(),
         _ => stored.body.slice(range),

@@ -201,7 +201,7 @@ fn status_line(head: &[u8]) -> &[u8] {
 
 /// What of a head is of the answer, and not of one time that it was given: RFC 9111 section 3.1.
 fn is_kept(name: &[u8]) -> bool {
-    let not: [&[u8]; 7] = [
+    let not: [&[u8]; 10] = [
         b"age",
         b"trailer",
         b"x-request-id",
@@ -209,6 +209,10 @@ fn is_kept(name: &[u8]) -> bool {
         b"proxy-authenticate",
         b"proxy-authorization",
         b"proxy-authentication-info",
+        // What the gateway itself says to one client.
+        b"ratelimit",
+        b"ratelimit-policy",
+        b"everhold-degraded",
     ];
     !not.iter().any(|it| name.eq_ignore_ascii_case(it))
 }

@@ -5,6 +5,7 @@ use super::stored::{Draft, Stored};
 use super::{Cached, Fill, Given, How, give};
 use crate::http::backend::Conn;
 use crate::http::body::Framing;
+use crate::http::degrade;
 use crate::http::exchange::Client;
 use crate::http::io::Io;
 use crate::http::request::{Method, Request, lines, push, value};
@@ -144,6 +145,7 @@ async fn look(
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
     let allowed = begun + route.timeout;
     let deadline = patience.map_or(allowed, |it| it.min(allowed));
+    let gives_stale = degrade::gives_stale(route);
     let mut how = How::Hit;
     for round in 0..ROUNDS {
         let Client { request, visit, trail, .. } = client;
@@ -165,6 +167,12 @@ async fn look(
                     Use::Borne { .. } => return give(How::Stale),
                     Use::Meanwhile { .. } => {
                         let given = give(How::Stale);
+                        refresh(client, route, world, &stored, now_ms);
+                        return given;
+                    }
+                    // To whom it is given doesn't wait to hear whether it is still so.
+                    Use::Ask if gives_stale && stored.life.serves_degraded(since_ms) => {
+                        let given = give(How::Degraded);
                         refresh(client, route, world, &stored, now_ms);
                         return given;
                     }
