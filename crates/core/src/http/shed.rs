@@ -21,6 +21,9 @@ const WAIT_US_MIN: u64 = 25_000;
 const BUSY_MIN: u32 = 750;
 /// From here on it idles.
 const BUSY_FULL: u32 = 900;
+/// With fewer requests than these between two looks nobody is too many: others keep the thread from its
+/// work, and to refuse those few would bring it nothing.
+const REQUESTS_MIN: u32 = 100;
 /// Of those that are served, so many fewer or more in a second, at the bounds above; further off it is
 /// faster.
 const UP: f64 = 0.25;
@@ -54,6 +57,8 @@ pub struct Shedding {
     /// What was offered since the last look, and on average.
     offered: [u32; KINDS],
     usual: [f64; KINDS],
+    /// All of them, since the last look.
+    requests: u32,
     last: Strain,
     at_ms: u64,
 }
@@ -64,8 +69,9 @@ impl Shedding {
         self.share
     }
 
-    /// While it isn't nobody need be asked for.
-    pub fn is_on(&self) -> bool {
+    /// A request came. Whether any are refused: while none is, nothing need be known of it.
+    pub fn comes(&mut self) -> bool {
+        self.requests = self.requests.saturating_add(1);
         self.share > 0.0
     }
 
@@ -74,7 +80,8 @@ impl Shedding {
         // Once is a burst.
         let wait_us = seen.wait_us.min(self.last.wait_us);
         let shrinks = seen.wait_us < self.last.wait_us - self.last.wait_us / 20;
-        let rate = if seen.busy >= BUSY_MIN && wait_us >= WAIT_US {
+        let crowded = std::mem::take(&mut self.requests) >= REQUESTS_MIN;
+        let rate = if crowded && seen.busy >= BUSY_MIN && wait_us >= WAIT_US {
             let far = wait_us as f64 / WAIT_US as f64;
             if shrinks { 0.0 } else { (UP * far).min(UP_MAX) }
         } else if seen.wait_us < WAIT_US_MIN {
@@ -100,7 +107,7 @@ impl Shedding {
     /// Takes the share from the lowest kinds, by what is offered of each.
     fn share_out(&mut self) {
         let offered = std::mem::take(&mut self.offered);
-        if !self.is_on() {
+        if self.share == 0.0 {
             (self.usual, self.shares) = ([0.0; KINDS], [0.0; KINDS]);
             return;
         }
@@ -118,7 +125,7 @@ impl Shedding {
         }
     }
 
-    /// Whether a request is refused, while this is on. `known`: its client was served of late.
+    /// Whether one that came is refused, while some are. `known`: its client was served of late.
     pub fn refuses(&mut self, class: Priority, known: bool, random: u64) -> bool {
         let kind = match class {
             Priority::Critical => KINDS - 1,
@@ -204,7 +211,7 @@ mod tests {
                 }
                 Some((came_us, Some(who))) => {
                     let (class, known, _) = mix[who];
-                    let refused = shedding.is_on() && shedding.refuses(class, known, chance.next());
+                    let refused = shedding.comes() && shedding.refuses(class, known, chance.next());
                     this.offered[who] += 1;
                     let cost = if refused { REFUSAL_US } else { COST_US };
                     (now_us, busy_us) = (now_us + cost, busy_us + cost);
@@ -281,18 +288,36 @@ mod tests {
         }
     }
 
-    /// A machine that stood still, and a burst, are no want of time.
+    fn come(shedding: &mut Shedding, requests: u32) {
+        for _ in 0..requests {
+            shedding.comes();
+        }
+    }
+
+    /// A machine that stood still, a burst, and few requests are no want of time.
     #[test]
-    fn what_waited_once_or_in_an_idle_thread_changes_nothing() {
+    fn what_waited_once_or_in_an_idle_thread_or_for_few_changes_nothing() {
         let mut shedding = Shedding::default();
         for step in 0..100 {
+            come(&mut shedding, REQUESTS_MIN);
             let wait_us = if step % 10 == 0 { 900_000 } else { 1_000 };
             shedding.step(step * 50, Strain { busy: 1_000, wait_us });
             assert_eq!(shedding.share(), 0.0);
         }
         for step in 100..200 {
+            come(&mut shedding, REQUESTS_MIN);
             shedding.step(step * 50, Strain { busy: 600, wait_us: 900_000 });
             assert_eq!(shedding.share(), 0.0);
         }
+        for step in 200..300 {
+            come(&mut shedding, REQUESTS_MIN - 1);
+            shedding.step(step * 50, Strain { busy: 1_000, wait_us: 900_000 });
+            assert_eq!(shedding.share(), 0.0);
+        }
+        for step in 300..303 {
+            come(&mut shedding, REQUESTS_MIN);
+            shedding.step(step * 50, Strain { busy: 1_000, wait_us: 900_000 });
+        }
+        assert!(shedding.share() > 0.0);
     }
 }

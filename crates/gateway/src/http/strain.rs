@@ -70,7 +70,7 @@ impl Strained {
 /// Whether a request is refused because the thread has no time for it.
 pub fn refuses(world: &World, route: &Route, from: &From) -> bool {
     let mut shedding = world.strain.shedding.borrow_mut();
-    if !shedding.is_on() {
+    if !shedding.comes() {
         return false;
     }
     let known = from.served.get() || world.shared.door.knows(from.client);
