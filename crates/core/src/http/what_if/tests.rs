@@ -160,6 +160,8 @@ fn who_finds_no_place_waits_or_is_refused() {
     // Nothing is known of how long, till places were held.
     check("service=1+9 wait=50", "0: a*3", "r: 1 in, 2 too_late");
     check("service=1+9 wait=50", "0: a/10 20: a*9/10", "r: 7 in, 5 waited, 3 too_late");
+    // Who is too late leaves room in the queue.
+    check("service=1+1 wait=20", "0: a/100 b 50: c", "r: 1 in, 2 too_late");
     // Whose place was taken by one of a higher class.
     check("service=1+1", "0: a al b", "l: 0 in, 1 queue_full; r: 2 in, 1 waited");
 }
