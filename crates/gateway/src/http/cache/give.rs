@@ -78,7 +78,6 @@ pub async fn give(client: &mut Client, given: &Given, stalled: Duration) -> bool
     let _ = write!(head, "Age: {}\r\n", age_ms / 1_000);
     how.push(head, stored.life.fresh_ms as i64 - *age_ms as i64);
     push(head, b"X-Request-Id", request.id.as_bytes());
-    head.extend_from_slice(&response.added);
     let mut body = match request.method {
         Method::Head => Bytes::new(),
         _ => stored.body.slice(range),
