@@ -1,10 +1,10 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
-use super::admit::{Halt, admit};
+use super::admit::{Halt, Pass, admit};
 use super::backend::{Active, Backend, Conn, Need};
 use super::body::Framing;
-use super::cache;
+use super::cache::{self, Answered};
 use super::exchange::{Carried, Client, Failure, answer, ask, carry};
 use super::from::From;
 use super::id::Short;
@@ -194,7 +194,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
-            return unserved(client, world, (503, why)).await;
+            return unserved(client, world, None, (503, why)).await;
         }
         Err(Halt::Gone) => return gone(client),
     };
@@ -208,7 +208,8 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         let now = if index == 0 { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, world, (504, "the client waits no longer")).await;
+            let last = (504, "the client waits no longer");
+            return unserved(client, world, Some(pass), last).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
@@ -216,7 +217,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
             None => service.pick(world, &client.request, &tried[..index], now_ms),
         };
         let Some(Picked { index: chosen, set_cookie, why }) = picked else {
-            return unserved(client, world, last).await;
+            return unserved(client, world, Some(pass), last).await;
         };
         tried[index] = chosen;
         let backend = &service.backends[chosen];
@@ -238,7 +239,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
             outcome: result.as_ref().err().map_or("answered", |it| it.failure.word()),
         });
         let failed = match result {
-            Ok((mut conn, _active)) => {
+            Ok((mut conn, active)) => {
                 // What it can't do says something of it; what the client did wrong doesn't.
                 match client.response.status {
                     // It was told for how long it is waited for, and says that this was too short.
@@ -252,11 +253,25 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
                 took(service, backend, ended - now, world.ms(ended));
                 let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
                 let reusable = is_bare && client.response.keep_alive && client.up.is_over();
-                if let Some(given) = cache::answered(client, &conn, world) {
-                    if reusable {
-                        backend.keep(conn, ended);
+                match cache::answered(client, &conn, world) {
+                    Answered::Goes => {}
+                    Answered::Given(given) => {
+                        if reusable {
+                            backend.keep(conn, ended);
+                        }
+                        // The service has done its part: how slowly it is taken is nothing to it.
+                        drop((active, pass));
+                        return cache::gave(client, given).await;
                     }
-                    return cache::gave(client, given).await;
+                    Answered::Again => {
+                        if reusable {
+                            backend.keep(conn, ended);
+                        }
+                        let why = "it said of another one that it is still so";
+                        again = Some(Picked { index: chosen, set_cookie, why });
+                        tried[index] = usize::MAX;
+                        continue;
+                    }
                 }
                 if set_cookie && let Some(field) = service.set_cookie(chosen, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());
@@ -340,14 +355,14 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, world, last).await;
+            return unserved(client, world, Some(pass), last).await;
         }
         if stale {
             let why = "its idle connection had closed";
             again = Some(Picked { index: chosen, set_cookie, why });
         }
     }
-    unserved(client, world, last).await
+    unserved(client, world, Some(pass), last).await
 }
 
 /// How long a try is waited for because another one may follow it, elsewhere; `tries` came before it.
@@ -418,8 +433,14 @@ fn gone(client: &mut Client) -> After {
     After::Drop
 }
 
-/// Nobody answers the client but the gateway.
-async fn unserved(client: &mut Client, world: &World, (status, why): (u16, &str)) -> After {
+/// Nobody answers the client but the gateway, and what it holds of the service others may have.
+async fn unserved(
+    client: &mut Client,
+    world: &World,
+    pass: Option<Pass<'_>>,
+    (status, why): (u16, &str),
+) -> After {
+    drop(pass);
     if let Some(given) = cache::instead(client, world) {
         client.response.again_after_s = None;
         return cache::gave(client, given).await;

@@ -11,10 +11,10 @@ pub mod keep;
 pub mod part;
 pub mod reuse;
 
-pub use asked::Asked;
+pub use asked::{Asked, is_like};
 pub use control::Control;
 pub use keep::{Life, Said, Why};
-pub use part::{Marks, Part, part};
+pub use part::{Marks, Part, part, weakly};
 pub use reuse::Use;
 
 use serde::{Deserialize, Serialize};

@@ -49,6 +49,8 @@ struct Marks {
     /// All of before that are gone.
     floor: u64,
     at: HashMap<What, u64>,
+    /// How long the longest prefix is; `None`: there is none.
+    prefix_max: Option<usize>,
 }
 
 impl Purges {
@@ -62,8 +64,7 @@ impl Purges {
         let now = self.last.load(Ordering::Relaxed) + 1;
         match what {
             What::All => {
-                marks.at.clear();
-                marks.floor = now;
+                *marks = Marks { floor: now, ..Marks::default() };
             }
             What::Path { .. } | What::Prefix { .. } | What::Tag(_) => {
                 if marks.at.len() >= MARKS_MAX {
@@ -72,8 +73,11 @@ impl Purges {
                     marks.floor = marks.floor.max(*middle);
                     let floor = marks.floor;
                     marks.at.retain(|_, at| *at > floor);
+                    marks.prefix_max = marks.at.keys().filter_map(prefix_length).max();
                 }
-                marks.at.insert(plain(what), now);
+                let what = plain(what);
+                marks.prefix_max = marks.prefix_max.max(prefix_length(&what));
+                marks.at.insert(what, now);
             }
         }
         // Whoever sees the number finds the mark.
@@ -91,15 +95,31 @@ impl Purges {
         if tags.iter().any(|tag| after(&What::Tag(tag.clone()))) {
             return true;
         }
-        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-        let ends: Vec<usize> = ends.collect();
         [None, Some(host.clone())].into_iter().any(|host| {
-            after(&What::Path { host: host.clone(), path: path.clone() })
-                || ends.iter().any(|end| {
-                    let path = path[..*end].to_string();
-                    after(&What::Prefix { host: host.clone(), path })
-                })
+            let mut prefix = What::Prefix { host: host.clone(), path: path.clone() };
+            let mut is_below = |end| {
+                if let What::Prefix { path, .. } = &mut prefix {
+                    path.truncate(end);
+                }
+                after(&prefix)
+            };
+            after(&What::Path { host, path: path.clone() })
+                || ends(path, marks.prefix_max).any(&mut is_below)
         })
+    }
+}
+
+/// Where prefixes of a path end that may be purged, the longest first: none is longer than `most`.
+fn ends(path: &str, most: Option<usize>) -> impl Iterator<Item = usize> {
+    let bytes = path.as_bytes();
+    let most = most.map_or(0, |most| most.min(bytes.len()) + 1);
+    (0..most).rev().filter(|at| bytes.get(*at).is_none_or(|it| *it == b'/'))
+}
+
+fn prefix_length(what: &What) -> Option<usize> {
+    match what {
+        What::Prefix { path, .. } => Some(path.len()),
+        What::All | What::Path { .. } | What::Tag(_) => None,
     }
 }
 
@@ -157,6 +177,23 @@ mod tests {
             purges.purge(what.clone());
             assert_eq!(purges.is_gone(before, &names), expected, "{what:?} {}", names.path);
             assert!(!purges.is_gone(purges.now(), &names), "what came after {what:?} stays");
+        }
+    }
+
+    #[test]
+    fn a_path_is_looked_through_as_deep_as_one_was_purged() {
+        #[rustfmt::skip]
+        let cases: [(&str, Option<usize>, &[usize]); 7] = [
+            ("/a/b",        None,       &[]),
+            ("/a/b",        Some(0),    &[0]),
+            ("/a/b",        Some(2),    &[2, 0]),
+            ("/a/b",        Some(3),    &[2, 0]),
+            ("/a/b",        Some(4),    &[4, 2, 0]),
+            ("/a/b",        Some(9),    &[4, 2, 0]),
+            ("////////",    Some(2),    &[2, 1, 0]),
+        ];
+        for (path, most, expected) in cases {
+            assert_eq!(ends(path, most).collect::<Vec<_>>(), expected, "{path} {most:?}");
         }
     }
 
