@@ -2,7 +2,7 @@
 //! route's and one of its service's, and the leave of the breaker.
 
 use super::exchange::{Client, Failure, Leaving};
-use super::gate::{Entry, Gate, Permit, Waiting};
+use super::gate::{Entry, Gate, Permit};
 use super::ledger::Met;
 use super::switch::{Passage, Switch};
 use super::world::{Route, Service, World};
@@ -10,7 +10,7 @@ use everhold_core::http::breaker::Said;
 use everhold_core::http::queue::Denied;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -101,39 +101,53 @@ async fn place(
         };
         Halt::Turned { why, again_after_s: AGAIN_AFTER_S }
     };
-    let waiting = match gate.enter(pass.route.priority, came, deadline) {
+    let mut waiting = match gate.enter(pass.route.priority, came, deadline) {
         Entry::In(permit) => return Ok(permit),
         Entry::Denied(denied) => return Err(turned(client, denied)),
         Entry::Waits(waiting) => waiting,
     };
-    let told = wait(client, waiting).await;
+    let until = waiting.until;
+    let told = wait(client, until, |cx| waiting.poll(cx)).await;
     pass.at = Instant::now();
     client.trail.waited_us += (pass.at - came).as_micros() as u64;
     match told {
-        Some(Ok(permit)) => {
+        Waited::Told(Ok(permit)) => {
             client.trail.met = Some(Met::Queue);
             Ok(permit)
         }
-        Some(Err(denied)) => Err(turned(client, denied)),
-        None => {
+        Waited::Told(Err(denied)) => Err(turned(client, denied)),
+        Waited::Late => Err(turned(client, Denied::Late)),
+        Waited::Gone => {
             client.trail.met = Some(Met::Queue);
             Err(Halt::Gone)
         }
     }
 }
 
-/// `None`: the client is gone.
-async fn wait(client: &mut Client, mut waiting: Waiting) -> Option<Result<Permit, Denied>> {
+/// What came of it that a client waited.
+pub enum Waited<T> {
+    Told(T),
+    Late,
+    /// Its client waits no longer.
+    Gone,
+}
+
+/// Has a client wait until then for what it is told by that.
+pub async fn wait<T>(
+    client: &mut Client,
+    until: Instant,
+    mut told: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Waited<T> {
     let Client { io, buf, timer, .. } = client;
     let mut leaving = Leaving::default();
     poll_fn(|cx| {
-        if let Poll::Ready(told) = waiting.poll(cx) {
-            return Poll::Ready(Some(told));
+        if let Poll::Ready(told) = told(cx) {
+            return Poll::Ready(Waited::Told(told));
         }
-        let gone = leaving.look(cx, io, buf).filter(|gone| *gone < waiting.until);
-        timer.poll(cx, gone.unwrap_or(waiting.until)).map(|()| match gone {
-            Some(_) => None,
-            None => Some(Err(Denied::Late)),
+        let gone = leaving.look(cx, io, buf).filter(|gone| *gone < until);
+        timer.poll(cx, gone.unwrap_or(until)).map(|()| match gone {
+            Some(_) => Waited::Gone,
+            None => Waited::Late,
         })
     })
     .await

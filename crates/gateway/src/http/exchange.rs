@@ -363,7 +363,7 @@ pub async fn hear(
 }
 
 /// Holds a client to the least rate of its route.
-struct Slow {
+pub struct Slow {
     pace: Pace,
     /// When it was waited for first.
     begun: Option<Instant>,
@@ -371,13 +371,13 @@ struct Slow {
 }
 
 impl Slow {
-    fn new(rate_min: u32) -> Slow {
+    pub fn new(rate_min: u32) -> Slow {
         Slow { pace: Pace::default(), begun: None, rate_min }
     }
 
     /// From when on the client is too slow, if it is waited for. A call of gRPC may be a dialog that goes
     /// on for days.
-    fn at(&mut self, waits: bool, bytes: u64, request: &Request) -> Option<Instant> {
+    pub fn at(&mut self, waits: bool, bytes: u64, request: &Request) -> Option<Instant> {
         if self.rate_min == 0 || (self.begun.is_none() && !waits) {
             return None;
         }

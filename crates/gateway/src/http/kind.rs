@@ -1,5 +1,6 @@
 //! What the fields of a request are to the gateway: its own, an instance's, or of one connection.
 
+use everhold_core::http::cache::is_like;
 use everhold_core::http::deadline;
 use everhold_core::http::forwarded::Field;
 
@@ -36,7 +37,7 @@ pub fn kind(name: &str) -> Kind {
 }
 
 fn known(name: &str) -> Kind {
-    let is = |other: &str| is_like(name, other);
+    let is = |other: &str| is_like(name.as_bytes(), other);
     match name.len() {
         2 if is("te") => Kind::Te,
         4 if is("host") => Kind::Host,
@@ -61,15 +62,11 @@ fn known(name: &str) -> Kind {
         17 if is("transfer-encoding") => Kind::TransferEncoding,
         17 if is("x-forwarded-proto") => Kind::Forwarding(Field::Proto),
         30 if is(deadline::EXPECTED) => Kind::Expected,
-        13.. if name.get(..12).is_some_and(|it| is_like(it, "x-forwarded-")) => Kind::Own,
+        13.. if name.get(..12).is_some_and(|it| is_like(it.as_bytes(), "x-forwarded-")) => {
+            Kind::Own
+        }
         _ => Kind::EndToEnd,
     }
-}
-
-/// Whether a name is that one, in small letters, or could be taken for it.
-pub fn is_like(name: &str, other: &str) -> bool {
-    let alike = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
-    name.len() == other.len() && name.bytes().zip(other.bytes()).all(alike)
 }
 
 /// Whether a field is neither read nor replaced by the gateway.

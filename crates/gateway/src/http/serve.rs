@@ -1,10 +1,10 @@
 //! A client's connection in HTTP/1: one request after the other.
 
 use super::Open;
-use super::admit::{AGAIN_AFTER_S, Halt, admit};
+use super::admit::{AGAIN_AFTER_S, Halt, Pass, admit};
 use super::backend::Conn;
 use super::body::Framing;
-use super::cache;
+use super::cache::{self, Answered};
 use super::degrade;
 use super::exchange::{Carried, Client, Failure, answer, carry};
 use super::from::From;
@@ -209,7 +209,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
-            return unserved(client, route, world, (503, why)).await;
+            return unserved(client, route, world, None, (503, why)).await;
         }
         Err(Halt::Gone) => return gone(client),
     };
@@ -222,14 +222,17 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         let now = if tried.indices().is_empty() { pass.at } else { Instant::now() };
         if deadline <= now {
             client.trail.outcome = "no time was left";
-            return unserved(client, route, world, (504, "the client waits no longer")).await;
+            let last = (504, "the client waits no longer");
+            return unserved(client, route, world, Some(pass), last).await;
         }
         let now_ms = world.ms(now);
         let picked = match again.take() {
             Some(picked) => Some(picked),
             None => service.pick(world, &client.request, tried.indices(), now_ms),
         };
-        let Some(picked) = picked else { return unserved(client, route, world, last).await };
+        let Some(picked) = picked else {
+            return unserved(client, route, world, Some(pass), last).await;
+        };
         let plan = Plan::new((client, route, picked), &mut tried, (now, deadline), world.ms(now));
         let slow_at = slow_at(client, service, &tried, &plan);
         let (plan, ending, other) = match one_try(client, plan, anew, slow_at, begun).await {
@@ -250,15 +253,29 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         client.trail.tried([Some(plan.told(begun, ended, end, outcome)), other]);
         let backend = plan.backend;
         let failed = match ending {
-            Ok((mut conn, _active)) => {
+            Ok((mut conn, active)) => {
                 plan.answered(world, &pass, client.response.status, ended);
                 let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
                 let reusable = is_bare && client.response.keep_alive && client.up.is_over();
-                if let Some(given) = cache::answered(client, &conn, world) {
-                    if reusable {
-                        backend.keep(conn, ended);
+                match cache::answered(client, &conn, world) {
+                    Answered::Goes => {}
+                    Answered::Given(given) => {
+                        if reusable {
+                            backend.keep(conn, ended);
+                        }
+                        // The service has done its part: how slowly it is taken is nothing to it.
+                        drop((active, pass));
+                        return cache::gave(client, given).await;
                     }
-                    return cache::gave(client, given).await;
+                    Answered::Again => {
+                        if reusable {
+                            backend.keep(conn, ended);
+                        }
+                        let why = "it said of another one that it is still so";
+                        tried.forget(plan.place);
+                        again = Some(Picked { why, ..plan.picked });
+                        continue;
+                    }
                 }
                 let Picked { index, set_cookie, .. } = plan.picked;
                 if set_cookie && let Some(field) = service.set_cookie(index, client.is_secure()) {
@@ -333,13 +350,13 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
         if let Verdict::No(why) = verdict {
             drop(method);
             client.trail.outcome = not_again(why);
-            return unserved(client, route, world, last).await;
+            return unserved(client, route, world, Some(pass), last).await;
         }
         if stale {
             again = Some(Picked { why: "its idle connection had closed", ..plan.picked });
         }
     }
-    unserved(client, route, world, last).await
+    unserved(client, route, world, Some(pass), last).await
 }
 
 /// Why there was no further try, as `explain` says it.
@@ -387,13 +404,15 @@ fn gone(client: &mut Client) -> After {
     After::Drop
 }
 
-/// Nobody answers the client but the gateway.
+/// Nobody answers the client but the gateway, and what it holds of the service others may have.
 async fn unserved(
     client: &mut Client,
     route: &Route,
     world: &World,
+    pass: Option<Pass<'_>>,
     (status, why): (u16, &str),
 ) -> After {
+    drop(pass);
     if let Some(given) = cache::instead(client, world) {
         client.response.again_after_s = None;
         return cache::gave(client, given).await;

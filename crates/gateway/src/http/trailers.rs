@@ -1,7 +1,8 @@
 //! Fields after a body: those that may stand there are passed on.
 
-use super::kind::{is_end_to_end, is_like};
+use super::kind::is_end_to_end;
 use super::request::push;
+use everhold_core::http::cache::is_like;
 
 /// Each that doesn't say how a message is read, routed or trusted: RFC 9110 section 6.5.1.
 pub fn each(lines: &[u8], mut then: impl FnMut(&str, &[u8])) {
@@ -41,5 +42,5 @@ const NEVER: [&str; 13] = [
 ];
 
 fn may_trail(name: &str) -> bool {
-    is_end_to_end(name) && !NEVER.iter().any(|never| is_like(name, never))
+    is_end_to_end(name) && !NEVER.iter().any(|never| is_like(name.as_bytes(), never))
 }

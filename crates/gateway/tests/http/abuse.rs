@@ -1,5 +1,6 @@
 //! Who is not let in, and who is stopped: floods of frames, and drops instead of bodies.
 
+use super::cache::{get, keeping, says};
 use super::fixture::{Client, FINE, Fixture, Instance, PATIENCE, client_from, eventually};
 use super::links::frame;
 use super::raw::{
@@ -196,9 +197,16 @@ fn a_body_in_drops_is_not_waited_for() {
 
 #[test]
 fn an_answer_taken_in_drops_is_given_up() {
-    let big = [b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n".to_vec(), vec![b'x'; 100_000]];
-    let instance = Instance::says(big.concat());
-    let gateway = Fixture::before(&instance);
+    // From an instance, and from what is kept.
+    let big = says("Cache-Control: max-age=60", &"x".repeat(100_000));
+    let instance = Instance::says(big);
+    let gateways = [Fixture::before(&instance), keeping(&[instance.address])];
+    gateways[1].ask(&get("/fine", ""));
+    gateways.iter().for_each(in_drops);
+    assert_eq!(instance.seen().len(), 2);
+}
+
+fn in_drops(gateway: &Fixture) {
     let mut raw = Raw::connect(gateway.address, 10);
     raw.say(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(GET)));
     let drips = Client::of(raw.socket.try_clone().unwrap());

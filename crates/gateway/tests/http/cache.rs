@@ -7,7 +7,7 @@ use everhold_core::http::cache::CacheSpec;
 use everhold_core::http::cache::purge::{Of, What};
 use everhold_core::http::route::{Backend, HttpService};
 use everhold_core::route::RouteTable;
-use everhold_core::spec::{Affinity, Match, PathMatch, Version};
+use everhold_core::spec::{Affinity, Match, Net, PathMatch, Version};
 use http::HeaderMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub fn keeping_with(addresses: &[SocketAddr], spec: CacheSpec, bytes: Option<u64
 }
 
 /// With a table that is changed before it is in force.
-fn set_up(
+pub fn set_up(
     addresses: &[SocketAddr],
     change: impl FnOnce(&mut HttpService),
     keep: impl FnOnce(&mut HttpTable),
@@ -41,7 +41,7 @@ fn set_up(
 }
 
 /// Its routes keep answers as they are said to last.
-fn keeps(http: &mut HttpTable) {
+pub fn keeps(http: &mut HttpTable) {
     http.listeners.values_mut().flat_map(|it| &mut it.routes).for_each(|route| {
         route.cache = Some(CacheSpec::default());
     });
@@ -153,6 +153,7 @@ fn what_is_of_one_alone_is_never_given_to_another() {
         ("",                            says("Cache-Control: max-age=60|Vary: *", "x")),
         ("",                            says("Cache-Control: max-age=60|Vary: TE", "x")),
         ("Authorization: Basic eDp5",   says(KEPT, "x")),
+        ("Authorization: Basic eDp5",   says("Cache-Control: max-age=60, proxy-revalidate", "x")),
         ("Cookie: session=1",           says("Last-Modified: Sun, 06 Nov 1994 08:49:37 GMT", "x")),
         ("Cache-Control: no-store",     says(KEPT, "x")),
         ("Origin: https://e",           says("Cache-Control: max-age=60|Access-Control-Allow-Origin: https://e", "x")),
@@ -188,15 +189,17 @@ fn nothing_that_is_not_in_the_key_gets_into_what_is_kept() {
     let instance = Instance::start(|line: &mut Line| {
         while let Some(seen) = line.request() {
             let line_and_fields = seen.head.to_ascii_lowercase();
-            let evil = if line_and_fields.contains("evil") { "evil" } else { "fine" };
-            line.say(says("Cache-Control: max-age=60", evil));
+            let is_evil = ["evil", "-proto: https", "-port: 6666"];
+            let is_evil = is_evil.iter().any(|it| line_and_fields.contains(it));
+            line.say(says("Cache-Control: max-age=60", if is_evil { "evil" } else { "fine" }));
         }
     });
-    let gateway = keeping(&[instance.address]);
     let tricks = [
         "X-Forwarded-Host: evil.org",
         "X_Forwarded_Host: evil.org",
         "Forwarded: host=evil.org",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-Port: 6666",
         "X-Forwarded-Scheme: evil",
         "X-HTTP-Method-Override: evil",
         "X_HTTP_Method_Override: evil",
@@ -208,11 +211,43 @@ fn nothing_that_is_not_in_the_key_gets_into_what_is_kept() {
         "Connection: x-evil|X-Evil: evil",
         "Proxy: evil",
     ];
-    for (index, trick) in tricks.iter().enumerate() {
-        let path = format!("/{index}");
-        gateway.ask(&get(&path, trick));
-        assert_eq!(gateway.ask(&get(&path, "")).text(), "fine", "{trick}");
+    // Also of one that is believed in some of it.
+    for known in ["10.0.0.0/8", "127.0.0.0/8"] {
+        let gateway = before_known(&instance, known);
+        for (index, trick) in tricks.iter().enumerate() {
+            let path = format!("/{index}");
+            let first = gateway.ask(&get(&path, trick)).text();
+            assert!(known != "127.0.0.0/8" || index > 0 || first == "evil", "it is told");
+            assert_eq!(gateway.ask(&get(&path, "")).text(), "fine", "{trick} from {known}");
+        }
     }
+}
+
+/// It keeps answers, and knows these as proxies.
+fn before_known(instance: &Instance, known: &str) -> Fixture {
+    let known: Net = known.parse().unwrap();
+    set_up(
+        &[instance.address],
+        |_| {},
+        |http| {
+            keeps(http);
+            http.listeners.get_mut("web").unwrap().trusted_proxies = vec![known];
+        },
+    )
+}
+
+/// A known proxy in front of several sites of which the gateway sees one host.
+#[test]
+fn each_site_behind_a_known_proxy_has_its_own() {
+    let instance = counting("Cache-Control: max-age=60");
+    let gateway = before_known(&instance, "127.0.0.0/8");
+    let ask = |host: &str| gateway.ask(&get("/", &format!("X-Forwarded-Host: {host}"))).text();
+    for _ in 0..2 {
+        assert_eq!(["one", "two"].map(ask), ["answer 0", "answer 1"]);
+    }
+    // What changes one says nothing of the other.
+    gateway.ask("POST / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Host: one\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(["one", "two"].map(ask), ["answer 3", "answer 1"]);
 }
 
 #[test]
@@ -254,6 +289,26 @@ fn a_variant_is_given_to_who_asks_for_that_one() {
 }
 
 #[test]
+fn what_was_kept_before_a_field_counted_is_not_given() {
+    let instance = Instance::start(|line: &mut Line| {
+        while let Some(seen) = line.request() {
+            line.say(says("Cache-Control: max-age=60", &seen.values("x-key").concat()));
+        }
+    });
+    let gateway = keeping(&[instance.address]);
+    let ask = |key: &str| gateway.ask(&get("/", &format!("X-Key: {key}"))).text();
+    assert_eq!(["1", "2"].map(ask), ["1", "1"]);
+    gateway.change(|http| {
+        let routes = http.listeners.values_mut().flat_map(|it| &mut it.routes);
+        let key_headers = vec!["x-key".to_owned()];
+        let spec = CacheSpec { key_headers, ..CacheSpec::default() };
+        routes.for_each(|route| route.cache = Some(spec.clone()));
+    });
+    eventually("each has its own", || ask("2") == "2");
+    assert_eq!(ask("1"), "1");
+}
+
+#[test]
 fn what_did_not_come_whole_is_not_kept() {
     let heads = [
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 9\r\n\r\nhalf",
@@ -276,22 +331,32 @@ fn what_did_not_come_whole_is_not_kept() {
     }
 }
 
+/// Nor does anybody wait for the next one.
 #[test]
-fn what_is_too_large_passes_and_is_not_kept() {
+fn what_is_too_large_or_has_trailers_passes_and_is_not_kept() {
     let large = "x".repeat(300_000);
     let chunked = format!(
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n\
          {:x}\r\n{large}\r\n0\r\n\r\n",
         large.len()
     );
-    for answer in [says("Cache-Control: max-age=60", &large), chunked] {
+    let trailers = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n\
+                    2\r\nok\r\n0\r\nX: y\r\n\r\n";
+    for (answer, body) in [
+        (says("Cache-Control: max-age=60", &large), &*large),
+        (chunked, &*large),
+        (trailers.to_owned(), "ok"),
+    ] {
         let instance = Instance::says(answer);
         let spec = CacheSpec { object_bytes_max: 200_000, ..CacheSpec::default() };
         let gateway = keeping_with(&[instance.address], spec, None);
-        for _ in 0..2 {
-            assert!(gateway.ask(&get("/", "")).text() == large, "all of it");
+        for id in ["first", "second"] {
+            let answer = gateway.ask(&get("/", &format!("X-Request-Id: {id}")));
+            assert!(answer.text() == body, "all of it");
         }
         assert_eq!(instance.seen().len(), 2);
+        eventually("it is remembered", || gateway.gateway.request("second").is_some());
+        assert_eq!(gateway.gateway.request("second").unwrap().cache, "pass");
     }
 }
 
@@ -522,7 +587,6 @@ fn what_is_changed_meanwhile_is_not_kept() {
         match purged {
             true => gateway.gateway.purge(What { of: Of::Path("/slow".to_owned()), ..What::ALL }),
             false => {
-                may.store(0, SeqCst);
                 let post = "POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
                 assert_eq!(gateway.ask(post).status, 200);
             }

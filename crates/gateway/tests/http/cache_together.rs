@@ -1,14 +1,18 @@
 //! Requests that wait for one another, and answers that are given although they are stale.
 
-use super::cache::{counting, get, keeping, keeping_with, says};
+use super::cache::{counting, get, keeping, keeping_with, keeps, says, set_up};
 use super::fixture::{A_WHILE, Client, Fixture, Instance, Line, eventually, reset};
+use super::links::frame;
+use super::raw::{DATA, END_HEADERS, END_STREAM, GET, HEADERS, Raw, block};
 use super::second::{connect, request, run};
 use everhold_core::http::cache::CacheSpec;
+use everhold_core::http::queue::{Bulkhead, Limit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread::sleep;
 
 const KEPT: &str = "Cache-Control: max-age=60";
+const OK: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
 /// It is older than it is fresh as it comes.
 const STALE: &str = "Cache-Control: max-age=10|Age: 60|ETag: \"a\"";
 
@@ -47,12 +51,16 @@ fn held(answer: &'static str) -> (Instance, Gate) {
     (instance, gate)
 }
 
-/// So many that have asked for the same, the first of them before the others.
 fn ask_together(gateway: &Fixture, count: usize, gate: &Gate) -> Vec<Client> {
+    ask_with(gateway, count, gate, ["", ""])
+}
+
+/// So many that have asked for the same, the first of them before the others, and with other fields.
+fn ask_with(gateway: &Fixture, count: usize, gate: &Gate, fields: [&str; 2]) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| gateway.client()).collect();
-    clients[0].say(get("/", ""));
+    clients[0].say(get("/", fields[0]));
     gate.asked(1);
-    clients[1..].iter_mut().for_each(|client| client.say(get("/", "")));
+    clients[1..].iter_mut().for_each(|client| client.say(get("/", fields[1])));
     // Long enough to be at the instance, if they went there.
     sleep(A_WHILE);
     clients
@@ -60,8 +68,7 @@ fn ask_together(gateway: &Fixture, count: usize, gate: &Gate) -> Vec<Client> {
 
 #[test]
 fn of_many_that_miss_one_asks() {
-    let (instance, gate) =
-        held("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok");
+    let (instance, gate) = held(OK);
     let gateway = keeping(&[instance.address]);
     let mut clients = ask_together(&gateway, 20, &gate);
     gate.open();
@@ -143,8 +150,7 @@ fn a_client_that_leaves_takes_nothing_from_those_that_wait() {
 
 #[test]
 fn a_stream_that_is_given_up_takes_nothing_from_those_that_wait() {
-    let (instance, gate) =
-        held("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok");
+    let (instance, gate) = held(OK);
     let gateway = keeping(&[instance.address]);
     let address = gateway.address;
     let mut client = gateway.client();
@@ -157,12 +163,119 @@ fn a_stream_that_is_given_up_takes_nothing_from_those_that_wait() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(asked.load(SeqCst), 1, "it waits");
         stream.send_reset(h2::Reason::CANCEL);
         drop(answer);
     });
+    gate.asked(2);
     gate.open();
     assert_eq!(client.answer().text(), "ok");
     drop(instance);
+}
+
+#[test]
+fn who_leaves_waits_no_longer() {
+    let (instance, gate) = held(OK);
+    let gateway = keeping(&[instance.address]);
+    let mut clients = ask_with(&gateway, 2, &gate, ["", "X-Request-Id: left"]);
+    let left = clients.pop().unwrap();
+    reset(&left.socket);
+    drop(left);
+    let outcome = || gateway.gateway.request("left").map(|it| it.outcome);
+    eventually("it is noticed", || outcome() == Some("client gone"));
+    gate.open();
+    assert_eq!(clients[0].answer().text(), "ok");
+}
+
+#[test]
+fn a_client_in_a_hurry_takes_nothing_from_those_that_wait() {
+    let (instance, gate) = held(OK);
+    let gateway = keeping(&[instance.address]);
+    let hurry = ["X-Envoy-Expected-Rq-Timeout-Ms: 2000", ""];
+    let mut clients = ask_with(&gateway, 5, &gate, hurry);
+    assert_eq!(clients.remove(0).answer().status, 504);
+    // One of the others asks for them.
+    gate.asked(2);
+    sleep(A_WHILE);
+    assert_eq!(gate.asked.load(SeqCst), 2);
+    gate.open();
+    assert!(clients.iter_mut().all(|it| it.answer().text() == "ok"));
+    assert_eq!(instance.seen().len(), 2);
+}
+
+#[test]
+fn who_wants_it_anew_takes_what_came_since() {
+    for fields in ["Cache-Control: max-age=0", "Cache-Control: min-fresh=600"] {
+        let (instance, gate) = held(OK);
+        let gateway = keeping(&[instance.address]);
+        let mut clients = ask_with(&gateway, 8, &gate, ["", fields]);
+        gate.open();
+        assert!(clients.iter_mut().all(|it| it.answer().text() == "ok"));
+        assert_eq!(instance.seen().len(), 1, "{fields}");
+        // But not what was there before.
+        gateway.ask(&get("/", fields));
+        assert_eq!(instance.seen().len(), 2, "{fields}");
+    }
+}
+
+/// As a stream of events on a route that keeps what says nothing of itself.
+#[test]
+fn what_has_no_end_is_waited_for_once() {
+    let instance =
+        Instance::says("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nevent\r\n");
+    let spec = CacheSpec { ttl_ms: Some(60_000), ..CacheSpec::default() };
+    let gateway = keeping_with(&[instance.address], spec, None);
+    let mut clients: Vec<Client> = (0..3).map(|_| gateway.client()).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.say(get("/", &format!("X-Request-Id: {index}")));
+        assert!(client.exactly(20).is_some());
+    }
+    assert_eq!(instance.seen().len(), 3);
+    drop(instance);
+    let record = |id: &str| gateway.gateway.request(id).map(|it| it.cache);
+    eventually("all are over", || (0..3).all(|id| record(&id.to_string()).is_some()));
+    assert_eq!(["0", "1", "2"].map(record), [Some("miss"), Some("miss"), Some("pass")]);
+}
+
+/// However slowly it is taken.
+#[test]
+fn what_is_given_in_an_instances_place_holds_no_place_at_it() {
+    let fails = [
+        "HTTP/1.1 304 Same\r\nETag: \"a\"\r\n\r\n",
+        "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n",
+        "",
+    ];
+    for fails in fails {
+        let fields = "Cache-Control: max-age=10, stale-if-error=600|Age: 60|ETag: \"a\"";
+        let (count, big) = (AtomicUsize::new(0), says(fields, &"x".repeat(100_000)));
+        let instance = Instance::start(move |line| {
+            while line.request().is_some() {
+                match count.fetch_add(1, SeqCst) {
+                    0 => line.say(&big),
+                    _ if fails.is_empty() => return,
+                    _ => line.say(fails),
+                }
+            }
+        });
+        let one = Bulkhead { limit: Limit::Most(1), queue: Some(0), wait_ms: 60_000 };
+        let gateway = set_up(
+            &[instance.address],
+            |service| service.bulkhead = Some(one),
+            |http| {
+                keeps(http);
+                let routes = http.listeners.values_mut().flat_map(|it| &mut it.routes);
+                routes.for_each(|route| route.body_rate_min = Some(0));
+            },
+        );
+        let taken = || gateway.gateway.guarded().services["main"].in_flight;
+        assert_eq!(gateway.ask(&get("/fine", "")).body.len(), 100_000);
+        eventually("the first one is over", || taken() == 0);
+        let mut slow = Raw::connect(gateway.address, 10);
+        slow.say(frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(GET)));
+        while slow.next().unwrap().0 != DATA {}
+        eventually("its place is free", || taken() == 0);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 mod abuse;
 mod bodies;
 mod cache;
+mod cache_of_one;
 mod cache_together;
 mod curl;
 mod deadlines;

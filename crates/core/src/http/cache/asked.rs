@@ -73,8 +73,9 @@ impl<'h> Asked<'h> {
     }
 }
 
-/// To a program behind CGI or WSGI `_` is `-`.
-fn is_like(name: &[u8], other: &str) -> bool {
+/// Whether a name is that one, in small letters, or could be taken for it: to a program behind CGI or WSGI
+/// `_` is `-`.
+pub fn is_like(name: &[u8], other: &str) -> bool {
     let alike = |(a, b): (&u8, u8)| a.eq_ignore_ascii_case(&b) || (*a == b'_' && b == b'-');
     name.len() == other.len() && name.iter().zip(other.bytes()).all(alike)
 }

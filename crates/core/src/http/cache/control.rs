@@ -8,8 +8,9 @@ pub struct Control {
     pub no_cache: bool,
     pub private: bool,
     pub public: bool,
-    /// Also `proxy-revalidate`: all who are served here are many.
     pub must_revalidate: bool,
+    /// The same of caches such as this one; that it may be shared it doesn't say.
+    pub proxy_revalidate: bool,
     pub only_if_cached: bool,
     pub max_age: Option<u64>,
     pub s_maxage: Option<u64>,
@@ -43,13 +44,13 @@ impl Control {
                 8 if is("s-maxage") => least(&mut self.s_maxage),
                 9 if is("min-fresh") => self.min_fresh = self.min_fresh.max(Some(seconds())),
                 9 if is("max-stale") => {
-                    let most = argument.map_or(SECONDS_MAX, seconds_or_none);
+                    let most = argument.map_or(SECONDS_MAX, |_| seconds());
                     self.max_stale = Some(self.max_stale.map_or(most, |it| it.min(most)));
                 }
                 14 if is("only-if-cached") => self.only_if_cached = true,
                 14 if is("stale-if-error") => least(&mut self.stale_if_error),
                 15 if is("must-revalidate") => self.must_revalidate = true,
-                16 if is("proxy-revalidate") => self.must_revalidate = true,
+                16 if is("proxy-revalidate") => self.proxy_revalidate = true,
                 22 if is("stale-while-revalidate") => least(&mut self.stale_while_revalidate),
                 _ => {}
             }
@@ -112,10 +113,6 @@ pub fn seconds(digits: &[u8]) -> Option<u64> {
     Some(digits.iter().fold(0, add))
 }
 
-fn seconds_or_none(digits: &[u8]) -> u64 {
-    seconds(digits).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,8 +141,9 @@ mod tests {
             ("no-cache=\"Set-Cookie\"",             Control { no_cache: true, ..plain }),
             ("private=\"x, y\"",                    Control { private: true, ..plain }),
             ("public,must-revalidate",              Control { public: true, must_revalidate: true, ..plain }),
-            ("proxy-revalidate",                    Control { must_revalidate: true, ..plain }),
+            ("proxy-revalidate",                    Control { proxy_revalidate: true, ..plain }),
             ("max-stale",                           Control { max_stale: Some(1 << 31), ..plain }),
+            ("max-stale=x",                         Control { max_stale: Some(0), ..plain }),
             ("max-stale=9, max-stale",              Control { max_stale: Some(9), ..plain }),
             ("min-fresh=9, min-fresh=3",            Control { min_fresh: Some(9), ..plain }),
             ("only-if-cached",                      Control { only_if_cached: true, ..plain }),

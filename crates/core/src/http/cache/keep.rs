@@ -32,7 +32,7 @@ pub struct Said<'h> {
     /// It names a site that it is for.
     for_origin: bool,
     varies_by_all: bool,
-    /// What it varies by, in small letters and in order.
+    /// What it varies by, in small letters.
     pub vary: Vec<String>,
 }
 
@@ -59,6 +59,8 @@ pub enum Why {
     NoStore,
     Private,
     Authorized,
+    /// It says nothing of how long it lasts, and may be of who sent the cookie.
+    Cookie,
     SetsCookie,
     VariesByAll,
     /// It names a site without saying that it varies by that.
@@ -69,6 +71,17 @@ pub enum Why {
     NoLife,
     /// It is stale as it comes, and nothing says that it could be asked for again.
     Stale,
+}
+
+impl Why {
+    /// It is so whoever asks: with it goes what is kept for all. Else it is of this one request.
+    pub fn is_for_all(self) -> bool {
+        match self {
+            Why::NoStore | Why::Private | Why::SetsCookie | Why::VariesByAll => true,
+            Why::NoLife | Why::Stale => true,
+            Why::Authorized | Why::Cookie | Why::ForOrigin | Why::Status => false,
+        }
+    }
 }
 
 impl<'h> Said<'h> {
@@ -105,8 +118,6 @@ impl<'h> Said<'h> {
         if targeted && sound {
             (said.control, said.targeted, said.expires) = (target, true, None);
         }
-        said.vary.sort_unstable();
-        said.vary.dedup();
         said
     }
 
@@ -131,6 +142,10 @@ impl<'h> Said<'h> {
         unix_s: i64,
     ) -> Result<Life, Why> {
         let control = &self.control;
+        // Before what it says: an error that is not to be kept says nothing of what is.
+        if !is_kept(self.status, asked) {
+            return Err(Why::Status);
+        }
         if asked.control.no_store || control.no_store {
             return Err(Why::NoStore);
         }
@@ -150,16 +165,17 @@ impl<'h> Said<'h> {
         if self.for_origin && asked.origin && !self.vary.iter().any(|it| it == "origin") {
             return Err(Why::ForOrigin);
         }
-        if !is_kept(self.status, asked) {
-            return Err(Why::Status);
-        }
         let fresh_s = match self.explicit_s(unix_s) {
             Some(fresh_s) => fresh_s,
             None if control.no_cache => 0,
-            None => self.implied_s(asked, spec, unix_s).ok_or(Why::NoLife)?,
+            None => match self.implied_s(spec, unix_s).ok_or(Why::NoLife)? {
+                _ if asked.cookie || asked.authorized => return Err(Why::Cookie),
+                fresh_s => fresh_s,
+            },
         };
+        let asks = control.must_revalidate || control.proxy_revalidate || control.no_cache;
         let stale_ms = |said: Option<u64>, spec_ms: u64| match said {
-            _ if control.must_revalidate || control.no_cache => 0,
+            _ if asks => 0,
             Some(seconds) => seconds * 1_000,
             // Of who names a time for such caches no other is made up.
             None if control.s_maxage.is_some() => 0,
@@ -171,7 +187,7 @@ impl<'h> Said<'h> {
             meanwhile_ms: stale_ms(control.stale_while_revalidate, spec.stale_while_revalidate_ms),
             on_error_ms: stale_ms(control.stale_if_error, spec.stale_if_error_ms),
             no_cache: control.no_cache,
-            strict: control.must_revalidate || control.no_cache || control.s_maxage.is_some(),
+            strict: asks || control.s_maxage.is_some(),
         };
         let lasts = life.age_ms < life.fresh_ms && !life.no_cache;
         let again = self.etag.is_some() || self.last_modified.is_some();
@@ -188,11 +204,11 @@ impl<'h> Said<'h> {
         self.control.s_maxage.or(self.control.max_age).or(expires)
     }
 
-    /// As may be taken for granted: RFC 9111 section 4.2.2. What a cookie has to do with the answer, and
-    /// what a query does, nobody knows who isn't told.
-    fn implied_s(&self, asked: &Asked<'_>, spec: &CacheSpec, unix_s: i64) -> Option<u64> {
+    /// As may be taken for granted: RFC 9111 section 4.2.2. What a cookie has to do with the answer nobody
+    /// knows who isn't told.
+    fn implied_s(&self, spec: &CacheSpec, unix_s: i64) -> Option<u64> {
         let usual = matches!(self.status, 200 | 203 | 204 | 300 | 301 | 308 | 404 | 410);
-        if asked.cookie || asked.authorized || self.targeted || !usual {
+        if self.targeted || !usual {
             return None;
         }
         if let Some(ttl_ms) = spec.ttl_ms {

@@ -12,10 +12,10 @@ pub mod part;
 pub mod purge;
 pub mod reuse;
 
-pub use asked::Asked;
+pub use asked::{Asked, is_like};
 pub use control::Control;
 pub use keep::{Life, Said, Why};
-pub use part::{Marks, Part, part};
+pub use part::{Marks, Part, part, weakly};
 pub use reuse::Use;
 
 use serde::{Deserialize, Serialize};

@@ -70,7 +70,8 @@ fn is_that(named: &[u8], marks: &Marks, now_s: i64) -> bool {
     named == changed && changed < at
 }
 
-fn weakly(tag: &[u8]) -> &[u8] {
+/// A tag as If-None-Match compares it.
+pub fn weakly(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 

@@ -7,12 +7,11 @@ use crate::http::degrade::STALE_MS_MAX;
 /// What is done with an answer that is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
-    /// It is fresh, for so long yet.
-    Fresh { left_ms: u64 },
+    Fresh,
     /// It is stale, and the client bears that.
-    Borne { over_ms: u64 },
+    Borne,
     /// It is stale and good while it is asked for anew.
-    Meanwhile { over_ms: u64 },
+    Meanwhile,
     /// Not before it was asked whether it is still so.
     Ask,
 }
@@ -29,15 +28,15 @@ impl Life {
         let most_ms = of(asked.max_age).unwrap_or(u64::MAX).min(self.fresh_ms);
         let wanted_ms = age_ms + of(asked.min_fresh).unwrap_or(0);
         if wanted_ms < most_ms {
-            return Use::Fresh { left_ms: self.fresh_ms - age_ms };
+            return Use::Fresh;
         }
         let over_ms = age_ms.saturating_sub(self.fresh_ms);
         let bears = of(asked.max_stale).is_some_and(|it| wanted_ms - most_ms <= it);
         if bears && !self.strict {
-            return Use::Borne { over_ms };
+            return Use::Borne;
         }
         match asked.max_age.is_none() && asked.min_fresh.is_none() && over_ms < self.meanwhile_ms {
-            true => Use::Meanwhile { over_ms },
+            true => Use::Meanwhile,
             false => Use::Ask,
         }
     }
@@ -72,36 +71,35 @@ mod tests {
         let strict = Life { strict: true, ..fresh };
         let meanwhile = Life { meanwhile_ms: 5_000, ..fresh };
         let granted = Life { strict: true, ..meanwhile };
-        let left = |left_ms| Use::Fresh { left_ms };
         #[rustfmt::skip]
         let cases = [
             // Life, what the request says, for how long it is here, what is done.
-            (fresh,     "",                         0,      left(10_000)),
-            (fresh,     "",                         9_999,  left(1)),
+            (fresh,     "",                         0,      Use::Fresh),
+            (fresh,     "",                         9_999,  Use::Fresh),
             (fresh,     "",                         10_000, Use::Ask),
-            (aged,      "",                         5_999,  left(1)),
+            (aged,      "",                         5_999,  Use::Fresh),
             (aged,      "",                         6_000,  Use::Ask),
             (no_cache,  "",                         0,      Use::Ask),
             (no_cache,  "max-stale",                0,      Use::Ask),
             (fresh,     "no-cache",                 0,      Use::Ask),
-            (fresh,     "max-age=3",                2_999,  left(7_001)),
+            (fresh,     "max-age=3",                2_999,  Use::Fresh),
             (fresh,     "max-age=3",                3_000,  Use::Ask),
             (fresh,     "max-age=0",                0,      Use::Ask),
-            (fresh,     "max-age=3, max-stale=2",   5_000,  Use::Borne { over_ms: 0 }),
+            (fresh,     "max-age=3, max-stale=2",   5_000,  Use::Borne),
             (fresh,     "max-age=3, max-stale=2",   5_001,  Use::Ask),
-            (fresh,     "min-fresh=3",              6_999,  left(3_001)),
+            (fresh,     "min-fresh=3",              6_999,  Use::Fresh),
             (fresh,     "min-fresh=3",              7_000,  Use::Ask),
-            (fresh,     "max-stale",                99_999, Use::Borne { over_ms: 89_999 }),
-            (fresh,     "max-stale=2",              12_000, Use::Borne { over_ms: 2_000 }),
+            (fresh,     "max-stale",                99_999, Use::Borne),
+            (fresh,     "max-stale=2",              12_000, Use::Borne),
             (fresh,     "max-stale=2",              12_001, Use::Ask),
             (strict,    "max-stale",                10_000, Use::Ask),
-            (strict,    "",                         9_999,  left(1)),
-            (meanwhile, "",                         9_999,  left(1)),
-            (meanwhile, "",                         10_000, Use::Meanwhile { over_ms: 0 }),
-            (meanwhile, "",                         14_999, Use::Meanwhile { over_ms: 4_999 }),
+            (strict,    "",                         9_999,  Use::Fresh),
+            (meanwhile, "",                         9_999,  Use::Fresh),
+            (meanwhile, "",                         10_000, Use::Meanwhile),
+            (meanwhile, "",                         14_999, Use::Meanwhile),
             (meanwhile, "",                         15_000, Use::Ask),
             (meanwhile, "max-age=5",                12_000, Use::Ask),
-            (granted,   "",                         12_000, Use::Meanwhile { over_ms: 2_000 }),
+            (granted,   "",                         12_000, Use::Meanwhile),
             (granted,   "max-stale",                16_000, Use::Ask),
         ];
         for (life, asked, since_ms, expected) in cases {

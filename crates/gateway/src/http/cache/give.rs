@@ -2,7 +2,7 @@
 
 use super::stored::Stored;
 use crate::http::body::Framing;
-use crate::http::exchange::{Client, begin};
+use crate::http::exchange::{Client, Slow, begin};
 use crate::http::io::Io;
 use crate::http::request::{Method, push};
 use bytes::{Buf, Bytes};
@@ -23,7 +23,7 @@ pub struct Given {
     pub how: How,
 }
 
-/// Why it is given, and for how much longer it is fresh.
+/// Why it is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum How {
     Hit,
@@ -69,7 +69,7 @@ impl How {
 
 /// Gives it; `false`: the client can't be told any more.
 pub async fn give(client: &mut Client, given: &Given, stalled: Duration) -> bool {
-    let Client { io, request, response, up, down, timer, trail, .. } = client;
+    let Client { io, request, response, up, down, timer, trail, rate_min, .. } = client;
     let Given { stored, part, age_ms, how } = given;
     trail.cache = how.word();
     let (status, range) = stored.begin(&mut response.head, *part);
@@ -93,6 +93,7 @@ pub async fn give(client: &mut Client, given: &Given, stalled: Duration) -> bool
     }
     let length = body.len() as u64;
     let (mut at, mut left, mut since) = (0, usize::MAX, Instant::now());
+    let mut slow = Slow::new(*rate_min);
     let whole = poll_fn(|cx| {
         let result = match io {
             Io::Stream(stream) => match stream.poll_given_up(cx) {
@@ -110,7 +111,9 @@ pub async fn give(client: &mut Client, given: &Given, stalled: Duration) -> bool
                 if now_left < left {
                     (left, since) = (now_left, Instant::now());
                 }
-                timer.poll(cx, since + stalled).map(|()| false)
+                let most = since + stalled;
+                let slow_at = slow.at(true, length - body.len() as u64, request);
+                timer.poll(cx, slow_at.map_or(most, |it| it.min(most))).map(|()| false)
             }
         }
     })

@@ -20,7 +20,7 @@ pub use fill::Fill;
 pub use give::{Given, How, give};
 pub use store::Store;
 use stored::Count;
-pub use visit::{Visit, answered, gave, instead, serve};
+pub use visit::{Answered, Visit, answered, gave, instead, serve};
 
 use everhold_core::http::HttpTable;
 use everhold_core::http::cache::{BYTES, CacheSpec};
@@ -45,10 +45,12 @@ pub struct Cached {
 }
 
 impl Cached {
-    /// Two routes have nothing in common, and nothing outlives that a route leads elsewhere.
+    /// Two routes have nothing in common, and nothing outlives that a route leads elsewhere, or that its
+    /// answers are told apart by other fields.
     pub fn new(spec: &CacheSpec, store: Arc<Store>, route: &str, service: &str) -> Cached {
         let mut prefix = Vec::new();
-        for part in [route, service] {
+        let fields = spec.key_headers.iter().map(String::as_str);
+        for part in [route, service].into_iter().chain(fields).chain([""]) {
             prefix.extend_from_slice(part.as_bytes());
             prefix.push(0);
         }

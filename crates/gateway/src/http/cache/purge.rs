@@ -34,6 +34,8 @@ struct Marks {
     /// All of before that are gone.
     floor: u64,
     at: HashMap<What, u64>,
+    /// How long the longest prefix is; `None`: there is none.
+    prefix_max: Option<usize>,
 }
 
 impl Purges {
@@ -47,8 +49,7 @@ impl Purges {
         let now = self.last.load(Ordering::Relaxed) + 1;
         let what = plain(what);
         if what == What::ALL {
-            marks.at.clear();
-            marks.floor = now;
+            *marks = Marks { floor: now, ..Marks::default() };
         } else {
             if marks.at.len() >= MARKS_MAX {
                 let mut all: Vec<u64> = marks.at.values().copied().collect();
@@ -56,7 +57,9 @@ impl Purges {
                 marks.floor = marks.floor.max(*middle);
                 let floor = marks.floor;
                 marks.at.retain(|_, at| *at > floor);
+                marks.prefix_max = marks.at.keys().filter_map(prefix_length).max();
             }
+            marks.prefix_max = marks.prefix_max.max(prefix_length(&what));
             marks.at.insert(what, now);
         }
         // Whoever sees the number finds the mark.
@@ -70,8 +73,8 @@ impl Purges {
             return true;
         }
         let Names { route, host, path, tags } = names;
-        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
         let mut names: Vec<Of> = vec![Of::All, Of::Path(path.clone())];
+        let ends = ends(path, marks.prefix_max);
         names.extend(ends.map(|end| Of::Prefix(path[..end].to_string())));
         names.extend(tags.iter().cloned().map(Of::Tag));
         let mut what = What::ALL;
@@ -87,6 +90,20 @@ impl Purges {
                 })
             })
         })
+    }
+}
+
+/// Where prefixes of a path end that may be purged, the longest first: none is longer than `most`.
+fn ends(path: &str, most: Option<usize>) -> impl Iterator<Item = usize> {
+    let bytes = path.as_bytes();
+    let most = most.map_or(0, |most| most.min(bytes.len()) + 1);
+    (0..most).rev().filter(|at| bytes.get(*at).is_none_or(|it| *it == b'/'))
+}
+
+fn prefix_length(what: &What) -> Option<usize> {
+    match &what.of {
+        Of::Prefix(path) => Some(path.len()),
+        Of::All | Of::Path(_) | Of::Tag(_) => None,
     }
 }
 
@@ -148,6 +165,23 @@ mod tests {
             purges.purge(what.clone());
             assert_eq!(purges.is_gone(before, &names), expected, "{what:?} {}", names.path);
             assert!(!purges.is_gone(purges.now(), &names), "what came after {what:?} stays");
+        }
+    }
+
+    #[test]
+    fn a_path_is_looked_through_as_deep_as_one_was_purged() {
+        #[rustfmt::skip]
+        let cases: [(&str, Option<usize>, &[usize]); 7] = [
+            ("/a/b",        None,       &[]),
+            ("/a/b",        Some(0),    &[0]),
+            ("/a/b",        Some(2),    &[2, 0]),
+            ("/a/b",        Some(3),    &[2, 0]),
+            ("/a/b",        Some(4),    &[4, 2, 0]),
+            ("/a/b",        Some(9),    &[4, 2, 0]),
+            ("////////",    Some(2),    &[2, 1, 0]),
+        ];
+        for (path, most, expected) in cases {
+            assert_eq!(ends(path, most).collect::<Vec<_>>(), expected, "{path} {most:?}");
         }
     }
 

@@ -64,7 +64,7 @@ pub struct Key {
 
 impl Key {
     /// Begins anew. What is in it can't hold a 0: it comes from heads.
-    pub fn begin(&mut self, prefix: &[u8], secure: bool, parts: [&[u8]; 2]) {
+    pub fn begin(&mut self, prefix: &[u8], secure: bool, parts: [&[u8]; 4]) {
         self.text.clear();
         self.text.extend_from_slice(prefix);
         self.text.push(if secure { b's' } else { b'p' });
@@ -139,8 +139,8 @@ pub struct Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     Asking,
-    /// It will be kept if all of it comes.
-    Coming,
+    /// It will be kept if all of it comes; since when it does.
+    Coming(Instant),
     Kept,
     /// It is for one alone.
     Alone,
@@ -318,8 +318,12 @@ impl Store {
         }
     }
 
-    /// Notes that an answer was not kept.
-    pub fn pass(&self, key: &Key, now_ms: u64) {
+    /// Notes that an answer was not kept. What is kept stays, if it is not so `for_all`.
+    pub fn pass(&self, key: &Key, for_all: bool, now_ms: u64) {
+        let known = || self.slots.peek(&*key.text);
+        if !for_all && matches!(known(), Some(Slot::One(_) | Slot::Varies(_))) {
+            return;
+        }
         let slot = Slot::Pass { until_ms: now_ms + PASS_MS };
         self.slots.insert(key.text.as_slice().into(), slot);
     }
@@ -367,6 +371,14 @@ impl Store {
         Join::Leads(Leader { store: self.clone(), key, fate, last: Fate::Gone })
     }
 
+    /// From now on nobody joins whom that is the fate of.
+    pub fn leave(&self, key: &Key, fate: &watch::Receiver<Fate>) {
+        let mut flights = self.flights();
+        if flights.get(&*key.text).is_some_and(|it| it.subscribe().same_channel(fate)) {
+            flights.remove(&*key.text);
+        }
+    }
+
     /// Takes so much more of what may be on its way; `false`: that is too much.
     pub fn reserve(&self, bytes: u64) -> bool {
         let most = self.bytes_max() / FILLING_PART;
@@ -385,7 +397,7 @@ impl Store {
 impl Leader {
     /// Its answer is of a kind that is kept.
     pub fn comes(&mut self) {
-        self.fate.send_replace(Fate::Coming);
+        self.fate.send_replace(Fate::Coming(Instant::now()));
     }
 
     /// Says what came of it.
@@ -401,7 +413,34 @@ impl Leader {
 impl Drop for Leader {
     fn drop(&mut self) {
         // Nobody joins any more, and then those that have are told.
-        self.store.flights().remove(&self.key);
+        let mut flights = self.store.flights();
+        // Another one may lead by now.
+        if flights.get(&self.key).is_some_and(|it| Arc::ptr_eq(it, &self.fate)) {
+            flights.remove(&self.key);
+        }
+        drop(flights);
         self.fate.send_replace(self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whom_nobody_joins_any_more_another_one_follows() {
+        let store = Store::new(1 << 20);
+        let mut key = Key::default();
+        key.begin(b"", false, [b"a", b"a", b"80", b"/"]);
+        let Join::Leads(first) = store.join(&key) else { panic!("nobody leads yet") };
+        let Join::Follows(fate) = store.join(&key) else { panic!("the first one leads") };
+        store.leave(&key, &fate);
+        let Join::Leads(second) = store.join(&key) else { panic!("nobody joins the first one") };
+        // What is said of the first one says nothing of the second one.
+        store.leave(&key, &fate);
+        drop(first);
+        assert!(matches!(store.join(&key), Join::Follows(_)));
+        drop(second);
+        assert!(matches!(store.join(&key), Join::Leads(_)));
     }
 }

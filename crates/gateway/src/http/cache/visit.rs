@@ -3,6 +3,7 @@
 use super::store::{Asked as AskedAt, Fate, Found, Join, Key, Leader, Store};
 use super::stored::{Draft, Stored};
 use super::{Cached, Fill, Given, How, give};
+use crate::http::admit::{Waited, wait};
 use crate::http::backend::Conn;
 use crate::http::body::Framing;
 use crate::http::degrade;
@@ -11,20 +12,21 @@ use crate::http::io::Io;
 use crate::http::request::{Method, Request, lines, push, value};
 use crate::http::serve::{After, STALLED, along, refuse};
 use crate::http::world::{Listener, Route, Seat, World};
-use everhold_core::http::cache::{Asked, OBJECT_PART, Part, Said, Use, Why, part};
+use everhold_core::http::cache::{
+    Asked, Control, OBJECT_PART, Part, Said, Use, Why, is_like, part, weakly,
+};
 use everhold_core::http::deadline;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-/// Once an answer has begun it is there soon, unless the client that it goes to is slow: then the others
-/// ask for themselves.
+/// Once an answer has begun it is there soon, unless the client that it goes to is slow, or it has no end:
+/// then the others ask for themselves.
 const COMES_WITHIN: Duration = Duration::from_secs(2);
 /// A request waits for others so often: one more time than its answer may turn out to vary.
 const ROUNDS: usize = 3;
@@ -80,6 +82,7 @@ pub async fn serve(
     client.visit.begin(begun);
     client.trail.route = route.name.clone();
     client.trail.service = route.service.name.clone();
+    client.rate_min = route.rate_min;
     let keeps = matches!(client.request.method, Method::Get | Method::Head);
     let Some(cached) = route.cache.clone().filter(|_| keeps) else {
         let safe = keeps || client.request.method == Method::Options;
@@ -138,8 +141,8 @@ async fn look(
         visit.cached = Some(cached.clone());
         return Next::Asks;
     }
-    let host = value(&request.head, "host").unwrap_or_default();
-    visit.key.begin(&cached.prefix, secure, [host, request.target()]);
+    let [host, told, port] = asked_at(&request.head);
+    visit.key.begin(&cached.prefix, secure, [host, told, port, request.target()]);
     visit.cached = Some(cached.clone());
     let unix_s = (world.unix_ms(begun) / 1_000) as i64;
     let patience = client.request.patience().and_then(|it| begun.checked_add(it));
@@ -159,13 +162,21 @@ async fn look(
                 let since_ms = now_ms.saturating_sub(stored.came_ms);
                 let age_ms = stored.life.age_ms + since_ms;
                 let give = |how| {
-                    let part = part_of(request, &request.head, &stored, unix_s);
+                    let part = match conditional {
+                        true => part_of(request, Asked::of(lines(&request.head)), &stored, unix_s),
+                        false => Part::Whole,
+                    };
                     Next::Given(Given { stored: stored.clone(), part, age_ms, how })
                 };
-                match stored.life.now(&control, since_ms) {
-                    Use::Fresh { .. } => return give(how),
-                    Use::Borne { .. } => return give(How::Stale),
-                    Use::Meanwhile { .. } => {
+                // What has come since it was asked for is as new as can be.
+                let wanted = match round > 0 && stored.came_ms >= store.ms(begun) {
+                    true => Control { max_age: None, min_fresh: None, ..control },
+                    false => control,
+                };
+                match stored.life.now(&wanted, since_ms) {
+                    Use::Fresh => return give(how),
+                    Use::Borne => return give(How::Stale),
+                    Use::Meanwhile => {
                         let given = give(How::Stale);
                         refresh(client, route, world, &stored, now_ms);
                         return given;
@@ -210,10 +221,20 @@ async fn look(
                 visit.leader = Some(leader);
                 break;
             }
-            Join::Follows(fate) => match follow(client, fate, deadline).await {
+            Join::Follows(mut fate) => match follow(client, &mut fate, deadline).await {
                 None => return Next::Left,
                 Some(Fate::Kept | Fate::Gone) => how = How::Collapsed,
-                Some(Fate::Alone | Fate::Asking | Fate::Coming) => break,
+                Some(Fate::Coming(since)) => {
+                    let now = Instant::now();
+                    // Else it is this client that waits no longer.
+                    if now >= since + COMES_WITHIN {
+                        let key = &client.visit.key;
+                        store.leave(key, &fate);
+                        store.pass(key, false, store.ms(now));
+                    }
+                    break;
+                }
+                Some(Fate::Alone | Fate::Asking) => break,
             },
         }
         (client.visit.stored, client.visit.asks) = (None, false);
@@ -224,39 +245,44 @@ async fn look(
     Next::Asks
 }
 
+/// The host that is asked for, and host and port as instances are told them: those that a proxy says, if
+/// it is believed.
+fn asked_at(head: &[u8]) -> [&[u8]; 3] {
+    let mut at = [&b""[..]; 3];
+    for (name, value) in lines(head) {
+        match name {
+            b"Host" => at[0] = value,
+            b"X-Forwarded-Host" => at[1] = value,
+            b"X-Forwarded-Port" => at[2] = value,
+            _ => {}
+        }
+    }
+    at
+}
+
 /// Waits for what another request brings. `None`: the client is gone.
 async fn follow(
     client: &mut Client,
-    mut fate: watch::Receiver<Fate>,
+    fate: &mut watch::Receiver<Fate>,
     deadline: Instant,
 ) -> Option<Fate> {
-    let ends = async {
-        let it = becomes(&mut fate, Fate::Asking, deadline).await;
-        if it != Fate::Coming {
-            return it;
-        }
-        becomes(&mut fate, it, deadline.min(Instant::now() + COMES_WITHIN)).await
-    };
-    let mut ends = pin!(ends);
     client.visit.waited = true;
-    let io = &mut client.io;
-    poll_fn(|cx| {
-        if let Io::Stream(stream) = io
-            && stream.poll_given_up(cx).is_ready()
-        {
-            return Poll::Ready(None);
+    let mut is = Fate::Asking;
+    loop {
+        let until = match is {
+            Fate::Coming(since) => deadline.min(since + COMES_WITHIN),
+            Fate::Asking | Fate::Kept | Fate::Alone | Fate::Gone => deadline,
+        };
+        let mut becomes = pin!(fate.wait_for(move |it| *it != is));
+        let told = wait(client, until, |cx| {
+            becomes.as_mut().poll(cx).map(|it| it.map_or(Fate::Gone, |it| *it))
+        });
+        match told.await {
+            Waited::Told(it @ Fate::Coming(_)) => is = it,
+            Waited::Told(it) => return Some(it),
+            Waited::Late => return Some(is),
+            Waited::Gone => return None,
         }
-        ends.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
-
-/// What comes after that, or that if nothing does in time.
-async fn becomes(fate: &mut watch::Receiver<Fate>, from: Fate, until: Instant) -> Fate {
-    match timeout_at(until, fate.wait_for(|it| *it != from)).await {
-        Ok(Ok(it)) => *it,
-        Ok(Err(_)) => Fate::Gone,
-        Err(_) => from,
     }
 }
 
@@ -267,14 +293,15 @@ fn ask_anew(client: &mut Client) {
     let etag = stored.marks.etag.as_deref();
     let changed = value(&stored.head, "last-modified");
     visit.asks = etag.is_some() || changed.is_some();
-    let of_part: [&[u8]; 4] = [b"if-none-match", b"if-modified-since", b"if-range", b"range"];
-    let original = std::mem::take(&mut request.head);
+    let of_part = ["if-none-match", "if-modified-since", "if-range", "range"];
+    let mut original = std::mem::take(&mut request.head);
+    // Also what is said of one try: that stands after `end`, and is written anew for each.
+    original.truncate(request.end);
     let first = memchr::memchr(b'\n', &original).map_or(original.len(), |at| at + 1);
     let mut head = Vec::with_capacity(original.len() + 128);
     head.extend_from_slice(&original[..first]);
-    // Also what is said of one try: that stands after `end`, and is written anew for each.
-    for (name, value) in lines(&original[..request.end]) {
-        if !of_part.iter().any(|it| name.eq_ignore_ascii_case(it)) {
+    for (name, value) in lines(&original) {
+        if !of_part.iter().any(|it| is_like(name, it)) {
             push(&mut head, name, value);
         }
     }
@@ -287,6 +314,16 @@ fn ask_anew(client: &mut Client) {
     request.end = head.len();
     request.head = head;
     visit.head = Some(original);
+}
+
+/// Has it ask again as the client did: of what is kept nothing is known any more.
+fn ask_plainly(client: &mut Client) {
+    let Client { request, visit, .. } = client;
+    (visit.stored, visit.asks) = (None, false);
+    if let Some(original) = visit.head.take() {
+        request.end = original.len();
+        request.head = original;
+    }
 }
 
 /// Asks for it anew, for who comes next.
@@ -323,28 +360,32 @@ fn refresh(client: &Client, route: &Route, world: &World, stored: &Arc<Stored>, 
     tokio::task::spawn_local(async move { along(&mut own, &route, &world, begun).await });
 }
 
-/// Looks at the answer of an instance, before any of it goes to the client. What is given in its place;
-/// else it goes on, and is kept if it may be.
-pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given> {
-    if client.visit.is_over() {
-        return None;
-    }
+/// What becomes of the answer of an instance.
+pub enum Answered {
+    /// It goes to the client, and is kept if it may be.
+    Goes,
+    /// This is given in its place.
+    Given(Given),
+    /// It is of no use, and asked for once more.
+    Again,
+}
+
+/// Looks at the answer of an instance, before any of it goes to the client.
+pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Answered {
+    let Some(cached) = client.visit.cached.clone() else {
+        changed(client);
+        return Answered::Goes;
+    };
     let status = client.response.status;
-    if let Some((listener, store)) = client.visit.spoils.take() {
-        if (200..400).contains(&status) {
-            invalidate(client, &listener, &store);
-        }
-        return None;
-    }
     let now = Instant::now();
-    let cached = client.visit.cached.clone()?;
     let store = &cached.store;
     let now_ms = store.ms(now);
     let unix_s = (world.unix_ms(now) / 1_000) as i64;
     if matches!(status, 500 | 502 | 503 | 504)
         && let Some(given) = stale(client, world, now)
     {
-        return Some(given);
+        alone(client, now);
+        return Answered::Given(given);
     }
     let Client { request, response, visit, .. } = client;
     let delay = visit.begun.map_or(Duration::ZERO, |it| now.saturating_duration_since(it));
@@ -359,30 +400,40 @@ pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given
         && visit.asks
         && let Some(stored) = visit.stored.take()
     {
-        let bare = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
-        let known = stored.marks.etag.as_deref().map(bare);
-        let is_that = said.etag.is_none_or(|it| known.as_ref() == Some(&bare(it)));
+        let known = stored.marks.etag.as_deref().map(weakly);
+        if said.etag.is_some_and(|it| known != Some(weakly(it))) {
+            store.forget(&visit.key);
+            ask_plainly(client);
+            return Answered::Again;
+        }
         let mut given = stored.clone();
         let merged = stored.freshened(&response.head);
         let fresh = said_of(&cached, stored.status, &merged, unix_s);
         // The one that is kept is of nobody's conditions.
         let plain = Asked { if_none_match: None, if_modified_since: None, range: None, ..asked };
         match fresh.life(&plain, &cached.spec, delay.as_millis() as u64, unix_s) {
-            Ok(life) if is_that => {
+            Ok(life) => {
                 let names = (&cached.count, request.host.as_str(), request.path());
                 let draft = Draft::new((&fresh, &merged), life, names, (visit.at, now_ms));
                 given = Arc::new(draft.with(stored.body.clone()));
                 store.keep(&mut visit.key, original, &fresh.vary, given.clone());
                 end(visit.leader.take(), Fate::Kept);
             }
-            Ok(_) | Err(_) => {
-                store.forget(&visit.key);
+            Err(why) => {
+                if why.is_for_all() {
+                    store.forget(&visit.key);
+                }
                 end(visit.leader.take(), Fate::Alone);
             }
         }
-        let part = part_of(request, original, &given, unix_s);
+        let is_cookie = |name: &[u8]| name.eq_ignore_ascii_case(b"set-cookie");
+        for (name, value) in lines(&response.head).filter(|(name, _)| is_cookie(name)) {
+            push(&mut response.added, name, value);
+        }
+        let part = part_of(request, asked, &given, unix_s);
         let age_ms = given.life.age_ms + now_ms.saturating_sub(given.came_ms);
-        return Some(Given { stored: given, part, age_ms, how: How::Revalidated });
+        let how = How::Revalidated;
+        return Answered::Given(Given { stored: given, part, age_ms, how });
     }
     let mut stored = "";
     if visit.fills {
@@ -406,29 +457,38 @@ pub fn answered(client: &mut Client, conn: &Conn, world: &World) -> Option<Given
                 client.down.fill = Some(Box::new(fill));
                 stored = "; stored";
             }
-            kept => {
-                // What is wrong now may be right soon.
-                if !matches!(kept, Err(Why::Status)) && !asked.is_conditional() {
-                    store.pass(&visit.key, now_ms);
-                } else if visit.stored.is_some() && status < 500 && status != 429 {
+            Err(Why::Status) => {
+                // What is wrong now, or with this request, may be right soon with another; what is gone
+                // is gone.
+                if matches!(status, 404 | 410) && !asked.authorized {
                     store.forget(&visit.key);
                 }
+                alone(client, now);
+            }
+            kept => {
+                store.pass(&visit.key, kept.err().is_none_or(Why::is_for_all), now_ms);
                 end(visit.leader.take(), Fate::Alone);
             }
         }
     }
-    let forwarded = visit.forwarded;
-    let line = format!("everhold; fwd={forwarded}{stored}");
-    push(&mut response.head, b"Cache-Status", line.as_bytes());
-    None
+    let line = format!("everhold; fwd={}{stored}", client.visit.forwarded);
+    push(&mut client.response.head, b"Cache-Status", line.as_bytes());
+    Answered::Goes
+}
+
+/// A request that changes what is there was answered.
+fn changed(client: &mut Client) {
+    if let Some((listener, store)) = client.visit.spoils.take()
+        && (200..400).contains(&client.response.status)
+    {
+        invalidate(client, &listener, &store);
+    }
 }
 
 /// What an answer says, with what the spec adds to it.
 fn said_of<'h>(cached: &Cached, status: u16, head: &'h [u8], unix_s: i64) -> Said<'h> {
     let mut said = Said::of(status, lines(head), unix_s);
     said.vary.extend(cached.spec.key_headers.iter().cloned());
-    said.vary.sort_unstable();
-    said.vary.dedup();
     said
 }
 
@@ -439,18 +499,29 @@ fn end(leader: Option<Leader>, fate: Fate) -> Option<Leader> {
     None
 }
 
+/// Those that wait for it ask for themselves; where it failed because its own client was in a hurry, one
+/// of them asks for all.
+fn alone(client: &mut Client, now: Instant) {
+    let Client { request, response, visit, .. } = client;
+    let ended =
+        |it| visit.begun.and_then(|begun| begun.checked_add(it)).is_some_and(|it| it <= now);
+    let hurried = request.patience().is_some_and(|it| response.status == 504 || ended(it));
+    end(visit.leader.take(), if hurried { Fate::Gone } else { Fate::Alone });
+}
+
 /// What is given where no instance answers.
 pub fn instead(client: &mut Client, world: &World) -> Option<Given> {
     if client.visit.is_over() {
         return None;
     }
-    let given = stale(client, world, Instant::now());
-    end(client.visit.leader.take(), Fate::Alone);
+    let now = Instant::now();
+    let given = stale(client, world, now);
+    alone(client, now);
     given
 }
 
 /// What is kept, if it may be given although nobody says that it is still so.
-fn stale(client: &mut Client, world: &World, now: Instant) -> Option<Given> {
+fn stale(client: &Client, world: &World, now: Instant) -> Option<Given> {
     let Client { request, visit, .. } = client;
     let (cached, stored) = (visit.cached.as_ref()?, visit.stored.as_ref()?);
     let since_ms = cached.store.ms(now).saturating_sub(stored.came_ms);
@@ -460,15 +531,13 @@ fn stale(client: &mut Client, world: &World, now: Instant) -> Option<Given> {
         return None;
     }
     let unix_s = (world.unix_ms(now) / 1_000) as i64;
-    let part = part_of(request, head, stored, unix_s);
+    let part = part_of(request, asked, stored, unix_s);
     let (stored, age_ms) = (stored.clone(), stored.life.age_ms + since_ms);
-    end(visit.leader.take(), Fate::Alone);
     Some(Given { stored, part, age_ms, how: How::OnError })
 }
 
-/// How much of it a client gets that has asked with that head.
-fn part_of(request: &Request, head: &[u8], stored: &Stored, unix_s: i64) -> Part {
-    let mut asked = Asked::of(lines(head));
+/// How much of it a client gets that has asked so.
+fn part_of(request: &Request, mut asked: Asked<'_>, stored: &Stored, unix_s: i64) -> Part {
     // RFC 9110 section 14.2: of GET alone.
     if request.method != Method::Get {
         asked.range = None;
@@ -492,14 +561,14 @@ pub async fn gave(client: &mut Client, given: Given) -> After {
 fn invalidate(client: &mut Client, listener: &Listener, store: &Store) {
     let secure = client.is_secure();
     let Client { request, response, visit, .. } = client;
-    let host = value(&request.head, "host").unwrap_or_default();
+    let [host, told, port] = asked_at(&request.head);
     let mut forget = |target: &[u8]| {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         let Some(cached) = listener.route_of(request, b"GET", path).and_then(|it| it.cache.clone())
         else {
             return;
         };
-        visit.key.begin(&cached.prefix, secure, [host, target]);
+        visit.key.begin(&cached.prefix, secure, [host, told, port, target]);
         store.invalidate(&visit.key);
     };
     forget(request.target());
@@ -508,7 +577,7 @@ fn invalidate(client: &mut Client, listener: &Listener, store: &Store) {
         // Of the same origin only.
         let scheme: &[u8] = if secure { b"https://" } else { b"http://" };
         let target = match named.strip_prefix(scheme) {
-            Some(rest) => rest.strip_prefix(host),
+            Some(rest) => rest.strip_prefix(told),
             None => Some(named),
         };
         if let Some(target) = target.filter(|it| it.starts_with(b"/") && !it.starts_with(b"//")) {
