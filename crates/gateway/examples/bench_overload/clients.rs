@@ -71,9 +71,9 @@ async fn ask(mut socket: TcpStream, request: &str) -> Option<(TcpStream, u16)> {
         }
         let text = String::from_utf8_lossy(&seen);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let lines = head.lines().filter_map(|line| line.split_once(": "));
-        let length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        if body.len() >= length.last().map_or(0, |(_, it)| it.parse().unwrap_or(0)) {
+        let mut fields = head.lines().filter_map(|line| line.split_once(": "));
+        let length = fields.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        if body.len() >= length.map_or(0, |(_, it)| it.parse().unwrap_or(0)) {
             return Some((socket, head.split(' ').nth(1)?.parse().ok()?));
         }
     }
