@@ -70,6 +70,8 @@ struct Open {
     repository: Arc<Repository>,
     /// What it has of the leader's line.
     has: Vec<Range<Lsn>>,
+    /// Another's content stands in a piece's place: nothing is put there till that is gone.
+    disputed: bool,
 }
 
 /// The newest part that is missing for good, and whether that still matters.
@@ -172,7 +174,8 @@ impl Shipper {
                     return;
                 }
                 self.begun.get_or_insert_with(Instant::now);
-                place.open = Some(Open { repository, has: coverage(&pieces, &lead.line) });
+                place.open =
+                    Some(Open { repository, has: coverage(&pieces, &lead.line), disputed: false });
                 // It may have older parts than those that were open.
                 self.from = None;
             }
@@ -188,7 +191,12 @@ impl Shipper {
                         place.fault = None;
                     }
                     (Ok(()), None) => {}
-                    // Its lane opens it anew; where another's content stands, when that is gone.
+                    // Its lane opens it anew when that is gone.
+                    (Err(error @ RepositoryError::Conflict { .. }), Some(open)) => {
+                        open.disputed = true;
+                        place.fault = Some(fault(name, &error));
+                    }
+                    // Its lane opens it anew.
                     (Err(error), _) => {
                         (place.fault, place.open) = (Some(fault(name, &error)), None)
                     }
@@ -225,9 +233,11 @@ impl Shipper {
         at_least(&all, copies)
     }
 
-    /// What some place has, or is about to.
+    /// What some place has, or is about to, from which others get it.
     fn covered(&self) -> Vec<Range<Lsn>> {
-        let mut covered = self.held(1);
+        let open = self.open().filter(|open| !open.disputed);
+        let all: Vec<&[Range<Lsn>]> = open.map(|open| open.has.as_slice()).collect();
+        let mut covered = at_least(&all, 1);
         let pending = self.places.values().flat_map(|place| &place.pending);
         pending.for_each(|(piece, _)| cover(&mut covered, piece.start..piece.end));
         covered
@@ -242,7 +252,7 @@ impl Shipper {
 
     /// The fastest place sets the pace.
     fn is_free(&self) -> bool {
-        let free = |place: &Place| place.open.is_some() && place.pending.is_empty();
+        let free = |place: &Place| place.is_open() && place.pending.is_empty();
         self.places.values().any(|place| free(place) && place.leveling.is_none())
     }
 
@@ -289,7 +299,7 @@ impl Shipper {
     }
 
     fn hand_out(&mut self, parcel: &Arc<Parcel>) {
-        for place in self.places.values_mut().filter(|place| place.open.is_some()) {
+        for place in self.places.values_mut().filter(|place| place.is_open()) {
             let handed: u64 = place.pending.iter().map(|(piece, _)| piece.bytes()).sum();
             let room =
                 handed + parcel.piece.bytes() <= LANE_BYTES && place.pending.len() + 1 < TASKS_MAX;
@@ -332,7 +342,7 @@ impl Shipper {
         let Some(tip) = self.order.lead.line.last().map(Branch::id) else { return };
         let begun = (tip, at.written);
         if let Some(mark) = self.marker.due(self.asked_ms, begun, reached, clock::unix_ms()) {
-            for place in self.places.values().filter(|place| place.open.is_some()) {
+            for place in self.places.values().filter(|place| place.is_open()) {
                 let _ = place.tasks.try_send(Task::Mark(mark));
             }
         }
@@ -348,7 +358,7 @@ impl Shipper {
         }
         let all = self.held(1);
         let lacks = |place: &Place| place.will_have().is_some_and(|has| lacks(&has, &all));
-        let level = self.places.values().all(|place| place.open.is_some() && !lacks(place));
+        let level = self.places.values().all(|place| place.is_open() && !lacks(place));
         if level {
             let due = self.gathering.is_none() && self.gathered.elapsed() >= GATHER;
             if due && let Some(repository) = Repository::join(self.open().map(|it| &*it.repository))
@@ -366,9 +376,8 @@ impl Shipper {
         let mut tasks = Vec::new();
         for (name, place) in &self.places {
             // A slow place always has something to put: what it lacks besides is copied meanwhile.
-            let Some(open) = place.open.as_ref().filter(|_| place.leveling.is_none()) else {
-                continue;
-            };
+            let is_open = place.is_open() && place.leveling.is_none();
+            let Some(open) = place.open.as_ref().filter(|_| is_open) else { continue };
             let rested = place.leveled.is_none_or(|at| at.elapsed() >= LEVEL);
             let other = self.places.iter().filter(|(other, _)| *other != name);
             // Who has most of what it lacks.
@@ -427,6 +436,11 @@ impl Place {
             leveled: None,
             fault: None,
         }
+    }
+
+    /// Pieces can be put there.
+    fn is_open(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.disputed)
     }
 
     /// What it has, and what it was handed; `None`: it is not open.
