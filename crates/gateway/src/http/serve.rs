@@ -190,7 +190,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
     let per_try = service.spec.try_timeout_ms.map(Duration::from_millis);
     // It may have waited for an answer that others asked for.
     let came = if client.visit.waited { Instant::now() } else { begun };
-    let pass = match admit(client, route, world, (came, deadline)).await {
+    let mut pass = match admit(client, route, world, (came, deadline)).await {
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
@@ -252,6 +252,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
                 took(service, backend, ended - now, world.ms(ended));
                 let is_bare = client.response.framing == Framing::None && conn.buf.is_empty();
                 let reusable = is_bare && client.response.keep_alive && client.up.is_over();
+                pass.begun();
                 if let Some(given) = cache::answered(client, &conn, world) {
                     if reusable {
                         backend.keep(conn, ended);
