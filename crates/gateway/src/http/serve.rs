@@ -171,7 +171,7 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     seat.counters.bytes_in.fetch_add(client.up.bytes, Ordering::Relaxed);
     seat.counters.bytes_out.fetch_add(client.down.bytes, Ordering::Relaxed);
     world.ledger.write(client.record(seat, world, from, begun));
-    if matches!(client.response.status, 200..=399) && !from.served.replace(true) {
+    if matches!(client.response.status, 200..=399) && from.served(begun) {
         world.shared.door.served(from.client);
     }
     after
