@@ -22,7 +22,7 @@ pub struct Door {
 #[derive(Default, PartialEq, Eq)]
 struct Rules {
     deny: Nets,
-    /// Many clients are behind each of these: they have no bound of one, and no strikes.
+    /// Many clients are behind each of these: they have no bound of one, no strikes, and are always known.
     trusted: Nets,
     per_client_max: Option<u32>,
 }
@@ -91,8 +91,8 @@ impl Door {
         let entered = match rules.deny.contain(ip) {
             true => Err(Why::Denied),
             false => {
-                let each_max = rules.per_client_max.filter(|_| !rules.trusted.contain(ip));
-                let crowd = Crowd { all, all_max, each_max };
+                let (each_max, trusted) = (rules.per_client_max, rules.trusted.contain(ip));
+                let crowd = Crowd { all, all_max, each_max, trusted };
                 lock(&self.book).enter(client, crowd, self.now_ms())
             }
         };

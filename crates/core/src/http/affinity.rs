@@ -84,9 +84,9 @@ pub fn by_header(value: Option<&[u8]>, ring: &Ring, usable: &[usize]) -> Stick {
     owner.map_or(Stick::Free, Stick::To)
 }
 
-/// The value of a cookie in a `Cookie` header; the first, if there are several.
-pub fn cookie<'a>(header: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    header.split(|byte| *byte == b';').find_map(|pair| {
+/// The values of a cookie in a `Cookie` header.
+pub fn cookies<'a>(header: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    header.split(|byte| *byte == b';').filter_map(move |pair| {
         let (found, value) = pair.split_at_checked(pair.iter().position(|byte| *byte == b'=')?)?;
         (found.trim_ascii() == name.as_bytes()).then(|| value[1..].trim_ascii())
     })
@@ -177,7 +177,7 @@ mod tests {
             (";;=;",                  None),
         ];
         for (header, expected) in cases {
-            let found = cookie(header.as_bytes(), "s");
+            let found = cookies(header.as_bytes(), "s").next();
             assert_eq!(found, expected.map(str::as_bytes), "{header}");
         }
     }

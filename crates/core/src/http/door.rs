@@ -57,6 +57,8 @@ pub enum Why {
 const KEPT_FOR_KNOWN: usize = 8;
 /// Somebody stays known for so long after it was served last: a user who comes back after a meeting.
 const KNOWN_FOR_MS: u64 = 3_600_000;
+/// Whoever is served on one connection for long is told of again so often: soon enough to stay known.
+pub const TELL_SERVED_EVERY_MS: u64 = KNOWN_FOR_MS / 6;
 /// So many connections stopped within so long,
 const STRIKES: u32 = 3;
 const STRIKES_WITHIN_MS: u64 = 60_000;
@@ -70,6 +72,8 @@ pub struct Crowd {
     pub all_max: usize,
     /// Of one client; `None`: as many as there are.
     pub each_max: Option<u32>,
+    /// Many clients are behind it: it is let in as long as there is room at all.
+    pub trusted: bool,
 }
 
 /// What is known of clients. Its size is bounded: by connections, and what is remembered of those that
@@ -109,6 +113,7 @@ impl Book {
         let seen = self.clients.get(&client);
         let full = crowd.all >= crowd.all_max - crowd.all_max / KEPT_FOR_KNOWN;
         match seen {
+            _ if crowd.trusted => {}
             Some(seen) if now_ms < seen.refused_until => return Err(Why::Struck),
             Some(seen) if crowd.each_max.is_some_and(|most| seen.connections >= most) => {
                 return Err(Why::TooMany);
@@ -210,7 +215,7 @@ mod tests {
     }
 
     /// Steps of clients by their last number: `+` enters, `-` leaves, `!` is served, `x` is stopped;
-    /// with `@`, seconds go by. What is said to those that enter.
+    /// with `@`, seconds go by. Those from 100 on are trusted. What is said to those that enter.
     fn play(steps: &str, all_max: usize, each_max: Option<u32>) -> String {
         let mut book = Book::new(100);
         let (mut all, mut now, mut said) = (0, 10_000_000, Vec::new());
@@ -219,16 +224,19 @@ mod tests {
             let number: u64 = number.parse().unwrap();
             let client = Client::of(IpAddr::from([10, 0, 0, number as u8]));
             match what {
-                "+" => said.push(match book.enter(client, Crowd { all, all_max, each_max }, now) {
-                    Ok(()) => {
-                        all += 1;
-                        "in"
-                    }
-                    Err(Why::Struck) => "struck",
-                    Err(Why::TooMany) => "many",
-                    Err(Why::Crowded) => "crowded",
-                    Err(Why::Denied) => "denied",
-                }),
+                "+" => {
+                    let crowd = Crowd { all, all_max, each_max, trusted: number >= 100 };
+                    said.push(match book.enter(client, crowd, now) {
+                        Ok(()) => {
+                            all += 1;
+                            "in"
+                        }
+                        Err(Why::Struck) => "struck",
+                        Err(Why::TooMany) => "many",
+                        Err(Why::Crowded) => "crowded",
+                        Err(Why::Denied) => "denied",
+                    });
+                }
                 "-" => {
                     book.leave(client, now);
                     all -= 1;
@@ -262,6 +270,9 @@ mod tests {
             ("+1 x1 x1 @60 x1 +1",            100, None,    "in in"),
             // Also a known one.
             ("+1 !1 x1 x1 x1 +1",             100, None,    "in struck"),
+            // Many are behind a proxy that is trusted.
+            ("+100 +100 +100 x100 x100 x100 +100",         100, Some(2), "in in in in"),
+            ("+2 +2 +2 +2 +2 +2 +2 +2 +100",  8, None,      "in in in in in in in crowded in"),
         ];
         for (steps, all_max, each_max, expected) in cases {
             assert_eq!(play(steps, *all_max, *each_max), *expected, "{steps}");
@@ -280,7 +291,7 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut book = Book::new(100);
-        let crowd = Crowd { all: 0, all_max: 1000, each_max: None };
+        let crowd = Crowd { all: 0, all_max: 1000, each_max: None, trusted: false };
         let client = |number: u32| Client::of(IpAddr::from(number.to_be_bytes()));
         book.enter(client(0), crowd, 0).unwrap();
         (0..3).for_each(|_| book.strike(client(0), 0));

@@ -105,28 +105,28 @@ impl Limiter {
 
     /// What a tenth of a second or so brought.
     pub fn step(&mut self, now_ms: u64, seen: Seen) {
-        if seen.answers == 0 {
-            let silent_ms = now_ms.saturating_sub(self.answered_ms);
-            if seen.in_flight == 0 {
-                self.answered_ms = now_ms;
-            } else if silent_ms >= STILL_MS + 2 * (self.latency_us / 1_000.0) as u64 {
-                // They stand still: what comes afterwards has waited for that.
-                self.stale = seen.in_flight;
-                self.begin_window(now_ms);
-            }
-            return;
-        }
-        self.answered_ms = now_ms;
-        if self.stale > 0 {
-            self.stale = self.stale.saturating_sub(seen.answers);
-            return self.begin_window(now_ms);
-        }
-        let Seen { answers, sum_us, dropped, full, .. } = seen;
-        self.window.answers = self.window.answers.saturating_add(answers);
-        self.window.sum_us = self.window.sum_us.saturating_add(sum_us);
+        let Seen { answers, sum_us, dropped, full, in_flight } = seen;
+        // What is refused or given up counts also where nothing is answered at all.
         self.window.dropped = self.window.dropped.saturating_add(dropped);
         self.window.full |= full;
-        let enough = self.window.answers >= self.limit().max(ANSWERS_MIN);
+        let silent_ms = now_ms.saturating_sub(self.answered_ms);
+        if answers > 0 || in_flight == 0 {
+            self.answered_ms = now_ms;
+        } else if silent_ms >= STILL_MS + 2 * (self.latency_us / 1_000.0) as u64 {
+            // They stand still: what comes afterwards has waited for that.
+            self.stale = in_flight;
+            (self.window.answers, self.window.sum_us) = (0, 0);
+        }
+        if answers > 0 && self.stale > 0 {
+            // Who takes long for each request does not stand still in between.
+            self.latency_us = sum_us as f64 / f64::from(answers);
+            self.stale = self.stale.saturating_sub(answers.saturating_add(dropped));
+            return self.begin_window(now_ms);
+        }
+        self.window.answers = self.window.answers.saturating_add(answers);
+        self.window.sum_us = self.window.sum_us.saturating_add(sum_us);
+        let Seen { answers, dropped, .. } = self.window;
+        let enough = answers.max(dropped) >= self.limit().max(ANSWERS_MIN);
         if enough || now_ms.saturating_sub(self.since_ms) >= WINDOW_MS_MAX {
             self.judge(now_ms);
             self.begin_window(now_ms);
@@ -139,17 +139,23 @@ impl Limiter {
 
     fn judge(&mut self, now_ms: u64) {
         let Seen { answers, sum_us, dropped, full, .. } = self.window;
-        let latency_us = (sum_us as f64 / f64::from(answers)).max(1.0);
-        self.latency_us = latency_us;
+        if answers > 0 {
+            self.latency_us = (sum_us as f64 / f64::from(answers)).max(1.0);
+        }
+        if f64::from(dropped) > DROPPED_PART * f64::from(answers.saturating_add(dropped)) {
+            self.look = None;
+            self.limit = (self.limit * DROPPED_CUT).max(1.0);
+            return;
+        }
+        if answers == 0 {
+            return;
+        }
+        let latency_us = self.latency_us;
         if self.base_us == 0.0 {
             self.base_us = latency_us;
         }
         if let Some(look) = self.look.take() {
             return self.looked(look, latency_us, now_ms);
-        }
-        if f64::from(dropped) > DROPPED_PART * f64::from(answers.saturating_add(dropped)) {
-            self.limit = (self.limit * DROPPED_CUT).max(1.0);
-            return;
         }
         if !full {
             // Nobody was kept waiting here, so there is nothing to hold back; faster is faster.

@@ -76,6 +76,22 @@ pub struct Room {
     pub service_us: u64,
 }
 
+/// Of what each answer took so much goes into the average: an eighth, as TCP's.
+const SHARE: u64 = 8;
+/// What the first one says at most.
+const FIRST_US: u64 = 1_000_000;
+
+/// How long an answer takes on average, after one more of that. One that took a minute at most doubles it:
+/// it must not have everybody told that they come too late.
+pub fn average_us(average_us: u64, took_us: u64) -> u64 {
+    match average_us {
+        0 => took_us.min(FIRST_US),
+        _ => {
+            average_us - average_us / SHARE + took_us.min(average_us.saturating_mul(SHARE)) / SHARE
+        }
+    }
+}
+
 /// By this a waiter is found again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket {
@@ -287,6 +303,24 @@ mod tests {
         // Its turn came later than was to be expected.
         check("0: n1<5 n2 6: next next", "1 late, 2");
         check("0: n1<5 5: next", "1");
+    }
+
+    #[test]
+    fn one_long_answer_says_little_of_the_others() {
+        #[rustfmt::skip]
+        let cases: &[(&[u64], u64)] = &[
+            (&[5_000],                          5_000),
+            (&[60_000_000],                     1_000_000),
+            (&[8_000, 16_000],                  9_000),
+            (&[8_000, 0],                       7_000),
+            (&[8_000, 60_000_000],              15_000),
+            (&[8_000, 60_000_000, 60_000_000],  28_125),
+            (&[8_000, u64::MAX],                15_000),
+        ];
+        for (took, expected) in cases {
+            let average = took.iter().fold(0, |average, took| average_us(average, *took));
+            assert_eq!(average, *expected, "{took:?}");
+        }
     }
 
     #[test]

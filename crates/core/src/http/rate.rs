@@ -98,8 +98,8 @@ pub struct Answer {
 /// this table.
 ///
 /// Its size is bounded. When it is full of clients that owe, those that owe least are forgotten, and
-/// whoever is not in it is taken to owe as much as the most indebted of these: nobody ever gets more
-/// than the limit by that, and strangers may get less while it lasts.
+/// whoever is not in it is taken to owe as much as the most indebted of these, but for one request: who
+/// is new gets that also where others have filled it, and who was forgotten gets one too much at most.
 #[derive(Debug, Clone)]
 pub struct Table {
     rate: Rate,
@@ -142,7 +142,7 @@ impl Table {
 
     /// Admits one request, or says how long to wait.
     pub fn ask(&mut self, key: u64, now: u64) -> Answer {
-        let before = self.even_at(key).max(now);
+        let before = self.even_at(key, now);
         let Rate { interval_ns, burst_ns } = self.rate;
         let ahead = (before - now).saturating_add(interval_ns);
         if ahead > burst_ns {
@@ -164,29 +164,42 @@ impl Table {
         }
     }
 
+    /// The same of a client that is in the table; `None`: it isn't.
+    pub fn ask_known(&mut self, key: u64, now: u64) -> Option<Answer> {
+        self.even_at.contains_key(&key).then(|| self.ask(key, now))
+    }
+
     /// Another gateway has admitted so many.
     pub fn absorb(&mut self, key: u64, count: u16, now: u64) {
         let more = self.rate.interval_ns.saturating_mul(u64::from(count));
-        let even_at = self.even_at(key).max(now).saturating_add(more);
+        let even_at = self.even_at(key, now).saturating_add(more);
         self.put(key, even_at.min(now.saturating_add(self.rate.debt_max_ns())), now);
     }
 
     /// To another gateway it owes so much: what is the same debt is counted once.
     pub fn owes(&mut self, key: u64, debt_ns: u64, now: u64) {
         let there = now.saturating_add(debt_ns.min(self.rate.debt_max_ns()));
-        let even_at = self.even_at(key).max(there);
+        let even_at = self.even_at(key, now).max(there);
         self.put(key, even_at, now);
+    }
+
+    /// Of so many clients something is to be told.
+    pub fn untold(&self) -> usize {
+        self.untold.as_ref().map_or(0, BTreeMap::len)
     }
 
     /// Takes out what was admitted here since it was told last, by key: at most so many keys, those with
     /// most requests first.
     pub fn tell(&mut self, most: usize) -> Vec<(u64, u16)> {
         let Some(untold) = &mut self.untold else { return Vec::new() };
+        if most == 0 {
+            return Vec::new();
+        }
         let mut told: Vec<(u64, u32)> = untold.iter().map(|(key, count)| (*key, *count)).collect();
         if told.len() > most {
-            told.sort_by_key(|(key, count)| (u32::MAX - count, *key));
+            told.select_nth_unstable_by_key(most, |(key, count)| (u32::MAX - count, *key));
             told.truncate(most);
-            told.sort();
+            told.sort_unstable();
         }
         let take = |(key, count): (u64, u32)| {
             let said = u16::try_from(count).unwrap_or(u16::MAX);
@@ -214,8 +227,11 @@ impl Table {
         self.even_at.is_empty()
     }
 
-    fn even_at(&self, key: u64) -> u64 {
-        self.even_at.get(&key).copied().unwrap_or(self.strangers_even_at)
+    /// Not before now.
+    fn even_at(&self, key: u64, now: u64) -> u64 {
+        let but_one_ns = self.rate.burst_ns - self.rate.interval_ns;
+        let stranger = || self.strangers_even_at.min(now.saturating_add(but_one_ns));
+        self.even_at.get(&key).copied().unwrap_or_else(stranger).max(now)
     }
 
     fn put(&mut self, key: u64, at: u64, now: u64) {

@@ -8,7 +8,7 @@ use crate::supervisor::GATEWAY;
 use everhold_core::http::rate::word::LENGTH_MAX;
 use everhold_core::spec::Spec;
 use everhold_gateway::Gateway;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -30,6 +30,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 const WORDS_MAX: usize = 256;
 /// More gateways than any cluster has.
 const PEERS_MAX: usize = 256;
+/// Connections that have not shown yet of whom they are. Anybody can make them, so that the oldest goes
+/// where there are too many: a gateway shows its certificate in a few milliseconds.
+const STRANGERS_MAX: usize = 64;
 
 /// Bytes of a word.
 const WORD_MAX: u32 = LENGTH_MAX as u32;
@@ -132,7 +135,8 @@ async fn tell(address: String, tls: Tls, gateway: Arc<Gateway>, trouble: Trouble
     };
     trouble.note(RULE, None, "");
     let (words, _) = broadcast::channel(WORDS_MAX);
-    let mut peers = JoinSet::new();
+    let (mut peers, mut handshakes) = (JoinSet::new(), JoinSet::new());
+    let mut strangers: VecDeque<AbortHandle> = VecDeque::new();
     let mut due = interval(TELL);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -144,15 +148,20 @@ async fn tell(address: String, tls: Tls, gateway: Arc<Gateway>, trouble: Trouble
                 }
             }
             Ok((socket, _)) = listener.accept() => {
-                if peers.len() >= PEERS_MAX {
-                    continue;
+                strangers.retain(|it| !it.is_finished());
+                if strangers.len() >= STRANGERS_MAX
+                    && let Some(oldest) = strangers.pop_front()
+                {
+                    oldest.abort();
                 }
-                let (tls, gateway, words) = (tls.clone(), gateway.clone(), words.clone());
-                peers.spawn(async move {
-                    if let Some(stream) = link::accept(socket, &tls).await {
-                        speak(stream, gateway, &words).await;
-                    }
-                });
+                let tls = tls.clone();
+                strangers.push_back(handshakes.spawn(async move { link::accept(socket, &tls).await }));
+            }
+            Some(shaken) = handshakes.join_next() => {
+                if let Ok(Some(stream)) = shaken && peers.len() < PEERS_MAX {
+                    let (gateway, words) = (gateway.clone(), words.clone());
+                    peers.spawn(async move { speak(stream, gateway, &words).await });
+                }
             }
             Some(_) = peers.join_next() => {}
         }
@@ -204,6 +213,8 @@ mod tests {
     use everhold_gateway::Config;
     use std::io::{Read, Write};
     use std::net::{SocketAddr, TcpStream};
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::thread;
     use tokio::task::JoinHandle;
 
     /// So long is waited for what comes by itself.
@@ -261,10 +272,18 @@ mod tests {
             answer.split(' ').nth(1).expect("a status").to_string()
         }
 
-        async fn knows_of_debts(&self) {
+        /// It has heard of a debt of more than one request, and refuses before it has admitted five itself.
+        async fn refuses_for_the_other(&self) {
             let until = Instant::now() + WITHIN;
             while self.gateway.rate_debts().is_empty() {
                 assert!(Instant::now() < until, "it heard nothing");
+                sleep(TELL).await;
+            }
+            // What was admitted there may come in several words.
+            let mut admitted = 0;
+            while self.ask() != "429" {
+                admitted += 1;
+                assert!(admitted <= 3, "it counts by itself");
                 sleep(TELL).await;
             }
         }
@@ -286,13 +305,39 @@ mod tests {
             assert_eq!(a.ask(), "502");
         }
         assert_eq!(a.ask(), "429");
-        b.knows_of_debts().await;
-        assert_eq!(b.ask(), "429", "it is one client, wherever it asks");
+        // It is one client, wherever it asks.
+        b.refuses_for_the_other().await;
         // Its own count is gone with it.
         b.runs.abort();
         drop(b);
         let b = Peer::start("b", limits, &authority);
-        b.knows_of_debts().await;
-        assert_eq!(b.ask(), "429");
+        b.refuses_for_the_other().await;
+    }
+
+    /// Whoever can reach the port can connect to it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_shows_no_certificate_takes_no_place_of_a_gateway() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let authority = Authority::create(&dir.path().join("pki")).expect("an authority");
+        let limits = [free_port(), free_port()];
+        let a = Peer::start("a", limits, &authority);
+        for _ in 0..5 {
+            assert_eq!(a.ask(), "502");
+        }
+        let over = Arc::new(AtomicBool::new(false));
+        let ends = over.clone();
+        let crowd = thread::spawn(move || {
+            let mut silent = VecDeque::new();
+            while !ends.load(Relaxed) {
+                silent.extend(TcpStream::connect(("127.0.0.1", limits[0])).ok());
+                // As many as it takes, and new ones in the place of those that are ended.
+                silent.drain(..silent.len().saturating_sub(2 * PEERS_MAX));
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let b = Peer::start("b", limits, &authority);
+        b.refuses_for_the_other().await;
+        over.store(true, Relaxed);
+        crowd.join().expect("it ended");
     }
 }

@@ -8,6 +8,7 @@ use super::switch::{Passage, Switch};
 use super::world::{Route, Service, World};
 use everhold_core::http::breaker::Said;
 use everhold_core::http::queue::Denied;
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,8 +25,21 @@ pub struct Pass<'r> {
     /// When it was let in.
     pub at: Instant,
     route: &'r Route,
-    probe: bool,
-    _places: (Option<Permit>, Option<Permit>),
+    /// It is the breaker's probe, that was put off to then.
+    probe: Option<u64>,
+    /// Something was counted of it.
+    counted: Cell<bool>,
+    places: (Option<Permit>, Option<Permit>),
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let (Some(until_ms), false) = (self.probe, self.counted.get())
+            && let Some(switch) = &self.route.service.switch
+        {
+            switch.give_back(until_ms);
+        }
+    }
 }
 
 /// It goes nowhere.
@@ -46,20 +60,25 @@ pub async fn admit<'r>(
     (begun, deadline): (Instant, Instant),
 ) -> Result<Pass<'r>, Halt> {
     let service = &route.service;
-    let mut pass = Pass { at: begun, route, probe: false, _places: (None, None) };
+    let places = (None, None);
+    let mut pass = Pass { at: begun, route, probe: None, counted: Cell::new(false), places };
     let Some(switch) = &service.switch else {
         take_places(client, &mut pass, deadline).await?;
         return Ok(pass);
     };
     let ms = |at| world.shared.guards.ms(at);
+    // Of who is in a hurry nothing may be learned: it is no probe.
+    let hurried = deadline.saturating_duration_since(begun) * 2 < route.timeout;
     // Nobody waits for what is closed.
-    if let Passage::Nobody { for_ms } = switch.look(ms(begun)) {
-        return Err(broken(client, for_ms));
+    match switch.look(ms(begun)) {
+        Passage::Probe { .. } if hurried => return Err(broken(client, 0)),
+        Passage::Nobody { for_ms } => return Err(broken(client, for_ms)),
+        Passage::All | Passage::Probe { .. } => {}
     }
     take_places(client, &mut pass, deadline).await?;
     match switch.pass(ms(pass.at)) {
         Passage::All => {}
-        Passage::Probe => pass.probe = true,
+        Passage::Probe { until_ms } => pass.probe = Some(until_ms),
         Passage::Nobody { for_ms } => return Err(broken(client, for_ms)),
     }
     Ok(pass)
@@ -72,11 +91,10 @@ async fn take_places(
 ) -> Result<(), Halt> {
     let route = pass.route;
     if let Some(gate) = &route.gate {
-        pass._places.0 =
-            Some(place(client, gate, pass, deadline, "the route is overloaded").await?);
+        pass.places.0 = Some(place(client, gate, pass, deadline, "the route is overloaded").await?);
     }
     if let Some(gate) = &route.service.gate {
-        pass._places.1 =
+        pass.places.1 =
             Some(place(client, gate, pass, deadline, "the service is overloaded").await?);
     }
     Ok(())
@@ -193,8 +211,17 @@ impl<'r> Pass<'r> {
         self.route.gate.iter().chain(&self.route.service.gate)
     }
 
+    /// An answer begins. What is found of how much a service bears is found by how long that takes, so
+    /// that is for how long such places are held: what goes on for hours would take them all.
+    pub fn begun(&mut self) {
+        let (of_route, of_service) = &mut self.places;
+        of_route.take_if(|it| it.is_found());
+        of_service.take_if(|it| it.is_found());
+    }
+
     fn count(&self, world: &World, said: Said) {
-        let count = |switch: &Arc<Switch>| switch.count(said, self.probe);
+        self.counted.set(true);
+        let count = |switch: &Arc<Switch>| switch.count(said, self.probe.is_some());
         if self.route.service.switch.as_ref().is_some_and(count) {
             world.shared.alarm.notify_one();
         }

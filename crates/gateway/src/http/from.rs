@@ -3,13 +3,15 @@
 use super::request::push;
 use super::target::host_name;
 use super::world::{Listener, Seat, World};
-use everhold_core::http::door::Client;
+use everhold_core::http::door::{Client, TELL_SERVED_EVERY_MS};
 use everhold_core::http::forwarded::Origin;
 use everhold_core::http::hash::hash;
 use std::cell::{Cell, RefCell};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// What every request of a connection is told to the instance with.
 pub struct From {
@@ -20,8 +22,8 @@ pub struct From {
     pub ip: IpAddr,
     pub tls: bool,
     pub client: Client,
-    /// It got what it asked for.
-    pub served: Cell<bool>,
+    /// When the door was told last that it got what it asked for.
+    told: Cell<Option<Instant>>,
     /// Of the listener.
     port: u16,
     /// The listener that trusts it, as of a table.
@@ -36,8 +38,18 @@ impl From {
         way(&mut fields, &[ip], tls, tls);
         push(&mut fields, b"X-Forwarded-Port", port.to_string().as_bytes());
         let trusted = RefCell::default();
-        let (client, served) = (Client::of(ip), Cell::new(false));
-        From { fields, peer: hash_of(ip), ip, tls, client, served, port, trusted }
+        let (client, told) = (Client::of(ip), Cell::new(None));
+        From { fields, peer: hash_of(ip), ip, tls, client, told, port, trusted }
+    }
+
+    /// It got what it asked for: whether the door is to be told of it, again after a while.
+    pub fn served(&self, now: Instant) -> bool {
+        let again = Duration::from_millis(TELL_SERVED_EVERY_MS);
+        let due = self.told.get().is_none_or(|at| now.saturating_duration_since(at) >= again);
+        if due {
+            self.told.set(Some(now));
+        }
+        due
     }
 
     /// The listener, if what this client says of whom a request is from is believed there.
@@ -97,4 +109,21 @@ fn way(head: &mut Vec<u8>, path: &[IpAddr], first: bool, last: bool) {
         }
     }
     head.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_served_for_long_stays_known() {
+        let from = From::of(([10, 0, 0, 1], 1).into(), false, 80);
+        let begun = Instant::now();
+        let told = |seconds: u64| from.served(begun + Duration::from_secs(seconds));
+        #[rustfmt::skip]
+        let cases = [(0, true), (1, false), (599, false), (600, true), (601, false), (1199, false), (5000, true)];
+        for (seconds, expected) in cases {
+            assert_eq!(told(seconds), expected, "after {seconds} s");
+        }
+    }
 }

@@ -2,7 +2,9 @@
 //! additions; the queue behind it is locked only where somebody has to wait, and never across an await.
 
 use everhold_core::http::limit::{LIMIT_FIRST, Limiter, Seen};
-use everhold_core::http::queue::{Bulkhead, Denied, Limit, Priority, Queue, Room, Ticket};
+use everhold_core::http::queue::{
+    Bulkhead, Denied, Limit, Priority, Queue, Room, Ticket, average_us,
+};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -14,9 +16,6 @@ use tokio::time::Instant;
 
 /// One of those that wait, in the word of a gate.
 const WAITS: u64 = 1 << 32;
-/// Of the time that a place is held, so much of each one goes into the average: an eighth, as TCP's.
-const SHARE: u64 = 8;
-
 /// Who waits is told by this. Dropped untaken, the place is free again.
 type Told = Result<Permit, Denied>;
 
@@ -29,7 +28,7 @@ pub struct Gate {
     /// `u32::MAX`: as many as there are places.
     queue_max: AtomicU32,
     wait_us: AtomicU64,
-    /// How long a place is held, on average.
+    /// How long an answer takes to begin, on average.
     service_us: AtomicU64,
     queue: Mutex<Queue<oneshot::Sender<Told>>>,
     /// `None`: the limit is given.
@@ -58,7 +57,13 @@ pub struct GateState {
 /// A place, for as long as this lives.
 pub struct Permit {
     gate: Arc<Gate>,
-    since: Instant,
+}
+
+impl Permit {
+    /// Of a limit that finds itself.
+    pub fn is_found(&self) -> bool {
+        self.gate.adapts.load(Relaxed)
+    }
 }
 
 /// What becomes of who asks for a place.
@@ -158,8 +163,8 @@ impl Gate {
         self.word.fetch_update(SeqCst, SeqCst, free).is_ok()
     }
 
-    fn permit(self: &Arc<Gate>, since: Instant) -> Permit {
-        Permit { gate: self.clone(), since }
+    fn permit(self: &Arc<Gate>) -> Permit {
+        Permit { gate: self.clone() }
     }
 
     /// A place that is free, for what nobody waits with.
@@ -170,12 +175,12 @@ impl Gate {
     /// Takes a place, or a place in the queue. `deadline`: when the answer has to be there.
     pub fn enter(self: &Arc<Gate>, class: Priority, now: Instant, deadline: Instant) -> Entry {
         if self.take() {
-            return Entry::In(self.permit(now));
+            return Entry::In(self.permit());
         }
         self.full.store(true, Relaxed);
         let mut queue = lock(&self.queue);
         if self.take() {
-            return Entry::In(self.permit(now));
+            return Entry::In(self.permit());
         }
         let room = self.room();
         // What is let in so late that it can't be answered in time takes a place for nothing.
@@ -225,7 +230,7 @@ impl Gate {
             self.word.fetch_sub(if in_time.is_ok() { WAITS - 1 } else { WAITS }, SeqCst);
             drop(queue);
             // Who has gone meanwhile drops what it is told, and the place with it.
-            let _ = tell.send(in_time.map(|()| self.permit(now)));
+            let _ = tell.send(in_time.map(|()| self.permit()));
         }
     }
 
@@ -258,9 +263,13 @@ impl Gate {
 
     /// An instance answered after `took`.
     pub fn answered(&self, took: Duration) {
+        let took_us = took.as_micros() as u64;
+        // Two that end in one moment may lose one of both: it is an average.
+        let average = average_us(self.service_us.load(Relaxed), took_us);
+        self.service_us.store(average, Relaxed);
         if self.adapts.load(Relaxed) {
             self.answers.fetch_add(1, Relaxed);
-            self.sum_us.fetch_add(took.as_micros() as u64, Relaxed);
+            self.sum_us.fetch_add(took_us, Relaxed);
         }
     }
 
@@ -274,17 +283,10 @@ impl Gate {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let now = Instant::now();
         let gate = &self.gate;
-        let held_us = now.saturating_duration_since(self.since).as_micros() as u64;
-        // Two that end in one moment may lose one of both: it is an average.
-        let average = gate.service_us.load(Relaxed);
-        let average =
-            if average == 0 { held_us } else { average - average / SHARE + held_us / SHARE };
-        gate.service_us.store(average, Relaxed);
         let before = gate.word.fetch_sub(1, SeqCst);
         if waiting(before) > 0 {
-            gate.call(now);
+            gate.call(Instant::now());
         }
     }
 }

@@ -40,6 +40,8 @@ impl Calm {
 
 pub struct Metered {
     io: Begun,
+    /// Of many clients, of whom one must not end it for all.
+    shared: bool,
     score: Score,
     begun: Instant,
     calm: Rc<Calm>,
@@ -47,8 +49,8 @@ pub struct Metered {
 
 impl Metered {
     /// A connection before its preface.
-    pub fn new(io: Begun, calm: Rc<Calm>) -> Metered {
-        Metered { io, score: Score::new(0), begun: Instant::now(), calm }
+    pub fn new(io: Begun, shared: bool, calm: Rc<Calm>) -> Metered {
+        Metered { io, shared, score: Score::new(0), begun: Instant::now(), calm }
     }
 }
 
@@ -58,14 +60,15 @@ impl AsyncRead for Metered {
         cx: &mut Context<'_>,
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Metered { io, score, begun, calm } = self.get_mut();
+        let Metered { io, shared, score, begun, calm } = self.get_mut();
         // Whoever ends it was told.
         if calm.is_wanted() {
             return Poll::Pending;
         }
         let before = room.filled().len();
         ready!(Pin::new(io).poll_read(cx, room))?;
-        if score.asked(&room.filled()[before..])
+        if !*shared
+            && score.asked(&room.filled()[before..])
             && score.is_too_much(begun.elapsed().as_millis() as u64)
         {
             calm.want();

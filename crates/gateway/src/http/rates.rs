@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::io::Write;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
@@ -23,6 +23,9 @@ const CLIENTS_MAX: usize = 1 << 20;
 /// one part after the other is in order.
 const SHARDS: usize = 1 << SHARD_BITS;
 const SHARD_BITS: u32 = 5;
+/// Anybody can make up values of a header, a cookie or a token: what is in a new one counts for its address
+/// too, which thus gets so many limits in all. One alone would be little for an office behind one address.
+const NEWCOMERS: u64 = 16;
 /// Messages to a gateway that begins.
 const PIECES_MAX: usize = 64;
 
@@ -33,6 +36,8 @@ pub struct Rates {
     key: (u64, u64),
     limiters: Mutex<BTreeMap<String, Arc<Limiter>>>,
     shared: AtomicBool,
+    /// Which limit is told of first.
+    turn: AtomicUsize,
 }
 
 /// That of one route.
@@ -62,6 +67,7 @@ impl Rates {
             key: (half(0), half(8)),
             limiters: Mutex::default(),
             shared: AtomicBool::new(false),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -127,13 +133,21 @@ impl Rates {
 
     /// What other gateways are to be told now, if anything.
     pub fn tell(&self) -> Option<Vec<u8>> {
-        let limiters = self.by_id();
-        let share = (KEYS_MAX / limiters.len().max(1) / SHARDS).max(1);
+        let mut limiters: Vec<(u64, Arc<Limiter>)> = self.by_id().into_iter().collect();
+        limiters.retain(|(_, limiter)| limiter.shards.iter().any(|it| lock(it).untold() > 0));
+        // Another one is first each time: no limit is left out for ever.
+        let turn = self.turn.fetch_add(1, Relaxed) % limiters.len().max(1);
+        limiters.rotate_left(turn);
+        limiters.truncate(LIMITS_MAX);
         let (mut sections, mut left) = (Vec::new(), KEYS_MAX);
-        for (id, limiter) in limiters.into_iter().take(LIMITS_MAX) {
+        let count = limiters.len();
+        for (index, (id, limiter)) in limiters.into_iter().enumerate() {
+            // What one does not need goes on to the next.
+            let mut share = left.div_ceil(count - index);
             let mut clients = Vec::new();
-            for shard in &limiter.shards {
-                let told = lock(shard).tell(share.min(left));
+            for (index, shard) in limiter.shards.iter().enumerate() {
+                let told = lock(shard).tell(share.div_ceil(SHARDS - index));
+                share -= told.len();
                 left -= told.len();
                 clients.extend(told);
             }
@@ -141,6 +155,7 @@ impl Rates {
                 sections.push((id, clients));
             }
         }
+        sections.sort_unstable_by_key(|(id, _)| *id);
         (!sections.is_empty()).then(|| Word::Admitted(sections).write())
     }
 
@@ -188,21 +203,46 @@ impl Limiter {
         &self.shards[(key >> (u64::BITS - SHARD_BITS)) as usize]
     }
 
-    fn key(&self, request: &Request, from: &From) -> u64 {
+    /// Whether one more request is within it.
+    fn ask(&self, request: &Request, from: &From, now: u64) -> Answer {
         // Behind a proxy that is believed it is not the proxy's.
         let ip = request.client.unwrap_or(from.ip);
+        let key = match self.key(request, ip) {
+            Key::Address(key) => key,
+            Key::Said(key) => {
+                if let Some(answer) = lock(self.shard(key)).ask_known(key, now) {
+                    return answer;
+                }
+                let from = self.newcomer(ip, key);
+                let answer = lock(self.shard(from)).ask(from, now);
+                if !answer.admitted {
+                    return answer;
+                }
+                key
+            }
+        };
+        lock(self.shard(key)).ask(key, now)
+    }
+
+    fn key(&self, request: &Request, ip: IpAddr) -> Key {
         let value = match &self.limit.by {
             RateKey::ClientIp { v4_bits, v6_bits } => {
-                return self.address(ip, *v4_bits, *v6_bits);
+                return Key::Address(self.address(ip, *v4_bits, *v6_bits));
             }
-            RateKey::Header(name) => request.value(name),
-            RateKey::Cookie(name) => request.cookie(name),
-            RateKey::Token => request.value("authorization").and_then(token),
+            RateKey::Header(name) => only(request.values(name)),
+            RateKey::Cookie(name) => only(request.cookies(name)),
+            RateKey::Token => only(request.values("authorization")).and_then(token),
         };
         match value.filter(|it| !it.is_empty()) {
-            Some(value) => hash(self.key, 1, value),
-            None => self.address(ip, 32, 64),
+            Some(value) => Key::Said(hash(self.key, 1, value)),
+            None => Key::Address(self.address(ip, 32, 64)),
         }
+    }
+
+    /// By what a value counts that nobody has said so far: an address has [`NEWCOMERS`] such counts.
+    fn newcomer(&self, ip: IpAddr, said: u64) -> u64 {
+        let which = [self.address(ip, 32, 64), said % NEWCOMERS].map(u64::to_le_bytes);
+        hash(self.key, 4, which.as_flattened())
     }
 
     fn address(&self, ip: IpAddr, v4_bits: u8, v6_bits: u8) -> u64 {
@@ -233,8 +273,7 @@ impl Limiter {
 /// Whether a request is within its route's limit; what is said of that goes with its answer.
 pub fn admits(client: &mut Client, route: &Route, from: &From, rates: &Rates, at: Instant) -> bool {
     let Some(limiter) = &route.limiter else { return true };
-    let key = limiter.key(&client.request, from);
-    let answer = lock(limiter.shard(key)).ask(key, rates.now_ns(at));
+    let answer = limiter.ask(&client.request, from, rates.now_ns(at));
     limiter.say(&route.name, answer, &mut client.response.added);
     if !answer.admitted {
         limiter.refused.fetch_add(1, Relaxed);
@@ -243,6 +282,18 @@ pub fn admits(client: &mut Client, route: &Route, from: &From, rates: &Rates, at
         client.trail.outcome = "over the route's rate limit";
     }
     answer.admitted
+}
+
+/// By what a request counts.
+enum Key {
+    Address(u64),
+    /// The client says it.
+    Said(u64),
+}
+
+/// Of several, an instance may go by another one than the gateway.
+fn only<T>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    all.next().filter(|_| all.next().is_none())
 }
 
 /// Of RFC 6750 section 2.1.

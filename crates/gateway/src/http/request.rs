@@ -12,7 +12,7 @@ use super::heads::bears_trailers;
 use super::id::{Ids, RequestId, is_id, is_traceparent};
 use super::kind::{Kind, kind};
 use super::target::{self, has_dots, host_name};
-use everhold_core::http::affinity::cookie;
+use everhold_core::http::affinity::cookies;
 use everhold_core::http::deadline;
 use everhold_core::http::forwarded::Said;
 use everhold_core::http::hash::hash;
@@ -548,8 +548,19 @@ impl Request {
 
     /// The value of a cookie.
     pub fn cookie(&self, name: &str) -> Option<&[u8]> {
-        let mut all = lines(&self.head).filter(|(it, _)| it.eq_ignore_ascii_case(b"cookie"));
-        all.find_map(|(_, value)| cookie(value, name))
+        self.cookies(name).next()
+    }
+
+    /// The values of all cookies of that name.
+    pub fn cookies(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.values("cookie").flat_map(move |it| cookies(it, name))
+    }
+
+    /// All fields of that name, given in small letters.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        lines(&self.head)
+            .filter(move |(it, _)| it.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| value)
     }
 
     /// The first field of that name, given in small letters.

@@ -184,7 +184,7 @@ pub async fn exchange(client: &mut Client, seat: &mut Seat, world: &World, from:
     seat.counters.bytes_in.fetch_add(client.up.bytes, Ordering::Relaxed);
     seat.counters.bytes_out.fetch_add(client.down.bytes, Ordering::Relaxed);
     world.ledger.write(client.record(seat, world, from, begun));
-    if matches!(client.response.status, 200..=399) && !from.served.replace(true) {
+    if matches!(client.response.status, 200..=399) && from.served(begun) {
         world.shared.door.served(from.client);
     }
     after
@@ -205,7 +205,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
     let deadline = patience.map_or(allowed, |patience| patience.min(allowed));
     // It may have waited for an answer that others asked for.
     let came = if client.visit.waited { Instant::now() } else { begun };
-    let pass = match admit(client, route, world, (came, deadline)).await {
+    let mut pass = match admit(client, route, world, (came, deadline)).await {
         Ok(pass) => pass,
         Err(Halt::Turned { why, again_after_s }) => {
             client.response.again_after_s = Some(again_after_s);
@@ -277,6 +277,7 @@ pub async fn along(client: &mut Client, route: &Route, world: &World, begun: Ins
                         continue;
                     }
                 }
+                pass.begun();
                 let Picked { index, set_cookie, .. } = plan.picked;
                 if set_cookie && let Some(field) = service.set_cookie(index, client.is_secure()) {
                     client.response.head.extend_from_slice(field.as_bytes());

@@ -35,6 +35,9 @@ const HEAD_MAX: u32 = 16 << 10;
 const SEND_MAX: usize = 64 << 10;
 /// Streams of one connection that are worked on, also if the client has given them up.
 const RUNNING_MAX: usize = 2 * STREAMS_MAX as usize;
+/// Streams given up before they were taken, of a connection of a trusted proxy: the users of several
+/// pages that are left in one moment. The library's own bound, 20, is for one client.
+const SHARED_RESETS_MAX: usize = 1024;
 /// Tasks that are kept for coming streams, of one thread.
 const DESKS_MAX: usize = 128;
 /// A connection on which nothing is asked is closed after this, as with HTTP/1.
@@ -53,8 +56,10 @@ pub async fn serve(
     (listener, open): (Arc<str>, &Open),
     world: Rc<World>,
 ) {
-    let port = world.seat(&listener, &open.0).port(&world);
-    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_)), port));
+    let mut seat = world.seat(&listener, &open.0);
+    let from = Rc::new(From::of(peer, matches!(io.io, Io::Tls(_)), seat.port(&world)));
+    // As it is now: what it was begun with can't be changed.
+    let shared = from.trusted(&mut seat, &world).is_some();
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(STREAMS_MAX)
@@ -63,7 +68,10 @@ pub async fn serve(
         .max_header_list_size(HEAD_MAX)
         .max_send_buffer_size(SEND_MAX);
     let calm = Rc::new(Calm::default());
-    let io = Metered::new(io, calm.clone());
+    if shared {
+        builder.max_pending_accept_reset_streams(SHARED_RESETS_MAX);
+    }
+    let io = Metered::new(io, shared, calm.clone());
     let handshake = tokio::time::timeout(BEGINS_WITHIN, builder.handshake::<_, Bytes>(io)).await;
     let Ok(Ok(mut connection)) = handshake else { return };
     let goes = async {
@@ -76,7 +84,7 @@ pub async fn serve(
     loop {
         // Each stream holds one, too.
         let streams = Rc::strong_count(&from) - 1;
-        if streams > RUNNING_MAX {
+        if streams > RUNNING_MAX && !shared {
             // Requests are given up as soon as they are made: it only wants the work done.
             calm.want();
         }

@@ -29,8 +29,10 @@ pub struct Switch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passage {
     All,
-    /// This one alone: what comes of it decides.
-    Probe,
+    /// This one alone: what comes of it decides. Others are put off until then.
+    Probe {
+        until_ms: u64,
+    },
     /// Nobody; the next probe is due then.
     Nobody {
         for_ms: u64,
@@ -46,7 +48,7 @@ impl Switch {
     pub fn look(&self, now_ms: u64) -> Passage {
         match self.until_ms.load(Relaxed) {
             0 => Passage::All,
-            until_ms if until_ms <= now_ms => Passage::Probe,
+            until_ms if until_ms <= now_ms => Passage::Probe { until_ms },
             until_ms => Passage::Nobody { for_ms: until_ms - now_ms },
         }
     }
@@ -56,15 +58,21 @@ impl Switch {
         loop {
             let until_ms = self.until_ms.load(Relaxed);
             match self.look(now_ms) {
-                Passage::Probe => {}
+                Passage::Probe { .. } => {}
                 passage @ (Passage::All | Passage::Nobody { .. }) => return passage,
             }
             // What becomes of it may never be known: another one follows after a while.
             let next_ms = now_ms + self.every_ms.load(Relaxed).max(1);
             if self.until_ms.compare_exchange(until_ms, next_ms, Relaxed, Relaxed).is_ok() {
-                return Passage::Probe;
+                return Passage::Probe { until_ms: next_ms };
             }
         }
+    }
+
+    /// Nothing came of a probe: the next one is due at once, unless there was one meanwhile.
+    pub fn give_back(&self, until_ms: u64) {
+        // Any time that is over.
+        let _ = self.until_ms.compare_exchange(until_ms, 1, Relaxed, Relaxed);
     }
 
     /// `true`: it should be judged at once.

@@ -83,6 +83,47 @@ fn what_is_left_is_for_those_who_are_known() {
     eventually("there is room again", || is_in(&mut from(3, &gateway)));
 }
 
+/// Many are behind a trusted proxy: what one of them does is not held against all.
+#[test]
+fn a_trusted_proxy_is_let_in_while_there_is_room_and_its_connection_is_kept() {
+    let instance = Instance::says(FINE);
+    let most = |config: &mut everhold_gateway::Config| config.limits.http_max = 8;
+    let gateway = Fixture::set_up(&[instance.address], |_| {}, most);
+    gateway.change(|table| {
+        let trusted = ["127.0.0.1", "127.0.0.3"].map(|it| it.parse().unwrap());
+        web(table).trusted_proxies = trusted.to_vec();
+    });
+    let mut raw = Raw::connect(gateway.address, 1 << 16);
+    let floods = [
+        frame(PING, 0, 0, &[0; 8]).repeat(1500),
+        frame(SETTINGS, 0, 0, &[]).repeat(1000),
+        frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(3000),
+    ];
+    for (flood, stream) in floods.into_iter().zip([1, 3, 5]) {
+        raw.say(flood);
+        assert!(matches!(raw.get(stream), Came::Answer { status: 200, .. }));
+    }
+    // Users who leave: many at once, over and over.
+    let mut stream = 7;
+    for _ in 0..30 {
+        let mut given_up = Vec::new();
+        for _ in 0..60 {
+            given_up.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(GET)));
+            given_up.extend(frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]));
+            stream += 2;
+        }
+        raw.say(given_up);
+        // An instance may not take so many connections in one moment.
+        let came = raw.get(stream);
+        assert!(matches!(came, Came::Answer { .. }), "{stream}: {came:?}");
+        stream += 2;
+    }
+    let strangers: Vec<Client> = (0..6).map(|_| from(2, &gateway)).collect();
+    assert!(!is_in(&mut from(4, &gateway)), "it is full for strangers");
+    eventually("it is let in", || is_in(&mut from(3, &gateway)));
+    drop(strangers);
+}
+
 /// How a connection comes to its end.
 fn end_of(mut raw: Raw) -> Came {
     // There is no such stream.

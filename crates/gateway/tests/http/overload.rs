@@ -354,6 +354,52 @@ fn a_limit_that_is_not_given_is_found() {
     assert!(Instant::now() < end, "more is possible");
 }
 
+/// Events, downloads: what goes on after the head of an answer is no work that a limit could be found by.
+#[test]
+fn answers_that_go_on_for_long_hold_no_place_of_a_limit_that_is_found() {
+    let instance = Instance::start(|line| {
+        line.request();
+        line.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+        // Till the gateway closes.
+        line.some();
+    });
+    for (limit, expected) in [(Limit::Auto, 30), (Limit::Most(20), 20)] {
+        let gateway = Fixture::with(&[instance.address], |service| {
+            service.bulkhead = Some(Bulkhead { limit, queue: Some(0), wait_ms: 60_000 });
+        });
+        let mut clients: Vec<_> = (0..30).map(|_| gateway.client()).collect();
+        let begun = clients.iter_mut().map(|client| {
+            client.say(get("/", ""));
+            client.exactly(12).is_some_and(|it| it == b"HTTP/1.1 200")
+        });
+        assert_eq!(begun.filter(|it| *it).count(), expected, "{limit:?}");
+    }
+}
+
+/// The next one waits for its turn and not for a body as long as that of the one before.
+#[test]
+fn one_long_body_has_nobody_told_that_they_come_too_late() {
+    let held = Held::start();
+    let long = Instance::start(|line| {
+        line.request();
+        line.say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
+        thread::sleep(Duration::from_secs(3));
+        line.say("k");
+    });
+    let gateway = Fixture::with(&[long.address], |service| service.bulkhead = most(1, 9));
+    assert_eq!(gateway.ask(&get("/", "")).text(), "ok");
+    gateway.change(|table| {
+        table.services.get_mut("main").unwrap().backends[0].address = held.instance.address;
+    });
+    let (mut first, mut second) = (gateway.client(), gateway.client());
+    first.say(get("/first", ""));
+    eventually("it is asked", || held.instance.seen().len() == 1);
+    second.say(get("/second", "X-Envoy-Expected-Rq-Timeout-Ms: 2500\r\n"));
+    eventually_waiting(&gateway, 1);
+    held.go_on();
+    assert_eq!((first.answer().status, second.answer().status), (200, 200));
+}
+
 #[test]
 fn a_table_changes_limits_and_keeps_who_is_inside() {
     let held = Held::start();
@@ -447,6 +493,65 @@ fn the_probe_that_succeeds_closes_the_breaker_and_no_other_is_let_through_till_t
     assert_eq!(probe.answer().status, 200);
     eventually("it closes", || breaker().is_none());
     assert_eq!(gateway.ask(&get("/", "")).status, 200);
+}
+
+/// Whoever comes may be the probe; who learns nothing for others leaves it to the next.
+#[test]
+fn a_probe_of_which_nothing_comes_is_given_back() {
+    let well = Arc::new(AtomicBool::new(false));
+    let is_well = well.clone();
+    let instance = Instance::start(move |line| {
+        while let Some(head) = line.head() {
+            if !head.contains("/probe") && !is_well.load(SeqCst) {
+                return;
+            }
+            line.rest(head);
+            if !is_well.load(SeqCst) {
+                line.some();
+                return;
+            }
+            line.say(FINE);
+        }
+    });
+    let gateway = Fixture::with(&[instance.address], |service| {
+        service.retries = 0;
+        service.breaker =
+            Some(BreakerSpec { run: 5, rate_percent: None, open_ms: 5_000, open_ms_max: 60_000 });
+    });
+    let breaker = || gateway.gateway.guarded().breakers["main"];
+    let is_due = || breaker() == Some(Duration::ZERO);
+    eventually("it opens", || {
+        gateway.ask(&get("/", ""));
+        breaker().is_some()
+    });
+    eventually("a probe is due", is_due);
+    for _ in 0..3 {
+        let hurried = gateway.ask(&get("/probe", "X-Envoy-Expected-Rq-Timeout-Ms: 100\r\n"));
+        assert!(hurried.is_own() && hurried.status == 503, "{hurried:?}");
+    }
+    assert!(is_due() && instance.seen().is_empty(), "who is in a hurry is no probe");
+    for (what, request) in [
+        ("reset", "GET /probe HTTP/1.1\r\nHost: a\r\nX-Request-Id: reset\r\n\r\n"),
+        (
+            "bare",
+            "POST /probe HTTP/1.1\r\nHost: a\r\nX-Request-Id: bare\r\nContent-Length: 9\r\n\r\n",
+        ),
+    ] {
+        let mut client = gateway.client();
+        client.say(request);
+        eventually("it is the probe", || !is_due());
+        reset(&client.socket);
+        drop(client);
+        eventually("it is remembered", || gateway.gateway.request(what).is_some());
+        assert!(
+            is_due(),
+            "{what}: the next one is the probe, for how long it would be shut: {:?}",
+            breaker()
+        );
+    }
+    well.store(true, SeqCst);
+    assert_eq!(gateway.ask(&get("/probe", "")).status, 200);
+    eventually("it closes", || breaker().is_none());
 }
 
 /// What clients ask of it over HTTP/2 is turned away like everything else.

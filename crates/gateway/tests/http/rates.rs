@@ -4,7 +4,9 @@ use super::fixture::{Client, FINE, Fixture, Instance, client_from};
 use super::second::{connect, request, run};
 use everhold_core::http::HttpTable;
 use everhold_core::http::cache::CacheSpec;
+use everhold_core::http::rate::word::Word;
 use everhold_core::http::rate::{RateKey, RateLimit};
+use everhold_core::spec::PathMatch;
 use std::num::NonZeroUsize;
 use std::thread;
 
@@ -91,11 +93,14 @@ fn each_key_has_its_own_count_and_who_has_none_its_address() {
     #[rustfmt::skip]
     let cases: &[(RateKey, &[(&str, u16)])] = &[
         (RateKey::Header("x-key".to_owned()), &[("X-Key: a\r\n", 200), ("x-key: b\r\n", 200), ("X-Key: a\r\n", 429),
-            ("", 200), ("Other: a\r\n", 429), ("X-Key: \r\n", 429)]),
+            ("", 200), ("Other: a\r\n", 429), ("X-Key: \r\n", 429),
+            ("X-Key: c\r\nX-Key: a\r\n", 429)]),
         (RateKey::Cookie("who".to_owned()), &[("Cookie: a=b; who=1\r\n", 200), ("Cookie: who=2\r\n", 200),
-            ("Cookie: who=1; a=c\r\n", 429), ("Cookie: a=1\r\n", 200), ("", 429)]),
+            ("Cookie: who=1; a=c\r\n", 429), ("Cookie: a=1\r\n", 200), ("", 429),
+            ("Cookie: who=3; who=1\r\n", 429), ("Cookie: who=3\r\nCookie: who=1\r\n", 429)]),
         (RateKey::Token, &[("Authorization: Bearer a\r\n", 200), ("Authorization: bearer a\r\n", 429),
-            ("Authorization: Bearer b\r\n", 200), ("Authorization: Basic a\r\n", 200), ("Authorization: Basic b\r\n", 429)]),
+            ("Authorization: Bearer b\r\n", 200), ("Authorization: Basic a\r\n", 200), ("Authorization: Basic b\r\n", 429),
+            ("Authorization: Bearer c\r\nAuthorization: Bearer a\r\n", 429)]),
         (net, &[("", 200), ("X-Key: a\r\n", 429)]),
     ];
     for (by, requests) in cases {
@@ -111,6 +116,23 @@ fn each_key_has_its_own_count_and_who_has_none_its_address() {
             assert_eq!(statuses(&mut far, GET, 1), [200]);
         }
     }
+}
+
+/// Made up anew with each request, a value would be no limit, and a table would be full of them.
+#[test]
+fn new_values_count_for_their_address() {
+    let instance = Instance::says(FINE);
+    let gateway = gateway(&instance, RateKey::Header("x-key".to_owned()), 2);
+    let asked = |key: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX-Key: {key}\r\n\r\n");
+    let mut client = gateway.client();
+    let admitted: Vec<usize> =
+        (0..200).filter(|key| statuses(&mut client, &asked(*key), 1) == [200]).collect();
+    assert_eq!(admitted.len(), 32, "sixteen limits, of two each");
+    // Those that were admitted are known.
+    assert_eq!(statuses(&mut client, &asked(admitted[0]), 2), [200, 429]);
+    assert_eq!(statuses(&mut client, GET, 3), [200, 200, 429]);
+    let mut other = client_from([127, 0, 0, 2], gateway.address);
+    assert_eq!(statuses(&mut other, &asked(1000), 3), [200, 200, 429]);
 }
 
 /// What is left to one client is nobody else's to read, also where one has the answer of another.
@@ -165,6 +187,36 @@ fn all_threads_count_together() {
         all.filter(|status| *status == 200).count()
     });
     assert_eq!(admitted, 100);
+}
+
+/// What one limit has to tell does not wait for those that have nothing to tell.
+#[test]
+fn what_idle_limits_do_not_need_is_left_to_others() {
+    let instance = Instance::says(FINE);
+    let gateway = Fixture::before(&instance);
+    gateway.change(|table| {
+        let routes = &mut table.listeners.get_mut("web").unwrap().routes;
+        let by = RateKey::Header("x-key".to_owned());
+        let much = 1_000_000;
+        routes[0].rate_limit = Some(RateLimit { by, requests: much, per_s: 1, burst: much });
+        for index in 0..127 {
+            let mut idle = routes[0].clone();
+            idle.name = format!("idle{index}");
+            idle.when.path = Some(PathMatch::Exact(format!("/{index}")));
+            routes.push(idle);
+        }
+    });
+    gateway.gateway.share_rates(true);
+    let mut client = gateway.client();
+    for key in 0..500 {
+        let asked = format!("GET / HTTP/1.1\r\nHost: a\r\nX-Key: {key}\r\n\r\n");
+        assert_eq!(statuses(&mut client, &asked, 1), [200]);
+    }
+    let told = Word::read(&gateway.gateway.tell_rates().unwrap()).unwrap();
+    let Word::Admitted(sections) = told else { panic!("{told:?}") };
+    // Also what their address admitted of new values.
+    assert_eq!(sections.iter().map(|it| it.1.len()).collect::<Vec<_>>(), [516]);
+    assert_eq!(gateway.gateway.tell_rates(), None);
 }
 
 #[test]

@@ -18,6 +18,9 @@ struct Model {
     random: bool,
     arrivals_per_s: u64,
     frozen: bool,
+    /// What comes after the head of an answer, and whether a place is held till then.
+    body_us: u64,
+    held: bool,
 }
 
 /// One step's worth.
@@ -33,7 +36,12 @@ struct Step {
 enum Event {
     Tick,
     Arrival,
-    Done { arrived: u64, begun: u64 },
+    Done {
+        arrived: u64,
+        begun: u64,
+    },
+    /// So is the body.
+    Over,
 }
 
 /// Runs the models, each from its second on, and says what each tenth of a second brought.
@@ -72,8 +80,12 @@ fn run(models: &[(u64, Model)], seconds: u64, seed: u64) -> Vec<Step> {
                     let _ = queue.enter(Priority::Normal, now + 1_000_000, room, now, now);
                 }
             }
+            Event::Over => in_flight -= 1,
             Event::Done { arrived, begun } => {
-                in_flight -= 1;
+                match model.held {
+                    true => events.push(Reverse((now + model.body_us, Event::Over))),
+                    false => in_flight -= 1,
+                }
                 working -= 1;
                 step.answers += 1;
                 step.longest_us = step.longest_us.max(now - arrived);
@@ -117,7 +129,8 @@ fn goodput(steps: &[Step], from_s: f64, to_s: f64, model: Model) -> (f64, f64) {
 /// Five times what it can do.
 fn model(slots: usize, service_us: u64, random: bool) -> Model {
     let arrivals_per_s = 5 * slots as u64 * 1_000_000 / service_us;
-    Model { slots, service_us, random, arrivals_per_s, frozen: false }
+    let (frozen, body_us, held) = (false, 0, false);
+    Model { slots, service_us, random, arrivals_per_s, frozen, body_us, held }
 }
 
 #[test]
@@ -192,4 +205,53 @@ fn what_is_not_asked_for_more_is_left_as_it_is_and_one_that_refuses_gets_less() 
         limiter.step(step * 100, seen);
     }
     assert!(limiter.limit() < LIMIT_FIRST / 2, "{}", limiter.limit());
+}
+
+/// Downloads and event streams: what is found by how long heads take is held for as long.
+#[test]
+fn long_bodies_take_no_places() {
+    let free = Model { body_us: 60_000_000, ..model(64, 50_000, true) };
+    let (all, _) = goodput(&run(&[(0, free)], 40, 7), 10.0, 40.0, free);
+    assert!(all >= 0.95, "{all:.3} of the capacity");
+    // Held till their ends they would be all that there is.
+    let steps = run(&[(0, Model { held: true, ..free })], 40, 7);
+    assert!(steps[10..].iter().all(|it| it.answers == 0 && it.limit == LIMIT_FIRST));
+}
+
+/// Between answers that take long there is silence; nobody stands still for that.
+#[test]
+fn who_takes_long_for_each_is_not_left_with_the_first_limit() {
+    let model = model(100, 10_000_000, true);
+    let steps = run(&[(0, model)], 400, 8);
+    let (all, _) = goodput(&steps, 300.0, 400.0, model);
+    // The first one is a fifth.
+    assert!(all >= 0.5, "{all:.3} of the capacity, {} at once", steps[3_990].limit);
+}
+
+#[test]
+fn one_that_answers_nothing_and_refuses_all_gets_less() {
+    let mut limiter = Limiter::new(0);
+    let mut now_ms = 0;
+    let mut step = |limiter: &mut Limiter, seen: Seen| {
+        now_ms += 100;
+        limiter.step(now_ms, seen);
+    };
+    for _ in 0..10 {
+        step(&mut limiter, Seen { answers: 50, sum_us: 500_000, ..Seen::default() });
+    }
+    let (base_us, first) = (limiter.base_us(), limiter.limit());
+    // Refused at once, or given up after a while, also so few that a window takes its time.
+    for (dropped, in_flight, steps) in [(50, 0, 10), (5, 20, 100), (1, 20, 200)] {
+        let before = limiter.limit();
+        for _ in 0..steps {
+            step(&mut limiter, Seen { dropped, in_flight, full: true, ..Seen::default() });
+        }
+        assert!(limiter.limit() < before, "{dropped} each time: {} of {before}", limiter.limit());
+    }
+    assert_eq!(limiter.base_us(), base_us, "of latency nothing was learned");
+    for _ in 0..200 {
+        let seen = Seen { answers: 50, sum_us: 500_000, full: true, ..Seen::default() };
+        step(&mut limiter, seen);
+    }
+    assert!(limiter.limit() > first, "{} when it is well again", limiter.limit());
 }

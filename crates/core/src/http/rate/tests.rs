@@ -86,7 +86,7 @@ fn no_window_has_more_than_the_rate_and_one_burst() {
 }
 
 /// A million clients of which nobody is forgotten while it owes, and many more of which none gets more
-/// than the limit.
+/// than the limit, but for one request each time that it is forgotten.
 #[test]
 fn its_size_is_bounded_and_nobody_gets_more_by_that() {
     const MAX: usize = 10_000;
@@ -101,18 +101,23 @@ fn its_size_is_bounded_and_nobody_gets_more_by_that() {
     // Four times as many as there is room for, each of whom owes; what each was admitted when.
     let begin = 100_000 * SECOND_NS;
     let mut admitted: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    let mut forgotten: BTreeMap<u64, u64> = BTreeMap::new();
     for step in 0..1_000_000 {
         let (client, now) = (chance.next() % 40_000, begin + step * MS / 10);
+        if admitted.contains_key(&client) && !table.even_at.contains_key(&client) {
+            *forgotten.entry(client).or_default() += 1;
+        }
         if table.ask(client, now).admitted {
             admitted.entry(client).or_default().push(now);
         }
         assert!(table.len() <= MAX, "{} clients", table.len());
     }
     assert!(table.strangers_even_at > 0, "it was full");
-    for times in admitted.values() {
+    for (client, times) in &admitted {
+        let forgiven = forgotten.get(client).copied().unwrap_or_default();
         for (first, from) in times.iter().enumerate() {
             for (more, to) in times[first..].iter().enumerate() {
-                let allowed = 5 + (to - from) / (6 * SECOND_NS);
+                let allowed = 5 + (to - from) / (6 * SECOND_NS) + forgiven;
                 assert!((more as u64) < allowed, "{} in {} ms", more + 1, (to - from) / MS);
             }
         }
@@ -278,6 +283,25 @@ fn gateways_that_are_not_told_admit_too_much() {
     let admitted = run([1, 1, 0], 5000, 1000 * SECOND_NS, false);
     let (most, _) = windows(&admitted, 10);
     assert!(most > 19_000, "{most} of 10000");
+}
+
+/// Others have filled the table: who is new has one request, and then what each of these has.
+#[test]
+fn a_stranger_has_one_request_also_where_it_is_full() {
+    let mut table = Table::new(rate(10, 60, 5), 100);
+    for client in 0..1_000 {
+        while table.ask(client, 0).admitted {}
+    }
+    assert!(table.strangers_even_at > 4 * 6 * SECOND_NS, "it was full");
+    let answers = [0, 0, 5_999, 6_000].map(|ms| table.ask(1 << 40, ms * MS).admitted);
+    assert_eq!(answers, [true, false, false, true]);
+    // With bursts of one there is nothing else.
+    let mut table = Table::new(rate(10, 60, 1), 100);
+    for client in 0..1_000 {
+        assert!(table.ask(client, 0).admitted, "client {client}");
+    }
+    assert!(table.ask_known(1 << 40, 0).is_none() && table.ask(1 << 40, 0).admitted);
+    assert!(table.ask_known(1 << 40, 0).is_some_and(|it| !it.admitted));
 }
 
 #[test]
