@@ -507,14 +507,16 @@ fn the_manual_is_right() {
     let manual = std::fs::read_to_string(manual).expect("docs/spec.md");
     let blocks = manual.split("```toml\n").skip(1);
     let blocks = blocks.map(|block| block.split_once("```").expect("end of block").0);
-    let [service, route, degraded, default] = blocks.collect::<Vec<_>>()[..] else {
-        panic!("four blocks")
+    let [service, inside, route, degraded, default] = blocks.collect::<Vec<_>>()[..] else {
+        panic!("five blocks")
     };
     let tour = Spec::tour("/usr/bin/everhold", None);
     assert_eq!(load(default, "spec.md").expect("valid"), tour);
     let listener = "[listener]\nweb = { bind = \"0.0.0.0:8080\", protocol = \"http\" }\n";
     let route = format!("{route}cache = {{}}\n{degraded}");
     load(&format!("{HEAD}{service}{listener}{route}"), "spec.md").expect("valid");
+    let billing = "[service.billing]\nkind = \"http\"\naddresses = [\"10.0.0.1:80\"]\n";
+    load(&format!("{HEAD}{inside}{billing}"), "spec.md").expect("valid");
     for (name, _) in everhold_core::spec::parameters::rules() {
         let named = manual.contains(&format!("`{name}`")) || name.starts_with("recovery_target_");
         assert!(named, "{name} is not in docs/spec.md");

@@ -201,7 +201,7 @@ impl<'r> Pass<'r> {
             return None;
         }
         let spare = |gate: &Option<Arc<Gate>>| match gate {
-            Some(gate) => gate.spare(now).map(Some),
+            Some(gate) => gate.spare().map(Some),
             None => Some(None),
         };
         Some((spare(&self.route.gate)?, spare(&service.gate)?))

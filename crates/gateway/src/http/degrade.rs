@@ -142,7 +142,8 @@ pub fn stand_in<'r>(client: &Client, route: &'r Route) -> Option<StandIn<'r>> {
 pub fn instead<'r>(client: &Client, route: &'r Route, world: &World) -> Option<StandIn<'r>> {
     let stand_in = stand_in(client, route)?;
     let probes = route.service.switch.as_ref().is_some_and(|switch| {
-        switch.look(world.shared.guards.ms(Instant::now())) == Passage::Probe
+        let passage = switch.look(world.shared.guards.ms(Instant::now()));
+        matches!(passage, Passage::Probe { .. })
     });
     let refused = matches!(stand_in, StandIn::Refusal { mode: Mode::ReadOnly, .. });
     (refused || !probes).then_some(stand_in)

@@ -42,6 +42,11 @@ impl From {
         From { fields, peer: hash_of(ip), ip, tls, client, told, port, trusted }
     }
 
+    /// It got what it asked for, once at least.
+    pub fn was_served(&self) -> bool {
+        self.told.get().is_some()
+    }
+
     /// It got what it asked for: whether the door is to be told of it, again after a while.
     pub fn served(&self, now: Instant) -> bool {
         let again = Duration::from_millis(TELL_SERVED_EVERY_MS);

@@ -168,8 +168,8 @@ impl Gate {
     }
 
     /// A place that is free, for what nobody waits with.
-    pub fn spare(self: &Arc<Gate>, now: Instant) -> Option<Permit> {
-        self.take().then(|| self.permit(now))
+    pub fn spare(self: &Arc<Gate>) -> Option<Permit> {
+        self.take().then(|| self.permit())
     }
 
     /// Takes a place, or a place in the queue. `deadline`: when the answer has to be there.

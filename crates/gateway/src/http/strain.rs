@@ -73,7 +73,7 @@ pub fn refuses(world: &World, route: &Route, from: &From) -> bool {
     if !shedding.comes() {
         return false;
     }
-    let known = from.served.get() || world.shared.door.knows(from.client);
+    let known = from.was_served() || world.shared.door.knows(from.client);
     shedding.refuses(route.priority, known, world.ids.borrow_mut().random())
 }
 
