@@ -19,7 +19,10 @@ pub(super) fn places(of: &Bulkhead) -> String {
 
 pub(super) fn breaker(of: &BreakerSpec) -> String {
     // The spec says 0 for "however many".
-    let run = (of.run != u32::MAX).then(|| format!("{} failures, ", of.run)).unwrap_or_default();
+    let run = match of.run {
+        u32::MAX => String::new(),
+        run => format!("{run} failures, "),
+    };
     let rate = of.rate_percent.map(|rate| format!("rate {rate} %, ")).unwrap_or_default();
     let (open, most) = (ms(of.open_ms), ms(of.open_ms_max));
     format!("{run}{rate}open {open} to {most}")

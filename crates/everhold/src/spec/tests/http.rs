@@ -258,7 +258,7 @@ fn listeners_that_services_name() {
         format!("{HEAD}{}{nodes}", web.replace("[route.api]", more))
     };
     let away = document(nodes, "web", "");
-    check(&away, &["5:1 E026 `{url:web}` in [service.api]: node c runs no gateway"]);
+    check(&away, &["5:10 E026 `{url:web}` in [service.api]: node c runs no gateway"]);
     // One that is at a known address is reached from everywhere.
     check(&away.replace("0.0.0.0:8080", "10.0.0.1:8080"), &[]);
     check(&document(nodes, "web", "nodes = [\"b\"]"), &[]);
